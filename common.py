@@ -1,0 +1,595 @@
+"""What the scripts share, in five rooms: run, data, model, losses, loop. Each room leans only on those above it."""
+
+import csv
+import errno
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import torchvision
+
+# the losses room has its own file, to be read and quoted alone
+from losses import (antipodal_prototypes, class_weights, collapse_value, draw_supervised_majority, focal_loss,  # noqa: F401
+                    ntxent_loss, supcon_loss, supmin_loss, suppro_loss)
+
+# ------------------------------------------------------------------------------------------------------------------
+# run: folders, files that appear whole or not at all, one clear line for a user's mistake
+# ------------------------------------------------------------------------------------------------------------------
+
+
+class UserError(Exception):
+    """A mistake that its user can mend: one line that names the file or flag and the way out; exit code 2."""
+
+
+def cli(main):
+    """Call a script's main(). A UserError or a path that cannot be written ends as one line and exit code 2, Ctrl-C as 130."""
+    try:
+        main()
+    except UserError as error:
+        status, message = 2, str(error)
+    except KeyboardInterrupt:
+        status, message = 130, "stopped; the same command goes on from the last checkpoint"
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+            status, message = 2, f"{error.filename}: {error.strerror}; choose a place you may write to with --out"
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+            status, message = 1, f"{error.filename or 'output'}: {error.strerror}; free some space and give the same command again"
+        else:
+            raise
+    else:
+        return
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+@contextmanager
+def whole(path):
+    """Yield a temporary path beside `path`, moved to `path` when the block succeeds: no half-written files."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".part-{path.name}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path, data):
+    with whole(path) as part:
+        part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(path, way_out):
+    """The JSON object in `path`. UserError with `way_out` when it is missing or not JSON."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {way_out}") from None
+    except (ValueError, IsADirectoryError, NotADirectoryError):
+        raise UserError(f"{path}: not a JSON file; {way_out}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: not the JSON object expected; {way_out}")
+    return data
+
+
+def sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def command_line():
+    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def provenance(device):
+    """What a number needs beside it: command, versions, commit, hardware."""
+    def git(*words):
+        try:
+            done = subprocess.run(["git", "-C", Path(__file__).parent, *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    commit = git("rev-parse", "--short", "HEAD")
+    if commit and git("status", "--porcelain", "--untracked-files=no"):
+        commit += "-dirty"
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return {"command": command_line(), "commit": commit or "unknown", "device": hardware, "python": platform.python_version(),
+            "torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": np.__version__}
+
+
+def start_run(folder, config, device):
+    """Begin a run folder, or take up one that the same settings began: config.json and the first line of log.jsonl.
+
+    config holds whatever decides the result, so another value of any of it in the folder's config.json is refused.
+    """
+    folder = Path(folder)
+    if (folder / "config.json").exists():
+        old = read_json(folder / "config.json", "delete the folder or choose another with --out")
+        differ = [f"{key} {old.get(key)!r} there, {config.get(key)!r} now" for key in {**old, **config} if old.get(key) != config.get(key)]
+        if differ:
+            raise UserError(f"{folder}: made with other settings ({'; '.join(differ[:4])}); delete it or choose another folder with --out")
+    if not (folder / "log.jsonl").exists():
+        with whole(folder / "log.jsonl") as part:
+            part.write_text(json.dumps(provenance(device)) + "\n", encoding="utf-8")
+    if not (folder / "config.json").exists():
+        write_json(folder / "config.json", config)
+    print(f"{folder}\n  " + "  ".join(f"{key}={value}" for key, value in config.items() if key not in ("sha256", "classes", "subset")))
+
+
+def log_line(folder, **values):
+    with open(Path(folder) / "log.jsonl", "a", encoding="utf-8") as log:
+        log.write(json.dumps(values) + "\n")
+
+
+def read_log(folder):
+    """log.jsonl as dicts; a last line torn by a kill is left out."""
+    lines = []
+    for line in (Path(folder) / "log.jsonl").read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
+def rewind_log(folder, epoch):
+    """Drop what was logged of `epoch` and later, before a run goes on from that epoch."""
+    kept = [line for line in read_log(folder) if line.get("epoch", -1) < epoch]
+    with whole(Path(folder) / "log.jsonl") as part:
+        part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+def save_tensors(path, state):
+    """Save tensors and builtins so that torch.load(weights_only=True) reads them."""
+    with whole(path) as part:
+        torch.save(state, part)
+
+
+def load_tensors(path, keys=()):
+    """Load what save_tensors wrote. UserError when the file is missing, unreadable, not tensors, or lacks a key."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; finish pretrain.py (or finetune.py) on this run first") from None
+    except Exception as error:          # torch reports a damaged or foreign file in many ways; all of them mean the same here
+        raise UserError(f"{path}: not a checkpoint of this kit ({type(error).__name__}); delete it to start again") from None
+    if not isinstance(state, dict) or any(key not in state for key in keys):
+        raise UserError(f"{path}: not the checkpoint expected here; delete it to start again")
+    return state
+
+
+def pick_device(name):
+    """auto: CUDA where there is one. UserError when CUDA is asked for and absent."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device is visible to torch; use --device cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def seeded(*numbers):
+    """A CPU torch.Generator from any integers, e.g. seeded(seed, epoch): each epoch has its own, so a resumed run needs no state."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# data: packed subsets, crops in the geometry of the true image, augmentation of a whole batch on the device
+# ------------------------------------------------------------------------------------------------------------------
+
+SPLITS = ("train", "val", "test")
+
+
+def read_image(path, grayscale=False):
+    """Decode an image file with Pillow, turned upright by its EXIF tag. Returns uint8 [H, W, C], C = 1 or 3."""
+    from PIL import Image, ImageOps
+    with Image.open(path) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):                       # 16-bit grey: Pillow's convert() would clip instead of scale
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        pixels = np.asarray(image.convert("L" if grayscale else "RGB"))
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def squeeze(pixels, side):
+    """Resize uint8 [H, W, C] to a square [side, side, C], whatever its aspect ratio (bicubic, antialiased)."""
+    from PIL import Image
+    if pixels.shape[:2] == (side, side):
+        return pixels
+    image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC)).reshape(side, side, -1)
+
+
+@dataclass
+class Subset:
+    """One ratio of one data set: packed images, and which rows make up train, val and test."""
+    path: Path
+    name: str                      # data set
+    ratio: str                     # "99-1": percent of majority and minority in train; or "natural"
+    classes: list                  # two names, index = label
+    minority: int                  # label of the rare class
+    counts: dict                   # {"train": {"0": n, "1": n}, ...}
+    splits: dict                   # {"train": int array of rows, ...}
+    images: np.ndarray             # uint8 [M, S, S, C], memory-mapped, every image squeezed to a square
+    labels: np.ndarray             # int64 [M]
+    sizes: np.ndarray              # int64 [M, 2]: true height and width in pixels
+    size: int                      # side of what the network sees, pixels
+    recipe: str                    # augmentation, a key of RECIPES
+    mean: list                     # per channel, of the train rows, in [0, 1]
+    std: list
+    sha256: str                    # of images.npy
+
+    def train_counts(self):
+        return [self.counts["train"]["0"], self.counts["train"]["1"]]
+
+
+def load_subset(path):
+    """Open subsets/<dataset>/<ratio>.json. UserError when a file is missing, or not what make_subsets.py wrote (checksum)."""
+    path = Path(path)
+    remake = "make it with make_subsets.py"
+    record = read_json(path, remake)
+    folder = path.parent
+    try:
+        if sha256(folder / "images.npy") != record["images_sha256"] or sha256(folder / "index.csv") != record["index_sha256"]:
+            raise UserError(f"{folder}: images.npy or index.csv is not what {path.name} was made with (checksum); make the subset again")
+        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        with open(folder / "index.csv", newline="", encoding="utf-8") as file:
+            index = list(csv.DictReader(file))
+        labels = np.array([int(row["label"]) for row in index])
+        sizes = np.array([(int(row["height"]), int(row["width"])) for row in index])
+        splits = {split: np.array(record["splits"][split], dtype=np.int64) for split in SPLITS}
+        subset = Subset(path, record["name"], record["ratio"], list(record["classes"]), int(record["minority"]), record["counts"], splits,
+                        images, labels, sizes, int(record["size"]), record["recipe"], list(record["mean"]), list(record["std"]),
+                        record["images_sha256"])
+        for split in SPLITS:
+            rows = splits[split]
+            if len(np.unique(rows)) != len(rows) or len(rows) and not 0 <= rows.min() <= rows.max() < len(labels):
+                raise UserError(f"{path}: rows of {split} are doubled or out of range; {remake}")
+            if [int((labels[rows] == c).sum()) for c in (0, 1)] != [record["counts"][split][str(c)] for c in (0, 1)]:
+                raise UserError(f"{path}: rows and counts of {split} disagree; {remake}")
+        if len(images) != len(labels) or images.dtype != np.uint8 or subset.recipe not in RECIPES or subset.minority not in (0, 1):
+            raise UserError(f"{path}: does not fit its images.npy; {remake}")
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: no such file; {remake}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a subset of this kit ({type(error).__name__}: {error}); {remake}") from None
+    return subset
+
+
+class ImageBatches:
+    """uint8 images of some rows of a subset, one batch at a time on the device.
+
+    On CUDA they are kept resident if they fill less than half of the free memory. Otherwise they stay in the mapped
+    file and a thread reads, pins and copies one batch ahead.
+    """
+
+    def __init__(self, images, rows, device):
+        """images uint8 [M, S, S, C] (array or memory map); rows int [n]."""
+        self.images, self.rows, self.device = images, np.asarray(rows), device
+        size = int(np.prod(images.shape[1:])) * len(self.rows)
+        fits = device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2
+        self.resident = torch.from_numpy(images[self.rows]).to(device) if fits else None
+
+    def _read(self, positions):
+        batch = torch.from_numpy(self.images[self.rows[positions]])
+        return batch.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else batch
+
+    def __call__(self, batches):
+        """batches: a list of position lists. Yields (positions, uint8 [B, C, S, S] on the device)."""
+        if self.resident is not None:
+            for positions in batches:
+                yield positions, self.resident[torch.as_tensor(positions, device=self.device)].permute(0, 3, 1, 2)
+            return
+        with ThreadPoolExecutor(max_workers=1) as ahead:
+            coming = [ahead.submit(self._read, positions) for positions in batches[:1]]
+            for i, positions in enumerate(batches):
+                batch = coming.pop().result()
+                if i + 1 < len(batches):
+                    coming.append(ahead.submit(self._read, batches[i + 1]))
+                yield positions, batch.permute(0, 3, 1, 2)
+
+
+# augmentation: numbers are the reference's; crop area and aspect ratio as in RandomResizedCrop, jitter as in ColorJitter
+RECIPES = {
+    "natural": dict(area=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), p_jitter=0.8, p_gray=0.2, degrees=0),
+    "medical": dict(area=(0.25, 1.0), jitter=(0.15, 0.15, 0.0, 0.0), p_jitter=0.8, p_gray=0.0, degrees=0),
+    "cardiac": dict(area=(0.2, 1.0), jitter=(0.5, 0.5, 0.5, 0.0), p_jitter=1.0, p_gray=0.0, degrees=45),
+}
+
+
+def augment(images, sizes, recipe, size, generator):
+    """One augmented view of each image, every image with its own parameters.
+
+    images uint8 [B, C, S, S] on any device, squeezed squares; sizes int [B, 2], their true height and width;
+    generator on the CPU, so that CPU and GPU draw the same. Returns float32 [B, C, size, size] in [0, 1].
+    """
+    p = RECIPES[recipe]
+    boxes = draw_crops(sizes, p["area"], generator)
+    flips = torch.rand(len(images), generator=generator) < 0.5
+    jitter = draw_jitter(len(images), p["jitter"], p["p_jitter"], generator)
+    gray = torch.rand(len(images), generator=generator) < p["p_gray"]
+    if p["degrees"]:                                             # cardiac order: flip, rotate, jitter the whole image, then crop
+        angles = (torch.rand(len(images), generator=generator) * 2 - 1) * p["degrees"]
+        x = color_jitter(rotate(images / 255, sizes, angles, flips), **jitter)
+        return crop_resize(x, boxes, sizes, size)
+    x = color_jitter(crop_resize(images / 255, boxes, sizes, size, flips), **jitter)
+    return torch.where(to_device(gray, x)[:, None, None, None], grayscale(x), x) if p["p_gray"] else x
+
+
+def center_view(images, sizes, size):
+    """The evaluation view: shorter side to int(1.15 * size), then the centre crop. Returns float32 [B, C, size, size] in [0, 1]."""
+    return crop_resize(images / 255, center_crops(sizes, size), sizes, size, inside=False)
+
+
+def to_device(tensor, like):
+    return tensor.to(like.device, non_blocking=True)
+
+
+def draw_crops(sizes, area, generator, aspect=(3 / 4, 4 / 3), tries=10):
+    """Crop boxes distributed as in torchvision's RandomResizedCrop.get_params, for a whole batch.
+
+    sizes int [B, 2] height and width in pixels; area: range of the crop's share of the image.
+    Returns float [B, 4]: top, left, height, width in pixels (whole numbers).
+    """
+    height, width = sizes[:, :1].double(), sizes[:, 1:].double()                                         # [B, 1]
+    u = torch.rand(2, len(sizes), tries, generator=generator, dtype=torch.float64)
+    target = height * width * (area[0] + (area[1] - area[0]) * u[0])                                     # [B, tries] pixels
+    log_aspect = np.log(aspect[0]) + np.log(aspect[1] / aspect[0]) * u[1]
+    w, h = (target * log_aspect.exp()).sqrt().round(), (target / log_aspect.exp()).sqrt().round()
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = fits.int().argmax(dim=1, keepdim=True)                                                       # the first try that fits
+    w, h = w.gather(1, first), h.gather(1, first)
+    # none of the tries fits (very long images): the largest central crop of an allowed aspect ratio
+    ratio = width / height
+    whole_w = torch.where(ratio > aspect[1], (height * aspect[1]).round(), width)
+    whole_h = torch.where(ratio < aspect[0], (width / aspect[0]).round(), height)
+    none = ~fits.any(dim=1, keepdim=True)
+    w, h = torch.where(none, whole_w, w), torch.where(none, whole_h, h)
+    v = torch.rand(2, len(sizes), 1, generator=generator, dtype=torch.float64)
+    top = torch.where(none, ((height - h) / 2).floor(), (v[0] * (height - h + 1)).floor())
+    left = torch.where(none, ((width - w) / 2).floor(), (v[1] * (width - w + 1)).floor())
+    return torch.cat([top, left, h, w], dim=1).float()
+
+
+def center_crops(sizes, size, margin=0.15):
+    """The box, in pixels of the true image, that Resize(int(size * (1 + margin))) and CenterCrop(size) keep. Returns float [B, 4]."""
+    height, width = sizes[:, 0].double(), sizes[:, 1].double()
+    short = torch.minimum(height, width)
+    resized = int(size + margin * size)                                                                  # shorter side after Resize
+    new_h, new_w = (resized * height / short).floor(), (resized * width / short).floor()
+    top, left = ((new_h - size) / 2).round(), ((new_w - size) / 2).round()
+    return torch.stack([top * height / new_h, left * width / new_w, size * height / new_h, size * width / new_w], dim=1).float()
+
+
+def crop_resize(x, boxes, sizes, size, flips=None, inside=True):
+    """Crop every image to its own box and resize it, antialiased bilinear, as two small matrix products per image.
+
+    x float [B, C, S, S], squeezed squares of images of true `sizes` [B, 2]; boxes [B, 4] top, left, height, width in pixels
+    of the true image; flips bool [B] or None, left-right after the crop. inside: only pixels of the box count, as when a
+    crop is cut out first; else pixels around it reach in, as when the whole image is resized first.
+    Returns [B, C, size, size]. For images stored at their true size this is torchvision's resized_crop.
+    """
+    side = x.shape[-1]
+    boxes = boxes * side / sizes.repeat(1, 2)                                                            # true -> stored pixels
+    rows = _resize_weights(boxes[:, 0], boxes[:, 2], size, side, inside)                                 # [B, size, S]
+    columns = _resize_weights(boxes[:, 1], boxes[:, 3], size, side, inside)
+    if flips is not None:
+        columns = torch.where(flips[:, None, None], columns.flip(1), columns)
+    return to_device(rows, x)[:, None] @ x @ to_device(columns, x)[:, None].transpose(2, 3)
+
+
+def _resize_weights(start, length, size, side, inside):
+    """Triangle-filter weights [B, size, side] that map `side` pixels to `size` samples of [start, start + length)."""
+    step = (length / size)[:, None, None]                                                                # stored pixels per sample
+    centre = start[:, None, None] + (torch.arange(size)[None, :, None] + 0.5) * step                     # [B, size, 1]
+    pixel = torch.arange(side)[None, None, :]
+    weights = (1 - (pixel + 0.5 - centre).abs() / step.clamp(min=1)).clamp(min=0)
+    if inside:
+        eps = 1e-3                                                                                       # box edges are floats
+        weights = weights * ((pixel + 1 > start[:, None, None] + eps) & (pixel < (start + length)[:, None, None] - eps))
+    return weights / weights.sum(dim=2, keepdim=True)
+
+
+def rotate(x, sizes, degrees, flips):
+    """Flip left-right where asked, then rotate counter-clockwise about the centre: nearest pixel, black outside.
+
+    x float [B, C, S, S]; sizes [B, 2] true height and width, the geometry in which the angle is meant; degrees [B]; flips bool [B].
+    """
+    angle = degrees * np.pi / 180
+    cos, sin, tall = angle.cos(), angle.sin(), sizes[:, 0] / sizes[:, 1]
+    mirror = 1 - 2 * flips.float()
+    zero = torch.zeros_like(angle)
+    theta = torch.stack([torch.stack([mirror * cos, -mirror * sin * tall, zero], 1),                     # where each pixel comes from,
+                         torch.stack([sin / tall, cos, zero], 1)], 1)                                    # in units of half a side
+    grid = F.affine_grid(to_device(theta, x), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+
+
+def draw_jitter(n, strengths, p, generator):
+    """Parameters of color_jitter for n images, as ColorJitter(*strengths) with probability p draws them."""
+    order = torch.rand(n, 4, generator=generator).argsort(dim=1)                                         # a permutation per image
+    u = (torch.rand(4, n, generator=generator) * 2 - 1) * torch.tensor(strengths)[:, None]
+    u = u * (torch.rand(n, generator=generator) < p)
+    return dict(order=order, brightness=1 + u[0], contrast=1 + u[1], saturation=1 + u[2], hue=u[3])
+
+
+def color_jitter(x, order, brightness, contrast, saturation, hue):
+    """Brightness, contrast, saturation and hue of every image by its own factors, in its own order.
+
+    x float [B, C, H, W] in [0, 1], C = 1 or 3; order int [B, 4], each row a permutation of 0 brightness, 1 contrast, 2 saturation,
+    3 hue; factors [B] (1 leaves as is), hue [B] as a share of the colour circle (0 leaves as is); all on the CPU.
+    Equal to torchvision's adjust_* functions on float images.
+    """
+    factors = torch.stack([brightness, contrast, saturation, torch.ones_like(hue)], 1).gather(1, order)  # [B, 4], in order
+    for step in range(4):
+        which = order[:, step, None, None, None]
+        f, is_contrast, is_saturation = (to_device(t, x) for t in (factors[:, step, None, None, None], which == 1, which == 2))
+        gray = grayscale(x)
+        towards = gray.mean(dim=(1, 2, 3), keepdim=True) * is_contrast + gray * is_saturation            # black for brightness
+        x = (f * x + (1 - f) * towards).clamp(0, 1)
+        shifted = ((order[:, step] == 3) & (hue != 0)).nonzero().squeeze(1)
+        if x.shape[1] == 3 and len(shifted):
+            rows = to_device(shifted, x)
+            x = x.index_copy(0, rows, shift_hue(x[rows], to_device(hue[shifted], x)))
+    return x
+
+
+def grayscale(x):
+    """Luma (ITU-R 601) of [B, C, H, W] as [B, 1, H, W]."""
+    return x if x.shape[1] == 1 else (x * x.new_tensor([0.2989, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+
+
+def shift_hue(x, shift):
+    """Turn the hue of RGB images [B, 3, H, W] by shift [B] (1 = once around), through HSV."""
+    value, low = x.amax(1), x.amin(1)                                                                    # [B, H, W]
+    chroma = value - low
+    r, g, b = x.unbind(1)
+    c = torch.where(chroma == 0, 1, chroma)
+    sector = torch.where(value == r, (g - b) / c, torch.where(value == g, 2 + (b - r) / c, 4 + (r - g) / c))
+    k = (torch.tensor([5.0, 3.0, 1.0], device=x.device)[:, None, None] + sector[:, None] + 6 * shift[:, None, None, None]) % 6
+    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def normalize(x, mean, std):
+    """(x - mean) / std per channel; one channel becomes three, as the network expects. Returns [B, 3, H, W]."""
+    x = (x - x.new_tensor(mean)[:, None, None]) / x.new_tensor(std)[:, None, None]
+    return x.expand(-1, 3, -1, -1)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# model: a torchvision ResNet, the projection head, and finding a finished encoder again
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def resnet(arch):
+    """A torchvision ResNet from scratch without its classifier, and its feature dimension. UserError for another name."""
+    names = [name for name in torchvision.models.list_models(torchvision.models) if "resn" in name]
+    if arch not in names:
+        raise UserError(f"--arch {arch}: not a torchvision ResNet; choose one of {', '.join(names)}")
+    encoder = torchvision.models.get_model(arch, weights=None)
+    dim = encoder.fc.in_features
+    encoder.fc = nn.Identity()
+    return encoder, dim
+
+
+class ContrastiveModel(nn.Module):
+    """Encoder, then the two-layer projection head of SimCLR without batch norm, then the unit sphere."""
+
+    def __init__(self, arch, projection_dim=128):
+        super().__init__()
+        self.encoder, dim = resnet(arch)
+        self.head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, projection_dim))
+
+    def forward(self, x):                                       # [B, 3, H, W] -> [B, projection_dim], unit vectors
+        return F.normalize(self.head(self.encoder(x)).float(), dim=1)
+
+
+def load_run(folder):
+    """A finished run: (config, subset, encoder in eval mode). UserError when the run is not finished or something else."""
+    folder = Path(folder)
+    config = read_json(folder / "config.json", "give a run folder that pretrain.py or finetune.py made")
+    try:
+        subset = load_subset(os.path.normpath(folder / config["subset"]))
+        encoder, _ = resnet(config["arch"])
+    except KeyError as error:
+        raise UserError(f"{folder / 'config.json'}: has no {error}; give a run folder that pretrain.py or finetune.py made") from None
+    if subset.sha256 != config["sha256"]:
+        raise UserError(f"{subset.path}: not the images that {folder} was trained on (checksum); make the subset again with its settings")
+    load_exactly(encoder, load_tensors(folder / "encoder.pt"), folder / "encoder.pt")
+    return config, subset, encoder.eval().requires_grad_(False)
+
+
+def load_exactly(module, state, path):
+    """load_state_dict with exactly the expected keys and shapes, else a UserError that names the file."""
+    try:
+        module.load_state_dict(state)
+    except (RuntimeError, AttributeError, TypeError):
+        raise UserError(f"{path}: holds other weights than this run's network; delete it to start again") from None
+
+
+def state_sha256(module):
+    """sha256 over every tensor of a module, batch-norm statistics included: equal means bit-identical."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# loop: schedule, precision, shuffling, features, scores
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def warmup_cosine(epoch, epochs, lr, warmup_epochs=10):
+    """Learning rate of 0-based `epoch`: linear from lr/10 to lr over the warm-up, then a cosine to lr/1000 at `epochs`."""
+    if epoch < warmup_epochs:
+        return lr if warmup_epochs == 1 else lr * (0.1 + 0.9 * epoch / (warmup_epochs - 1))
+    low = lr * 0.1 ** 3
+    return low + 0.5 * (lr - low) * (1 + np.cos(np.pi * (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1)))
+
+
+def precision(device, amp):
+    """autocast and gradient scaler for --amp. One path for all: switched off they do nothing. auto: bf16 where the GPU has it."""
+    if amp == "auto":
+        amp = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "off"
+    if amp == "fp16" and device.type == "cpu":
+        raise UserError("--amp fp16: needs a CUDA device; use --amp bf16 or off on the CPU")
+    autocast = torch.autocast(device.type, dtype=torch.float16 if amp == "fp16" else torch.bfloat16, enabled=amp != "off")
+    return amp, autocast, torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+
+
+def shuffled_batches(n, batch_size, generator):
+    """A permutation of range(n) cut into full batches; the remainder sits this epoch out. Lists of positions."""
+    return [b.numpy() for b in torch.randperm(n, generator=generator).split(batch_size) if len(b) == batch_size]
+
+
+@torch.no_grad()
+def embed(network, subset, rows, device, batch_size=256, views=0, generator=None, desc=None):
+    """Run some rows through a network in eval mode.
+
+    views = 0: the evaluation view; else that many augmented views (generator required).
+    Returns float32 [n, D], or [views, n, D].
+    """
+    from tqdm import tqdm
+    was_training = network.training
+    network.eval()
+    sizes = torch.from_numpy(subset.sizes[rows])
+    batches = list(np.array_split(np.arange(len(rows)), -(-len(rows) // batch_size)))
+    out = []
+    for positions, images in tqdm(ImageBatches(subset.images, rows, device)(batches), total=len(batches), desc=desc, disable=desc is None, leave=False):
+        if views:
+            x = torch.stack([augment(images, sizes[positions], subset.recipe, subset.size, generator) for _ in range(views)])
+        else:
+            x = center_view(images, sizes[positions], subset.size)[None]
+        out.append(network(normalize(x.flatten(0, 1), subset.mean, subset.std)).float().cpu().unflatten(0, (len(x), -1)))
+    network.train(was_training)
+    z = torch.cat(out, dim=1)
+    return z if views else z[0]
+
+
+def scores(probabilities, labels, minority):
+    """Test scores as fractions. probabilities [n] of label 1; labels [n]; f1 and auroc take the minority as the positive class.
+
+    Predictions are argmax (0.5). UserError when a class has no image, since AUROC is not defined then.
+    """
+    from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+    predicted = (probabilities > 0.5).astype(int)
+    return {"accuracy": float(accuracy_score(labels, predicted)), "balanced_accuracy": float(balanced_accuracy_score(labels, predicted)),
+            "auroc": float(roc_auc_score(labels == minority, probabilities if minority else 1 - probabilities)),
+            "f1": float(f1_score(labels, predicted, pos_label=minority, zero_division=0.0))}
