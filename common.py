@@ -1,5 +1,6 @@
 """What the scripts share, in five rooms: run, data, model, losses, loop. Each room leans only on those above it."""
 
+import argparse
 import csv
 import errno
 import hashlib
@@ -31,6 +32,44 @@ from losses import (antipodal_prototypes, class_weights, collapse_value, draw_su
 
 class UserError(Exception):
     """A mistake that its user can mend: one line that names the file or flag and the way out; exit code 2."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse whose complaints are UserErrors, one line like any other mistake; --smoke replaces defaults, never what was typed."""
+
+    def __init__(self, description, smoke=None):
+        super().__init__(description=description, usage="%(prog)s", allow_abbrev=False,
+                         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=118))
+        self.smoke = smoke or {}
+
+    def add_argument(self, *flags, help, **options):
+        if not flags[0].startswith("-"):
+            self.usage += f" [{flags[0]}]" if options.get("nargs") == "?" else f" {flags[0]}"
+        if options.get("default") not in (None, argparse.SUPPRESS):
+            help += f" (default: {options['default']})"
+        return super().add_argument(*flags, help=help, **options)
+
+    def error(self, message):
+        raise UserError(f"{message}; --help lists what there is")
+
+    def parse_args(self, args=None):
+        self.usage += " [options]"
+        parsed = super().parse_args(args)
+        if getattr(parsed, "smoke", False):
+            self.set_defaults(**self.smoke)
+            parsed = super().parse_args(args)
+        return parsed
+
+
+def at_least(low, kind=int):
+    """An argparse type: a number of `kind` that is not below `low`."""
+    def number(text):
+        value = kind(text)
+        if not low <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not a number from {low} up")
+        return value
+    number.__name__ = kind.__name__
+    return number
 
 
 def cli(main):
@@ -192,6 +231,7 @@ def seeded(*numbers):
 # ------------------------------------------------------------------------------------------------------------------
 
 SPLITS = ("train", "val", "test")
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
 def read_image(path, grayscale=False):
@@ -476,14 +516,14 @@ def normalize(x, mean, std):
 
 
 def resnet(arch):
-    """A torchvision ResNet from scratch without its classifier, and its feature dimension. UserError for another name."""
+    """A torchvision ResNet from scratch without its classifier; `.dim` is its feature dimension. UserError for another name."""
     names = [name for name in torchvision.models.list_models(torchvision.models) if "resn" in name]
     if arch not in names:
         raise UserError(f"--arch {arch}: not a torchvision ResNet; choose one of {', '.join(names)}")
     encoder = torchvision.models.get_model(arch, weights=None)
-    dim = encoder.fc.in_features
+    encoder.dim = encoder.fc.in_features
     encoder.fc = nn.Identity()
-    return encoder, dim
+    return encoder
 
 
 class ContrastiveModel(nn.Module):
@@ -491,8 +531,8 @@ class ContrastiveModel(nn.Module):
 
     def __init__(self, arch, projection_dim=128):
         super().__init__()
-        self.encoder, dim = resnet(arch)
-        self.head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, projection_dim))
+        self.encoder = resnet(arch)
+        self.head = nn.Sequential(nn.Linear(self.encoder.dim, self.encoder.dim), nn.ReLU(), nn.Linear(self.encoder.dim, projection_dim))
 
     def forward(self, x):                                       # [B, 3, H, W] -> [B, projection_dim], unit vectors
         return F.normalize(self.head(self.encoder(x)).float(), dim=1)
@@ -504,7 +544,7 @@ def load_run(folder):
     config = read_json(folder / "config.json", "give a run folder that pretrain.py or finetune.py made")
     try:
         subset = load_subset(os.path.normpath(folder / config["subset"]))
-        encoder, _ = resnet(config["arch"])
+        encoder = resnet(config["arch"])
     except KeyError as error:
         raise UserError(f"{folder / 'config.json'}: has no {error}; give a run folder that pretrain.py or finetune.py made") from None
     if subset.sha256 != config["sha256"]:
@@ -517,7 +557,7 @@ def load_exactly(module, state, path):
     """load_state_dict with exactly the expected keys and shapes, else a UserError that names the file."""
     try:
         module.load_state_dict(state)
-    except (RuntimeError, AttributeError, TypeError):
+    except (RuntimeError, AttributeError, TypeError, KeyError, ValueError):
         raise UserError(f"{path}: holds other weights than this run's network; delete it to start again") from None
 
 
@@ -533,6 +573,20 @@ def state_sha256(module):
 # ------------------------------------------------------------------------------------------------------------------
 # loop: schedule, precision, shuffling, features, scores
 # ------------------------------------------------------------------------------------------------------------------
+
+
+def resume(folder, parts, config):
+    """Load checkpoint.pt into `parts` (name -> whatever has load_state_dict); returns the epoch to go on with, 0 without a checkpoint."""
+    path = Path(folder) / "checkpoint.pt"
+    if not path.exists():
+        return 0
+    checkpoint = load_tensors(path, keys=[*parts, "epoch", "config"])
+    if checkpoint["config"] != config:
+        raise UserError(f"{path}: belongs to a run with other settings; delete it or choose another folder with --out")
+    for name, part in parts.items():
+        load_exactly(part, checkpoint[name], path)
+    print(f"  goes on after epoch {checkpoint['epoch']} of {config['epochs']}")
+    return checkpoint["epoch"]
 
 
 def warmup_cosine(epoch, epochs, lr, warmup_epochs=10):
@@ -580,6 +634,33 @@ def embed(network, subset, rows, device, batch_size=256, views=0, generator=None
     network.train(was_training)
     z = torch.cat(out, dim=1)
     return z if views else z[0]
+
+
+def predict_folder(network, subset, folder, csv_path, device):
+    """Write file, probability of the minority class, predicted class for every image below `folder`, prepared like the subset's.
+
+    network: [B, 3, H, W] -> logits [B, 2]. UserError for a folder without images or an image that cannot be read.
+    """
+    from tqdm import tqdm
+    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."))
+    if not files:
+        raise UserError(f"--predict {folder}: no image ({', '.join(sorted(IMAGE_SUFFIXES))}) below this folder")
+    side, channels = subset.images.shape[1], subset.images.shape[3]
+    network.eval()
+    with whole(csv_path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["file", f"p_{subset.classes[subset.minority]}", "predicted"])
+        for path in tqdm(files, desc="predict", leave=False):
+            try:
+                pixels = read_image(path, grayscale=channels == 1)
+            except Exception as error:                            # Pillow raises many kinds for a damaged file
+                raise UserError(f"{path}: cannot be read as an image ({error}); remove it or repair it") from None
+            image = torch.from_numpy(squeeze(pixels, side).copy()).permute(2, 0, 1)[None].to(device)
+            x = normalize(center_view(image, torch.tensor([pixels.shape[:2]]), subset.size), subset.mean, subset.std)
+            with torch.no_grad():
+                p = network(x).double().softmax(1)[0].cpu()
+            table.writerow([path.relative_to(folder), f"{p[subset.minority]:.6f}", subset.classes[int(p[1] > 0.5)]])
+    print(f"wrote {csv_path}: {len(files)} images")
 
 
 def scores(probabilities, labels, minority):

@@ -1,0 +1,176 @@
+"""Linear probe: how much of the classes a frozen encoder shows to a linear classifier.
+
+    python linear_probe.py runs/digits/99-1/supmin/seed0                                 features once, exact convex fit
+    python linear_probe.py runs/digits/99-1/supmin/seed0 --protocol reference            Adam, augmented, 100 epochs
+    python linear_probe.py runs/digits/99-1/supmin/seed0 --predict photos --csv out.csv  probabilities for new images
+
+Two probes are trained, since the paper leaves open which it reports: `test` on the run's own imbalanced training rows, with classes
+weighted to balance, and `test_balanced_train` on the training rows of the 50-50 subset beside it, where there is one. Strength or epoch is
+chosen by validation AUROC; the test split is read once. The encoder is in eval mode and proved bit-identical before and after: batch-norm
+statistics are part of what is frozen. Writes probe.json and probe.pt; a probe of the other protocol is kept beside as probe_<protocol>.json.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from common import (ArgumentParser, ImageBatches, UserError, at_least, augment, class_weights, cli, embed, load_exactly, load_run, load_subset,
+                    load_tensors, normalize, pick_device, predict_folder, provenance, read_json, save_tensors, scores, seeded, state_sha256,
+                    warmup_cosine, write_json)
+
+STRENGTHS = [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]                  # C of scikit-learn's LogisticRegression: weight of the data against the L2 norm
+LR = 3e-4                                                        # of Adam in the reference protocol
+
+
+def parse_args():
+    parser = ArgumentParser("Linear probe of a finished run.", smoke=dict(epochs=2, batch_size=64))
+    parser.add_argument("run", type=Path, help="run folder, from pretrain.py or finetune.py")
+    parser.add_argument("--protocol", choices=["cached", "reference"], default="cached", help="cached: convex fit on features; reference: Adam, augmented")
+    parser.add_argument("--epochs", type=at_least(1), default=100, help="reference protocol only")
+    parser.add_argument("--batch-size", type=at_least(1), default=1024, help="images; cached protocol: of the feature pass only")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="reference protocol: of weights, order and augmentation")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one")
+    parser.add_argument("--predict", type=Path, metavar="FOLDER", help="classify the images below this folder, with --csv")
+    parser.add_argument("--csv", type=Path, metavar="OUT", help="where --predict writes file, probability, class")
+    parser.add_argument("--out", type=Path, help="folder of probe.json (default: the run folder)")
+    parser.add_argument("--smoke", action="store_true", help="two strengths, or two epochs")
+    args = parser.parse_args()
+    if (args.predict is None) != (args.csv is None):
+        raise UserError("--predict and --csv belong together: the folder to read and the table to write")
+    return args
+
+
+def main():
+    args = parse_args()
+    device = pick_device(args.device)
+    config, subset, encoder = load_run(args.run)
+    encoder.to(device)
+    out = args.out or args.run
+    frozen = state_sha256(encoder)
+    settings = {"protocol": args.protocol, "smoke": args.smoke, "encoder_sha256": frozen,
+                **({"epochs": args.epochs, "batch_size": args.batch_size, "seed": args.seed} if args.protocol == "reference" else {})}
+
+    if finished(out, settings):
+        print(f"finished already: {out / 'probe.json'}")
+    else:
+        val, test = (features(encoder, subset, subset.splits[split], device, args, desc=split) for split in ("val", "test"))
+        fit = fit_cached if args.protocol == "cached" else fit_reference
+        result = {"test": None, "val": None, "test_balanced_train": None, "val_balanced_train": None}
+        for ending, rows in (("", subset.splits["train"]), ("_balanced_train", balanced_rows(subset))):
+            if rows is not None:
+                probe, chosen = fit(encoder, subset, rows, val, device, args)
+                result.update({"val" + ending: probe_scores(probe, *val, subset), "test" + ending: probe_scores(probe, *test, subset),
+                               "chosen" + ending: chosen})
+                if not ending:
+                    save_tensors(out / "probe.pt", probe.state_dict())
+        if state_sha256(encoder) != frozen:
+            raise RuntimeError("the probe changed the encoder it was to leave frozen")
+        write_json(out / "probe.json", {**result, **settings, "classes": subset.classes, "minority": subset.minority, "provenance": provenance(device)})
+        print_scores(result, subset)
+        print(f"wrote {out / 'probe.json'}\nnext: python evaluate_metrics.py {args.run}")
+
+    if args.predict:
+        probe = nn.Linear(encoder.dim, 2)
+        load_exactly(probe, load_tensors(out / "probe.pt"), out / "probe.pt")
+        predict_folder(nn.Sequential(encoder, probe.to(device)), subset, args.predict, args.csv, device)
+
+
+def finished(out, settings):
+    """True if probe.json holds these settings. A probe of the other protocol moves aside, to be lost to nobody."""
+    if not (out / "probe.json").exists():
+        return False
+    old = read_json(out / "probe.json", "delete it")
+    if all(old.get(key) == value for key, value in settings.items()):
+        return True
+    if old.get("protocol") != settings["protocol"]:
+        os.replace(out / "probe.json", out / f"probe_{old.get('protocol')}.json")
+    return False
+
+
+def balanced_rows(subset):
+    """Training rows of the 50-50 subset beside this one (same images), or None."""
+    path = subset.path.with_name("50-50.json")
+    if subset.ratio == "50-50" or not path.exists():
+        return None
+    sibling = load_subset(path)
+    return sibling.splits["train"] if sibling.sha256 == subset.sha256 else None
+
+
+def features(encoder, subset, rows, device, args, desc):
+    """Encoder features [n, D] of the evaluation view, and labels [n]."""
+    return embed(encoder, subset, rows, device, args.batch_size, desc=desc), subset.labels[rows]
+
+
+def probe_scores(probe, x, y, subset):
+    with torch.no_grad():
+        return scores(probe.cpu()(x).double().softmax(1)[:, 1], y, subset.minority)
+
+
+# the two protocols: each returns a Linear on the raw features and what validation chose -------------------------------
+
+def fit_cached(encoder, subset, rows, val, device, args):
+    """Logistic regression with balanced class weights on standardised features of the evaluation view; C by validation AUROC."""
+    from sklearn.linear_model import LogisticRegression
+    x, y = features(encoder, subset, rows, device, args, desc="train")
+    mean, std = x.mean(0), x.std(0).clamp(min=1e-6)
+    best_auroc = -1.0
+    for strength in tqdm(STRENGTHS[2:4] if args.smoke else STRENGTHS, desc="strengths", leave=False):
+        fitted = LogisticRegression(C=strength, class_weight="balanced", max_iter=1000).fit(((x - mean) / std).numpy(), y)
+        p = fitted.predict_proba(((val[0] - mean) / std).numpy())[:, 1]
+        auroc = scores(p, val[1], subset.minority)["auroc"]
+        if auroc > best_auroc:                                   # a tie keeps the stronger regularisation
+            best, best_auroc, chosen = fitted, auroc, {"C": strength, "val_auroc": auroc}
+    weight = torch.from_numpy(best.coef_[0]).float() / std       # undo the standardisation: the probe takes raw features
+    bias = float(best.intercept_[0]) - float(weight @ mean)
+    probe = nn.Linear(x.shape[1], 2)
+    with torch.no_grad():                                        # logits -t/2 and t/2: their softmax is the sigmoid of t
+        probe.weight.copy_(torch.stack([-weight / 2, weight / 2]))
+        probe.bias.copy_(torch.tensor([-bias / 2, bias / 2]))
+    return probe, chosen
+
+
+def fit_reference(encoder, subset, rows, val, device, args):
+    """Adam on freshly augmented images, cosine without warm-up, cross entropy with balanced class weights; epoch by validation AUROC."""
+    labels = torch.from_numpy(subset.labels)
+    torch.manual_seed(args.seed)
+    probe = nn.Linear(encoder.dim, 2).to(device)
+    optimizer = torch.optim.Adam(probe.parameters(), lr=LR)
+    weights = class_weights(np.bincount(subset.labels[rows], minlength=2)).to(device)
+    train = ImageBatches(subset.images, rows, device)
+    best_auroc = -1.0
+    for epoch in tqdm(range(args.epochs), desc="epochs", leave=False):
+        generator = seeded(args.seed, epoch)
+        optimizer.param_groups[0]["lr"] = warmup_cosine(epoch, args.epochs, LR, warmup_epochs=0)
+        order = torch.randperm(len(rows), generator=generator).numpy()
+        for positions, images in train(np.array_split(order, -(-len(rows) // args.batch_size))):
+            batch = rows[positions]
+            view = augment(images, torch.from_numpy(subset.sizes[batch]), subset.recipe, subset.size, generator)
+            with torch.no_grad():
+                x = encoder(normalize(view, subset.mean, subset.std))
+            loss = F.cross_entropy(probe(x), labels[batch].to(device), weight=weights)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            auroc = scores(probe(val[0].to(device)).softmax(1)[:, 1].cpu(), val[1], subset.minority)["auroc"]
+        if auroc > best_auroc:
+            best_auroc, chosen = auroc, {"epoch": epoch + 1, "val_auroc": auroc}
+            best = {name: tensor.clone() for name, tensor in probe.state_dict().items()}
+    probe.load_state_dict(best)
+    return probe, chosen
+
+
+def print_scores(result, subset):
+    print(f"{'percent':24}{'accuracy':>10}{'balanced':>10}{'AUROC':>10}{'F1':>10}    F1 of '{subset.classes[subset.minority]}'")
+    for name in ("val", "test", "test_balanced_train"):
+        if result[name]:
+            print(f"{name:24}" + "".join(f"{100 * value:10.1f}" for value in result[name].values()))
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,259 @@
+"""Contrastive pre-training of a ResNet on one subset.
+
+    python pretrain.py subsets/digits/99-1.json --method supmin                  the paper's recipe: ResNet-50, 100 epochs
+    python pretrain.py subsets/digits/99-1.json --method suppro --margin 0.5     pull to the prototypes until cosine 0.25
+    python pretrain.py subsets/digits/99-1.json --method supcon --smoke          two tiny epochs, to see it run
+
+Writes runs/<dataset>/<ratio>/<method>/seed<k>/: config.json, log.jsonl, checkpoint.pt, encoder.pt (torchvision ResNet keys) and
+curves.png. The same command continues a run that was stopped, and returns at once when it is finished.
+"""
+
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+from tqdm import tqdm
+
+from common import (ArgumentParser, ContrastiveModel, ImageBatches, UserError, antipodal_prototypes, at_least, augment, cli, collapse_value,
+                    draw_supervised_majority, embed, load_subset, log_line, normalize, ntxent_loss, pick_device,
+                    precision, read_log, resume, rewind_log, save_tensors, seeded, shuffled_batches, start_run, supcon_loss, supmin_loss, suppro_loss,
+                    warmup_cosine, whole)
+from evaluate_metrics import class_alignment_consistency, sample_alignment_accuracy
+
+MOMENTUM, WEIGHT_DECAY, PROJECTION_DIM = 0.9, 1e-4, 128          # the reference's; decay on all parameters
+WATCHED = 2000                                                   # validation images that the watch looks at, at most
+COLLAPSED = dict(gap=0.1, saa=5.0)                               # loss this near log(V*N - 1) (nats) and SAA below this (percent)
+
+
+# methods: a pure loss from losses.py, its options, and its state (buffers go into the checkpoint) ---------------------
+
+class NTXent(nn.Module):
+    def __init__(self, args, subset, generator):
+        super().__init__()
+        self.temperature = args.temperature
+
+    def forward(self, z, labels, generator):                     # z [N, V, D], labels [N], generator of the epoch
+        return ntxent_loss(z, self.temperature)
+
+
+class SupCon(NTXent):
+    def forward(self, z, labels, generator):
+        return supcon_loss(z, labels, self.temperature)
+
+
+class SupMin(nn.Module):
+    def __init__(self, args, subset, generator):
+        super().__init__()
+        self.temperature, self.minority, self.ratio = args.temperature, subset.minority, args.majority_supervision
+
+    def forward(self, z, labels, generator):
+        drawn = draw_supervised_majority(labels, self.minority, self.ratio, generator) if self.ratio else None
+        return supmin_loss(z, labels, self.minority, self.temperature, drawn)
+
+
+class SupPro(nn.Module):
+    def __init__(self, args, subset, generator):
+        super().__init__()
+        self.temperature, self.margin = args.temperature, args.margin
+        self.register_buffer("prototypes", antipodal_prototypes(PROJECTION_DIM, generator))
+
+    def forward(self, z, labels, generator):
+        return suppro_loss(z, labels, self.prototypes, self.temperature, self.margin)
+
+
+METHODS = {"ntxent": NTXent, "supcon": SupCon, "supmin": SupMin, "suppro": SupPro}
+OPTIONS = {"supmin": {"majority_supervision": 0.0}, "suppro": {"margin": 1.0}}                 # flags of one method, and their defaults
+
+
+def parse_args():
+    parser = ArgumentParser("Contrastive pre-training on one subset. Defaults are the paper's recipe.",
+                            smoke=dict(arch="resnet18", epochs=2, batch_size=16, warmup_epochs=1, watch_every=1))
+    parser.add_argument("subset", type=Path, help="subsets/<dataset>/<ratio>.json, from make_subsets.py")
+    parser.add_argument("--method", choices=METHODS, default="supmin", help="what is contrasted")
+    parser.add_argument("--majority-supervision", type=float, metavar="R", help="supmin: share of majority images supervised too, 0 to 1 (default: 0)")
+    parser.add_argument("--margin", type=float, metavar="M", help="suppro: prototypes pull until cosine M/2 (default: 1)")
+    parser.add_argument("--temperature", type=at_least(1e-3, float), default=0.07, help="of the similarities")
+    parser.add_argument("--arch", default="resnet50", help="any torchvision ResNet")
+    parser.add_argument("--epochs", type=at_least(1), default=100, help="passes over the training images")
+    parser.add_argument("--batch-size", type=at_least(2), default=256, help="images; each gives two views")
+    parser.add_argument("--lr", type=at_least(0, float), default=0.0625, help="of SGD, reached after the warm-up")
+    parser.add_argument("--warmup-epochs", type=at_least(0), default=10, help="linear warm-up, then cosine")
+    parser.add_argument("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="auto: bf16 where the GPU has it")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of weights, order and augmentation; never of the data")
+    parser.add_argument("--watch-every", type=at_least(0), default=5, metavar="E", help="epochs between looks at the embedding; 0: never")
+    parser.add_argument("--save-every", type=at_least(1), default=1, metavar="E", help="epochs between checkpoints")
+    parser.add_argument("--out", type=Path, help="run folder (default: runs/<dataset>/<ratio>/<method>/seed<k>)")
+    parser.add_argument("--smoke", action="store_true", help="tiny network, two epochs of two steps")
+    args = parser.parse_args()
+    for method, options in OPTIONS.items():
+        for option, default in options.items():
+            if getattr(args, option) is not None and args.method != method:
+                raise UserError(f"--{option.replace('_', '-')}: is read by --method {method} only, not by {args.method}")
+            if getattr(args, option) is None:
+                setattr(args, option, default)
+    if not 0 <= args.majority_supervision <= 1:
+        raise UserError(f"--majority-supervision {args.majority_supervision}: must lie between 0 and 1")
+    return args
+
+
+def main():
+    args = parse_args()
+    device = pick_device(args.device)
+    subset = load_subset(args.subset)
+    out = args.out or Path("runs", subset.name, subset.ratio, args.method, f"seed{args.seed}")
+    amp, autocast, scaler = precision(device, args.amp)
+    rows = subset.splits["train"]
+    if args.batch_size > len(rows):
+        raise UserError(f"--batch-size {args.batch_size}: {subset.path} has only {len(rows)} training images; use --batch-size {len(rows)} or less")
+
+    config = dict(method=args.method, **{option: getattr(args, option) for option in OPTIONS.get(args.method, {})},
+                  dataset=subset.name, ratio=subset.ratio, arch=args.arch, projection_dim=PROJECTION_DIM, size=subset.size, epochs=args.epochs,
+                  batch_size=args.batch_size, lr=args.lr, warmup_epochs=args.warmup_epochs, temperature=args.temperature, seed=args.seed,
+                  amp=amp, smoke=args.smoke, classes=subset.classes, minority=subset.minority, subset=os.path.relpath(subset.path, out),
+                  sha256=subset.sha256)
+
+    # network, method, optimizer
+    torch.manual_seed(args.seed)
+    model = ContrastiveModel(args.arch, PROJECTION_DIM).to(device)
+    method = METHODS[args.method](args, subset, seeded(args.seed)).to(device)
+    optimizer = torch.optim.SGD([*model.parameters(), *method.parameters()], lr=args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+
+    # a new run, or the same one from its last checkpoint
+    start_run(out, config, device)
+    parts = {"model": model, "method": method, "optimizer": optimizer, "scaler": scaler}
+    epoch = resume(out, parts, config)
+    if epoch == args.epochs and (out / "encoder.pt").exists():
+        print(f"finished already: {out / 'encoder.pt'}")
+        return
+    rewind_log(out, epoch)
+    describe_batches(subset, args.batch_size)
+
+    # training
+    train = ImageBatches(subset.images, rows, device)
+    steps = min(len(rows) // args.batch_size, 2 if args.smoke else math.inf)
+    with tqdm(total=args.epochs * steps, initial=epoch * steps, unit="step", dynamic_ncols=True) as bar:
+        for epoch in range(epoch, args.epochs):
+            stats = train_one_epoch(epoch, steps, model, method, optimizer, scaler, autocast, train, subset, args, bar)
+            if not math.isfinite(stats["loss"]):
+                raise UserError(f"{out}: the loss is not finite in epoch {epoch + 1}; the last checkpoint is kept; try a lower --lr or --amp off")
+            last = epoch + 1 == args.epochs
+            if args.watch_every and ((epoch + 1) % args.watch_every == 0 or last):
+                stats.update(watch(model, subset, device, args))
+                stats["collapsed"] = bool(epoch >= args.warmup_epochs and stats["collapse_gap"] < COLLAPSED["gap"]
+                                          and np.mean(stats["val_saa"]) < COLLAPSED["saa"])
+                tqdm.write(progress_line(epoch, stats, args, subset))
+            log_line(out, epoch=epoch, **stats)
+            if last or (epoch + 1) % args.save_every == 0:
+                save_tensors(out / "checkpoint.pt", {**{name: part.state_dict() for name, part in parts.items()}, "epoch": epoch + 1, "config": config})
+
+    save_tensors(out / "encoder.pt", model.encoder.state_dict())
+    draw_curves(out, args)
+    print(f"wrote {out / 'encoder.pt'} and {out / 'curves.png'}\nnext: python linear_probe.py {out}")
+
+
+def train_one_epoch(epoch, steps, model, method, optimizer, scaler, autocast, train, subset, args, bar):
+    """One pass in full batches. The generator is the epoch's own: order, augmentation and draws repeat after a resume."""
+    generator = seeded(args.seed, epoch)
+    lr = warmup_cosine(epoch, args.epochs, args.lr, args.warmup_epochs)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    start, total = time.time(), torch.zeros((), device=train.device)
+    for positions, images in train(shuffled_batches(len(train.rows), args.batch_size, generator)[:steps]):
+        batch = train.rows[positions]
+        sizes = torch.from_numpy(subset.sizes[batch])
+        labels = torch.from_numpy(subset.labels[batch]).to(train.device, non_blocking=True)
+        views = [augment(images, sizes, subset.recipe, subset.size, generator) for _ in range(2)]
+        x = normalize(torch.cat(views), subset.mean, subset.std)                                 # [2N, 3, H, W]
+        with autocast:
+            z = model(x).unflatten(0, (2, -1)).transpose(0, 1)                                   # [N, 2, D]
+            loss = method(z, labels, generator)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        total += loss.detach()                                   # no .item() here: it would wait for the GPU at every step
+        bar.update()
+    loss, seconds = (total / steps).item(), time.time() - start
+    bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+    return {"loss": loss, "collapse_gap": collapse_value(args.batch_size) - loss, "lr": lr, "seconds": round(seconds, 3),
+            "images_per_s": round(steps * args.batch_size / seconds, 1)}
+
+
+# the watch: is the representation collapsing? -------------------------------------------------------------------------
+
+def watch(model, subset, device, args):
+    """SAA, CAC and leave-one-out 5-NN balanced accuracy of the validation images' projections, in percent; detached, seeded."""
+    rows = subset.splits["val"]
+    if len(rows) > WATCHED:
+        rows = np.sort(np.random.default_rng(0).choice(rows, WATCHED, replace=False))
+    z = embed(model, subset, rows, device, args.batch_size, views=2, generator=seeded(0))         # the same views at every look
+    labels = torch.from_numpy(subset.labels[rows])
+    try:
+        return {"val_saa": [round(v, 3) for v in sample_alignment_accuracy(z, labels).tolist()],
+                "val_cac": [round(v, 3) for v in class_alignment_consistency(z, labels).tolist()],
+                "val_knn": round(knn_balanced_accuracy(z[0], labels), 3)}
+    except ValueError as error:
+        raise UserError(f"{subset.path}: the validation split is too small to watch ({error}); use --watch-every 0") from None
+
+
+def knn_balanced_accuracy(z, labels, k=5):
+    """Balanced accuracy (percent) of each row's vote among its k most similar other rows. z [n, D] unit vectors; labels [n]."""
+    nearest = (z @ z.T).fill_diagonal_(-2).topk(min(k, len(z) - 1), dim=1).indices                # [n, k]
+    right = (labels[nearest].float().mean(1) > 0.5).long() == labels
+    return 100 * np.mean([right[labels == c].float().mean().item() for c in (0, 1)])
+
+
+def describe_batches(subset, batch_size):
+    """Say how many minority images a batch holds, and how often none: drawn without replacement from the training rows."""
+    minority, total = subset.train_counts()[subset.minority], sum(subset.train_counts())
+    def log_choose(n, k):
+        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    none = math.exp(log_choose(total - minority, batch_size) - log_choose(total, batch_size)) if batch_size <= total - minority else 0.0
+    print(f"  {minority} of {total} training images are '{subset.classes[subset.minority]}' (minority): {batch_size * minority / total:.2f} expected per "
+          f"batch of {batch_size}, none in {none:.1%} of the batches; collapse value of the loss log({2 * batch_size - 1}) = {collapse_value(batch_size):.3f}")
+
+
+def progress_line(epoch, stats, args, subset):
+    order = [subset.minority, 1 - subset.minority]
+    saa, cac = ("/".join(f"{stats[key][c]:.1f}" for c in order) for key in ("val_saa", "val_cac"))
+    line = (f"epoch {epoch + 1}/{args.epochs}  loss {stats['loss']:.3f} ({stats['collapse_gap']:+.3f} below collapse)  lr {stats['lr']:.4f}  validation, "
+            f"minority/majority: SAA {saa} %  CAC {cac} %  kNN {stats['val_knn']:.1f} %  {stats['images_per_s']:.0f} images/s")
+    if torch.cuda.is_available():
+        line += f"  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+    if stats["collapsed"]:
+        line += "\n  WARNING: the representation has collapsed: the loss sits on its collapse value and views no longer find each other"
+    return line
+
+
+# the picture ------------------------------------------------------------------------------------------------------------
+
+def draw_curves(out, args):
+    """curves.png: the loss against its collapse value, and what the watch saw."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("matplotlib is not installed: curves.png is not drawn")
+        return
+    log = [line for line in read_log(out) if "epoch" in line]
+    looks = [line for line in log if "val_saa" in line]
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([line["epoch"] + 1 for line in log], [line["loss"] for line in log], color="black", label="loss")
+    left.axhline(collapse_value(args.batch_size), color="gray", linestyle="--", label="all embeddings equal")
+    left.set(xlabel="epoch", ylabel="loss (nats)", title=str(out))
+    for key, style, name in (("val_saa", "-o", "SAA"), ("val_cac", "--s", "CAC"), ("val_knn", ":^", "kNN")):
+        right.plot([line["epoch"] + 1 for line in looks], [np.mean(line[key]) for line in looks], style, markersize=4, label=name)
+    right.set(xlabel="epoch", ylabel="validation, mean of the classes (%)", ylim=(0, 102))
+    for axes in (left, right):
+        axes.legend()
+    with whole(out / "curves.png") as part:
+        figure.savefig(part, dpi=120)
+
+
+if __name__ == "__main__":
+    cli(main)
