@@ -1,0 +1,153 @@
+"""Augmentation on the device against torchvision's, parameter by parameter, and the distribution of its crops."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import ks_2samp
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tv
+
+from common import (RECIPES, augment, center_crops, center_view, color_jitter, crop_resize, draw_crops, draw_jitter, grayscale, normalize,
+                    rotate, seeded, shift_hue, squeeze)
+
+
+def photos(n=6, height=48, width=48, channels=3):
+    """Smooth random pictures with some contrast, uint8 [n, C, H, W]."""
+    x = torch.rand(n, channels, height // 6, width // 6, generator=seeded(height, width))
+    return (tv.resize(x, [height, width], antialias=True) * 255).round().to(torch.uint8)
+
+
+def sizes_of(images):
+    return torch.tensor([images.shape[-2:]]).expand(len(images), 2)
+
+
+@pytest.mark.parametrize("size", [20, 48, 70])                   # smaller, equal and larger than the crops
+def test_crop_flip_resize_equals_torchvision(size):
+    images = photos()
+    boxes = draw_crops(sizes_of(images), (0.2, 1.0), seeded(0))
+    flips = torch.tensor([True, False] * 3)
+    ours = crop_resize(images / 255, boxes, sizes_of(images), size, flips)
+    for image, box, flip, view in zip(images, boxes.int().tolist(), flips, ours):
+        theirs = tv.resized_crop(image / 255, *box, [size, size], antialias=True)
+        theirs = tv.horizontal_flip(theirs) if flip else theirs
+        assert (view - theirs).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("height, width", [(48, 48), (60, 90), (120, 48)])
+def test_center_view_equals_resize_and_center_crop(height, width):
+    images = photos(3, height, width)
+    squares = torch.stack([torch.from_numpy(squeeze(i.permute(1, 2, 0).numpy(), 48).copy()).permute(2, 0, 1) for i in images])
+    ours = center_view(squares, sizes_of(images), 32)
+    theirs = v2.Compose([v2.Resize(int(32 * 1.15), antialias=True), v2.CenterCrop(32)])(images / 255)
+    difference = (ours - theirs).abs()
+    if height == width:                                          # stored as it is: exact
+        assert difference.max() < 1e-4
+    else:                                                        # squeezed to a square in between: resampled twice
+        assert difference.mean() < 2.5 / 255 and difference.max() < 0.15
+
+
+def test_crops_of_squeezed_images_lie_where_they_belong():
+    """A picture that is its own coordinate system: squeezing must not move what a crop of the true image shows."""
+    height, width, side = 60, 150, 60
+    across = torch.linspace(0, 1, width).expand(1, 1, height, width)
+    down = torch.linspace(0, 1, height)[:, None].expand(1, 1, height, width)
+    image = torch.cat([across, down, across], dim=1)
+    square = tv.resize(image, [side, side], antialias=True)
+    boxes = draw_crops(torch.tensor([[height, width]]).expand(20, 2), (0.2, 1.0), seeded(1))
+    for box in boxes:
+        ours = crop_resize(square, box[None], torch.tensor([[height, width]]), 24)
+        theirs = tv.resized_crop(image, *box.int().tolist(), [24, 24], antialias=True)
+        assert (ours - theirs).abs().mean() < 0.01               # the worst pixels lie at the borders of the picture
+
+
+@pytest.mark.parametrize("height, width", [(100, 100), (80, 200), (30, 300)])
+def test_crop_boxes_are_distributed_as_torchvisions(height, width):
+    n, area = 3000, (0.2, 1.0)
+    torch.manual_seed(0)
+    image = torch.empty(3, height, width)
+    theirs = np.array([v2.RandomResizedCrop.make_params(v2.RandomResizedCrop(8, area), [image]) for _ in range(n)])
+    theirs = np.array([[p["top"], p["left"], p["height"], p["width"]] for p in theirs])
+    ours = draw_crops(torch.tensor([[height, width]]).expand(n, 2), area, seeded(0)).numpy()
+    for column, name in enumerate(("top", "left", "height", "width")):
+        assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-3, name
+    assert ks_2samp(ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3]).pvalue > 1e-3
+    wrong = draw_crops(torch.tensor([[height, width]]).expand(n, 2), (0.25, 1.0), seeded(0)).numpy()
+    if height == width:                                          # the test can tell 0.2 from 0.25
+        assert ks_2samp(wrong[:, 2] * wrong[:, 3], theirs[:, 2] * theirs[:, 3]).pvalue < 1e-3
+
+
+def test_color_jitter_equals_torchvision():
+    x = photos(24) / 255
+    p = draw_jitter(24, (0.4, 0.4, 0.4, 0.1), 1.0, seeded(0))
+    operations = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
+    ours = color_jitter(x, **p)
+    assert len({tuple(order.tolist()) for order in p["order"]}) > 5                              # every image in its own order
+    for i in range(len(x)):
+        theirs = x[i]
+        for which in p["order"][i].tolist():
+            theirs = operations[which](theirs, [p["brightness"], p["contrast"], p["saturation"], p["hue"]][which][i].item())
+        assert (ours[i] - theirs).abs().max() < 1e-4
+
+
+def test_jitter_parameters_lie_in_their_ranges_and_leave_a_fifth_alone():
+    p = draw_jitter(5000, (0.4, 0.3, 0.2, 0.1), 0.8, seeded(0))
+    for name, strength, neutral in (("brightness", 0.4, 1), ("contrast", 0.3, 1), ("saturation", 0.2, 1), ("hue", 0.1, 0)):
+        off = (p[name] - neutral).abs()
+        assert off.max() <= strength and off[off > 0].mean() == pytest.approx(strength / 2, rel=0.05)
+        assert (off == 0).float().mean() == pytest.approx(0.2, abs=0.02)
+    counts = np.unique(p["order"].numpy(), axis=0, return_counts=True)[1]
+    assert len(counts) == 24 and counts.min() > 140              # 208 expected of each
+
+
+def test_hue_and_gray_equal_torchvision_also_on_gray_pixels():
+    x = photos(3) / 255
+    x[0] = 0.5
+    x[1, :, 0, 0] = torch.tensor([1.0, 0.0, 0.0])
+    for shift in (-0.5, -0.1, 0.0, 0.3):
+        assert (shift_hue(x, torch.full((3,), shift)) - tv.adjust_hue(x, shift)).abs().max() < 1e-4
+    assert (grayscale(x) - tv.rgb_to_grayscale(x)).abs().max() < 1e-4
+
+
+def test_rotation_equals_torchvision():
+    x = photos(5) / 255
+    angles, flips = torch.tensor([0.0, 30.0, -44.0, 10.0, 90.0]), torch.tensor([False, False, True, True, False])
+    ours = rotate(x, sizes_of(x), angles, flips)
+    for i in range(5):
+        theirs = tv.rotate(tv.horizontal_flip(x[i]) if flips[i] else x[i], angles[i].item())
+        assert (ours[i] - theirs).abs().max() < 1e-4             # no angle here puts a pixel on a tie between two neighbours
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_views_have_their_shape_range_and_seed(recipe, channels):
+    images = photos(16, channels=channels)
+    view = augment(images, sizes_of(images), recipe, 24, seeded(0))
+    assert view.shape == (16, channels, 24, 24) and view.min() >= 0 and view.max() <= 1 + 1e-5
+    assert torch.equal(view, augment(images, sizes_of(images), recipe, 24, seeded(0)))
+    assert not torch.equal(view, augment(images, sizes_of(images), recipe, 24, seeded(1)))
+    same = augment(images[:1].expand(16, -1, -1, -1), sizes_of(images), recipe, 24, seeded(0))
+    assert len(torch.unique(same.flatten(1), dim=0)) == 16       # every image draws its own parameters
+    assert normalize(view, [0.5] * channels, [0.2] * channels).shape == (16, 3, 24, 24)
+
+
+def test_natural_view_equals_the_usual_pipeline_on_8_bit_pictures():
+    """The whole chain on uint8 PIL pictures, as most code runs it, differs by rounding alone."""
+    image = photos(1, 64, 64)
+    pil = Image.fromarray(image[0].permute(1, 2, 0).numpy())
+    box, p = draw_crops(torch.tensor([[64, 64]]), (0.2, 1.0), seeded(5)), draw_jitter(1, (0.4, 0.4, 0.4, 0.0), 1.0, seeded(6))
+    ours = crop_resize(image / 255, box, torch.tensor([[64, 64]]), 32)
+    theirs = tv.resized_crop(pil, *box[0].int().tolist(), [32, 32], antialias=True)
+    assert (ours[0] - tv.to_image(theirs) / 255).abs().max() <= 1.01 / 255
+    ours = color_jitter(ours, **p)[0]
+    for which in p["order"][0].tolist():
+        if which < 3:
+            theirs = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation)[which](
+                theirs, [p["brightness"], p["contrast"], p["saturation"]][which].item())
+    difference = (ours - tv.to_image(theirs) / 255).abs()
+    assert difference.mean() < 2 / 255 and difference.max() < 4 / 255                            # three more 8-bit steps that round down
+
+
+def test_center_crops_keep_the_reference_numbers():
+    box = center_crops(torch.tensor([[224, 224]]), 224)          # 224 -> 257, then the middle 224
+    assert box[0].tolist() == pytest.approx([16 * 224 / 257, 16 * 224 / 257, 224 * 224 / 257, 224 * 224 / 257], rel=1e-6)

@@ -1,0 +1,239 @@
+"""The losses against the reference's numbers, the published golden table, an independent library, closed forms and double loops."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
+from sklearn.datasets import make_blobs
+
+from common import (antipodal_prototypes, class_weights, collapse_value, draw_supervised_majority, focal_loss, ntxent_loss, supcon_loss,
+                    supmin_loss, suppro_loss, warmup_cosine)
+from conftest import oracle
+
+CONTRASTIVE, PROTOTYPE, RATIO, SUPERVISED, SCHEDULE = (oracle(f"{name}.npz") for name in
+                                                       ("contrastive", "prototype", "supmin_ratio", "supervised", "lr_schedule"))
+
+
+def value_and_grad(loss, x):
+    x = torch.as_tensor(x).clone().requires_grad_()
+    value = loss(x)
+    value.backward()
+    return value.detach().numpy(), x.grad.numpy()
+
+
+def equals_reference(loss, z, expected, expected_grad):
+    """Within the tolerances that come with the reference numbers, in float64 and in float32."""
+    value, grad = value_and_grad(loss, z)
+    np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(grad, expected_grad, rtol=1e-8, atol=1e-9)
+    value, grad = value_and_grad(loss, z.astype(np.float32))
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(grad, expected_grad, rtol=0, atol=1e-5 * max(1, np.abs(expected_grad).max()))
+
+
+@pytest.mark.parametrize("case", CONTRASTIVE["cases"])
+def test_ntxent_supcon_supmin_equal_the_reference(case):
+    f = {key.split("/")[-1]: CONTRASTIVE[key] for key in CONTRASTIVE.files if "/" not in key or key.startswith(f"{case}/")}
+    labels = torch.from_numpy(f["labels"])
+    for i, (t, base) in enumerate(zip(f["temperature"], f["base_temperature"])):
+        scale = t / base if base > 0 else 1                      # the kit leaves this factor out
+        for name, loss in {"ntxent": lambda z: ntxent_loss(z, t), "supcon": lambda z: supcon_loss(z, labels, t),
+                           "supmin": lambda z: supmin_loss(z, labels, int(f["minority"]), t)}.items():
+            equals_reference(lambda z: scale * loss(z), f["features"], f[f"loss_{name}"][i], f[f"grad_{name}"][i])
+
+
+@pytest.mark.parametrize("case", RATIO["cases"])
+def test_supmin_with_supervised_majority_equals_the_reference(case):
+    labels, minority = torch.from_numpy(RATIO[f"{case}/labels"]), int(RATIO[f"{case}/minority"])
+    for i, drawn in enumerate(RATIO[f"{case}/selected_majority"]):
+        equals_reference(lambda z: supmin_loss(z, labels, minority, 0.07, torch.from_numpy(drawn)), RATIO[f"{case}/features"],
+                         RATIO[f"{case}/loss"][i], RATIO[f"{case}/grad"][i])
+        assert drawn.sum() == draw_supervised_majority(labels, minority, RATIO["ratio"][i], torch.Generator()).sum()
+
+
+@pytest.mark.parametrize("case", PROTOTYPE["cases"])
+def test_suppro_equals_the_reference(case):
+    labels, prototypes = torch.from_numpy(PROTOTYPE[f"{case}/labels"]), torch.from_numpy(PROTOTYPE[f"{case}/prototypes"])
+    for c, (t, base) in enumerate(zip(PROTOTYPE["temperature"], PROTOTYPE["base_temperature"])):
+        for e, margin in enumerate(zip(PROTOTYPE["eps_0"], PROTOTYPE["eps_1"])):
+            value, grad = value_and_grad(lambda z: suppro_loss(z, labels, prototypes, t, margin) * (t / base if base > 0 else 1),
+                                         PROTOTYPE[f"{case}/features"])
+            np.testing.assert_allclose(value, PROTOTYPE[f"{case}/loss"][c, e], rtol=1e-9, atol=1e-10)
+            np.testing.assert_allclose(grad, PROTOTYPE[f"{case}/grad"][c, e], rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", SUPERVISED["cases"])
+def test_focal_and_class_weights_equal_the_reference(case):
+    f = {key.split("/")[-1]: SUPERVISED[key] for key in SUPERVISED.files if key.startswith(f"{case}/")}
+    targets, weights = torch.from_numpy(f["targets"]), class_weights(f["class_counts"])
+    np.testing.assert_allclose(weights, f["class_weights"], rtol=1e-6)
+    close = dict(rtol=1e-6, atol=1e-9)
+    for i, gamma in enumerate(SUPERVISED["gamma"]):
+        for name, w in (("focal", None), ("focal_weighted", weights)):
+            value, grad = value_and_grad(lambda x: focal_loss(x, targets, gamma, w), f["logits"])
+            np.testing.assert_allclose(value, f[f"loss_{name}"][i], **close)
+            np.testing.assert_allclose(grad, f[f"grad_{name}"][i], **close)
+    np.testing.assert_allclose(F.cross_entropy(torch.from_numpy(f["logits"]), targets, weight=weights.double()), f["loss_wce"], **close)
+
+
+@pytest.mark.parametrize("case", SCHEDULE["cases"])
+def test_schedule_equals_the_reference(case):
+    f = {key: SCHEDULE[f"{case}/{key}"] for key in ("lr", "base_lr", "max_epochs", "warmup_epochs")}
+    ours = [warmup_cosine(e, int(f["max_epochs"]), float(f["base_lr"]), int(f["warmup_epochs"])) for e in range(int(f["max_epochs"]) + 1)]
+    np.testing.assert_allclose(ours, f["lr"], rtol=1e-9)
+
+
+def test_schedule_shorter_than_its_warmup_stays_finite():
+    assert [warmup_cosine(e, 1, 1.0, 1) for e in range(2)] == [1.0, 1.0]
+    assert all(0.1 <= warmup_cosine(e, 3, 1.0, 10) < 0.4 for e in range(3))
+
+
+def fixture_f5():
+    """Five images, two views, on the circle (degrees); the golden values below belong to it."""
+    angles = torch.tensor([[0, 10], [20, 40], [200, 220], [90, 100], [130, 150]], dtype=torch.float64) * math.pi / 180
+    return torch.stack([angles.cos(), angles.sin()], dim=2), torch.tensor([0, 0, 0, 1, 1])       # [5, 2, 2], [5]
+
+
+@pytest.mark.parametrize("loss, golden", [
+    (lambda z, y: supcon_loss(z, y, 0.1), 7.282728),
+    (lambda z, y: ntxent_loss(z, 0.1), 0.432170),
+    (lambda z, y: supmin_loss(z, y, 1, 0.1), 1.148265),
+    (lambda z, y: suppro_loss(z, y, torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), 0.1, 1.0), 3.122715),
+])
+def test_golden_values(loss, golden):
+    assert loss(*fixture_f5()).item() == pytest.approx(golden, abs=1e-5)
+
+
+def random_batch(n=12, views=2, dim=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    z = F.normalize(torch.randn(n, views, dim, generator=generator, dtype=torch.float64), dim=2)
+    return z, (torch.arange(n) % 4 == 0).long()                  # a quarter of class 1
+
+
+def double_loop(z, positives, temperature):
+    """Equation (1) one term at a time. positives(i, v, j, w): is view w of image j a positive of view v of image i?"""
+    n, views, _ = z.shape
+    anchors = [(i, v) for i in range(n) for v in range(views)]
+    s = {(a, b): float(z[a] @ z[b]) / temperature for a in anchors for b in anchors}
+    total = 0.0
+    for a in anchors:
+        others = [b for b in anchors if b != a]
+        own = [s[a, b] for b in others if positives(*a, *b)]
+        total += math.log(sum(math.exp(s[a, b]) for b in others)) - sum(own) / len(own)
+    return total / len(anchors)
+
+
+@pytest.mark.parametrize("views", [2, 3])
+def test_losses_equal_a_double_loop(views):
+    z, y = random_batch(views=views)
+    same_image = lambda i, v, j, w: i == j                                                       # noqa: E731
+    same_class = lambda i, v, j, w: y[i] == y[j]                                                 # noqa: E731
+    supmin = lambda i, v, j, w: i == j or (y[i] == y[j] == 1)                                    # noqa: E731
+    assert ntxent_loss(z, 0.2).item() == pytest.approx(double_loop(z, same_image, 0.2), abs=1e-12)
+    assert supcon_loss(z, y, 0.2).item() == pytest.approx(double_loop(z, same_class, 0.2), abs=1e-12)
+    assert supmin_loss(z, y, 1, 0.2).item() == pytest.approx(double_loop(z, supmin, 0.2), abs=1e-12)
+
+
+def test_supcon_and_ntxent_equal_pytorch_metric_learning():
+    z, y = random_batch(n=16)
+    rows, labels = z.transpose(0, 1).flatten(0, 1), y.repeat(2)
+    torch.testing.assert_close(supcon_loss(z, y, 0.1), SupConLoss(temperature=0.1)(rows, labels))
+    torch.testing.assert_close(ntxent_loss(z, 0.1), NTXentLoss(temperature=0.1)(rows, torch.arange(16).repeat(2)))
+
+
+def every_loss(y):
+    prototypes = antipodal_prototypes(8, torch.Generator().manual_seed(3))
+    return {"ntxent": lambda z: ntxent_loss(z), "supcon": lambda z: supcon_loss(z, y), "supmin": lambda z: supmin_loss(z, y, 1),
+            "suppro": lambda z: suppro_loss(z, y, prototypes)}
+
+
+def test_equal_embeddings_give_the_collapse_value():
+    z, y = random_batch(n=64)
+    z = z[:1, :1].expand(64, 2, 8)
+    for name, loss in every_loss(y).items():
+        if name != "suppro":                                     # its prototypes are not in the denominator
+            assert loss(z).item() == pytest.approx(math.log(127), abs=1e-9)
+    assert collapse_value(256) == pytest.approx(6.236, abs=1e-3)
+
+
+def test_supmin_spans_from_published_to_supcon_and_knows_both_labels():
+    z, y = random_batch()
+    assert supmin_loss(z, y, 1, supervised_majority=y == 0).item() == pytest.approx(supcon_loss(z, y).item(), abs=1e-12)
+    assert supmin_loss(z, y, 1).item() == pytest.approx(supmin_loss(z, 1 - y, 0).item(), abs=1e-12)
+    assert supmin_loss(z, y, 1).item() != pytest.approx(supmin_loss(z, y, 0).item(), abs=1e-3)
+
+
+def test_order_of_images_and_views_does_not_matter():
+    z, y = random_batch()
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(1))
+    for name in every_loss(y):
+        assert every_loss(y[order])[name](z[order].flip(1)).item() == pytest.approx(every_loss(y)[name](z).item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("n, y", [(1, [0]), (1, [1]), (5, [0] * 5), (5, [1] * 5), (5, [0, 0, 1, 0, 0])])
+def test_finite_without_minority_with_one_and_for_one_image(n, y):
+    z, y = random_batch(n=n)[0], torch.tensor(y)
+    for name, loss in every_loss(y).items():
+        value, grad = value_and_grad(loss, z)
+        assert np.isfinite(value) and np.isfinite(grad).all(), name
+
+
+def test_autocast_and_half_embeddings_change_nothing():
+    z, y = random_batch(n=32)
+    for name, loss in every_loss(y).items():
+        expected = loss(z.float())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(loss(z.float()), expected), name
+            assert loss(z.bfloat16()).dtype == torch.float32
+
+
+def test_prototypes_are_antipodal_get_no_gradient_and_stop_pulling_at_half_the_margin():
+    p = antipodal_prototypes(128, torch.Generator().manual_seed(0)).requires_grad_()
+    assert torch.equal(p[0], -p[1]) and p.norm(dim=1).tolist() == pytest.approx([1, 1], abs=1e-6)
+    z, y = random_batch(dim=128)
+    z.requires_grad_()
+    suppro_loss(z, y, p).backward()
+    assert p.grad is None and z.grad is not None
+    for cosine, pulled in ((0.49, True), (0.51, False)):         # view at this cosine to its own prototype; N = 1: no negatives
+        view = torch.tensor([[cosine, math.sqrt(1 - cosine ** 2)]], dtype=torch.float64).expand(1, 2, 2)
+        value = suppro_loss(view, torch.tensor([0]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), 0.1).item()
+        assert value == pytest.approx((1 - cosine) / 2 / 0.1 if pulled else 0, abs=1e-9)
+
+
+def test_majority_draw_has_its_size_stays_in_the_majority_and_repeats():
+    y = (torch.arange(100) < 7).long()
+    drawn = draw_supervised_majority(y, 1, 0.5, torch.Generator().manual_seed(0))
+    assert drawn.sum() == 46 and not drawn[y == 1].any()
+    assert torch.equal(drawn, draw_supervised_majority(y, 1, 0.5, torch.Generator().manual_seed(0)))
+    assert not torch.equal(drawn, draw_supervised_majority(y, 1, 0.5, torch.Generator().manual_seed(1)))
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        draw_supervised_majority(y, 1, 1.5, torch.Generator())
+
+
+def test_wrong_shapes_and_counts_are_refused():
+    z, y = random_batch()
+    with pytest.raises(ValueError, match="at least two views"):
+        ntxent_loss(z[:, :1])
+    with pytest.raises(ValueError, match="need labels"):
+        supcon_loss(z, y[:-1])
+    with pytest.raises(ValueError, match="two positive counts"):
+        class_weights([0, 5])
+
+
+def test_overfitting_one_batch_reaches_the_floor():
+    """Perfectly separated classes leave log|P|, not zero: a view cannot tell its |P| positives apart."""
+    points, y = make_blobs(16, n_features=8, centers=2, random_state=0)
+    x, y = torch.from_numpy(points).float().repeat_interleave(2, 0), torch.from_numpy(y).long()
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 16))
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    for _ in range(200):
+        loss = supcon_loss(F.normalize(network(x), dim=1).unflatten(0, (16, 2)), y, 0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() == pytest.approx(math.log(15), abs=0.01)  # 8 images of 2 views each, less the anchor
