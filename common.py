@@ -594,7 +594,8 @@ def warmup_cosine(epoch, epochs, lr, warmup_epochs=10):
     if epoch < warmup_epochs:
         return lr if warmup_epochs == 1 else lr * (0.1 + 0.9 * epoch / (warmup_epochs - 1))
     low = lr * 0.1 ** 3
-    return low + 0.5 * (lr - low) * (1 + np.cos(np.pi * (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1)))
+    half = 0.5 * (1 + np.cos(np.pi * (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1)))
+    return float(low + (lr - low) * half)                        # no numpy number: it goes into the checkpoint with the optimizer
 
 
 def precision(device, amp):
