@@ -1,9 +1,9 @@
-"""Images on disk -> subsets/<dataset>/: two classes, decoded once, at several class ratios of the training part.
+r"""Images on disk -> subsets/<dataset>/: two classes, decoded once, at several class ratios of the training part.
 
     python make_subsets.py digits                                               # no download: scikit-learn's 8x8 scans, 0-4 vs 5-9
     python make_subsets.py breastmnist --size 28 --download                     # MedMNIST file in data/
     python make_subsets.py inat21-mammals --data-root /data/inat21              # the folder that holds train/ and val/
-    python make_subsets.py folder --data-root /data/xray --patient '(person\\d+)' # <class>/ or train|val|test/<class>/
+    python make_subsets.py folder --data-root /data/xray --patient '(person\d+)'  # <class>/ or train|val|test/<class>/
 
 Writes images.npy (uint8 [M, S, S, C], every image squeezed to a square), index.csv (one line per image), and per ratio
 <ratio>.json (which rows are train, val and test) and <ratio>.png (what they look like). 99-1 is percent of majority and
@@ -24,6 +24,7 @@ import signal
 import threading
 import zlib
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -52,6 +53,7 @@ class Source:
     size: int                                          # side of what the network sees, pixels
     recipe: str
     channels: int = 3
+    store_size: int | None = None                      # largest side stored, pixels; None: the images' own
     minority: int | None = None                        # None: the rarer class of train
     balance: bool = False                              # val and test cut to their rarest class
     notes: list = field(default_factory=list)          # lines to print
@@ -68,7 +70,8 @@ def load_digits(args):
     images = np.rint(scans.images * 255 / 16).astype(np.uint8)[..., None]                # [1797, 8, 8, 1], 17 grey levels
     labels = (scans.target >= 5).astype(np.int64)
     return Source(list(images), [f"load_digits/{i}" for i in range(len(images))], labels, draw_splits(labels, {"test": 20, "val": 10}, args.seed),
-                  ["0-4", "5-9"], hashlib.sha256(images.tobytes() + scans.target.tobytes()).hexdigest(), args.size or 32, "medical", 1)
+                  ["0-4", "5-9"], hashlib.sha256(images.tobytes() + labels.astype(np.uint8).tobytes()).hexdigest(),
+                  args.size or 32, "medical", 1, args.store_size)
 
 
 def load_medmnist(args):
@@ -97,11 +100,13 @@ def load_medmnist(args):
             split += [part] * len(data.imgs)
         if set(labels) - {0, 1}:
             raise ValueError
+    except MemoryError:
+        raise
     except Exception as error:               # a damaged npz fails in zipfile, zlib, numpy or here; all of them mean the same
-        if isinstance(error, (MemoryError, PermissionError)):
-            raise
-        raise UserError(f"{path}: damaged, or not the {args.dataset} file of {size} px; move it away and fetch it again with --download") from None
-    return Source(images, names, np.array(labels), np.array(split), [info["label"]["0"], info["label"]["1"]], sha256(path), size, "medical", 1)
+        raise UserError(f"{path}: damaged, or not the {args.dataset} file of {size} px ({type(error).__name__}); "
+                        "move it away and fetch it again with --download") from None
+    return Source(images, names, np.array(labels), np.array(split), [info["label"]["0"], info["label"]["1"]], sha256(path),
+                  size, "medical", 1, args.store_size)
 
 
 def download_medmnist(dataset, size, path):
@@ -184,17 +189,19 @@ def load_folder(args):
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; put the images there as {layout}, or give their folder with --data-root")
     tops = subfolders(root)
-    parts = {name: folder for name, folder in tops.items() if name in SPLITS}
-    if parts and ("train" not in parts or len(parts) < len(tops)):
-        odd = "there is no train folder" if "train" not in parts else f"there is also {', '.join(sorted(set(tops) - set(parts)))}"
-        raise UserError(f"{root}: a folder named {' or '.join(sorted(parts))} is a split, but {odd}; rename it if it is a class, else use {layout}")
+    parts = {folder.name.lower(): folder for folder in tops if folder.name.lower() in SPLITS}
+    others = [folder.name for folder in tops if folder not in parts.values()]
+    if parts and ("train" not in parts or others):
+        odd = f"there is also {', '.join(others)}" if others else "there is no train folder"
+        raise UserError(f"{root}: a folder named {' or '.join(f.name for f in parts.values())} is a split, but {odd}; "
+                        f"rename it if it is a class, else use {layout}")
     groups = parts or {"train": root}
-    classes = sorted({name for folder in groups.values() for name in subfolders(folder)})
-    if set(classes) & set(SPLITS):
-        name = sorted(set(classes) & set(SPLITS))[0]
-        raise UserError(f"{root}: a class folder named {name} would be taken for a split; rename it")
+    classes = sorted({folder.name for group in groups.values() for folder in subfolders(group)})
+    for name in classes:
+        if name.lower() in SPLITS:
+            raise UserError(f"{root}: a class folder named {name} would be taken for a split; rename it")
     if len(classes) != 2:
-        raise UserError(f"{root}: {len(classes)} class folders found ({', '.join(classes[:10]) or 'none'}); exactly two are needed, as {layout}")
+        raise UserError(f"{root}: class folders found: {len(classes)} ({', '.join(classes[:10]) or 'none'}); exactly two are needed, as {layout}")
     found = [(image, label, part) for part, folder in groups.items() for label, name in enumerate(classes) for image in image_files(folder / name)]
     if not found:
         raise UserError(f"{root}: no images below {' and '.join(classes)} ({' '.join(sorted(SUFFIXES))}); put them there")
@@ -235,19 +242,23 @@ def patient(regex, image, root):
 
 def file_source(args, images, root, labels, split, classes, **more):
     names = [printable(image.relative_to(root).as_posix()) for image in images]
-    found = "\n".join(f"{name}\t{label}\t{image.stat().st_size}" for name, label, image in zip(names, labels, images))
-    return Source(images, names, labels, split, classes, hashlib.sha256(found.encode()).hexdigest(), args.size or 224,
-                  "medical" if args.grayscale else "natural", 1 if args.grayscale else 3, **more)
+    found = "\n".join(f"{name}\t{label}\t{image.stat().st_size if image.exists() else None}" for name, label, image in zip(names, labels, images))
+    size = args.size or 224
+    return Source(images, names, labels, split, classes, hashlib.sha256(found.encode()).hexdigest(), size,
+                  "medical" if args.grayscale else "natural", 1 if args.grayscale else 3, args.store_size or round(size * 10 / 7), **more)
 
 
 def subfolders(folder):
-    return {f.name: f for f in sorted(folder.iterdir()) if f.is_dir() and not f.name.startswith(".")}
+    return [f for f in sorted(folder.iterdir()) if f.is_dir() and not f.name.startswith(".")]
 
 
 def image_files(folder):
     """Image files at any depth below a folder, sorted by path; hidden files and folders are skipped."""
+    def closed(error):
+        raise UserError(f"{error.filename}: {error.strerror}; make it readable")
+
     found = []
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=closed if folder.exists() else None):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(place, name) for name in files if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]
     return sorted(found, key=lambda path: path.as_posix())
@@ -447,6 +458,9 @@ def pack(source, folder, side, workers):
                 log.flush()
                 done[start] = rows
                 bar.update(len(rows))
+        except BrokenProcessPool:
+            raise UserError(f"--workers {workers}: the system killed a worker, most likely for want of memory; "
+                            "the same command with fewer goes on from here") from None
         finally:
             if pool:
                 pool.shutdown(cancel_futures=True)
@@ -486,7 +500,7 @@ def keep_readable(path, packed, names, skip_bad):
         return path, good
     shown = [f"  {name}: {why}" for name, why in (bad if skip_bad else bad[:20])]
     print(f"{len(bad)} unreadable image{'s' * (len(bad) > 1)}{', left out' if skip_bad else ''}:", *shown, sep="\n")
-    if not skip_bad:
+    if not skip_bad or not len(good):
         raise UserError(f"{bad[0][0]}: {bad[0][1]}" + (f" (and {len(bad) - 1} more unreadable images)" if len(bad) > 1 else "")
                         + "; mend or remove what is listed, or leave it out with --skip-bad")
     images = np.load(path, mmap_mode="r")
@@ -559,7 +573,7 @@ def contact_sheet(path, title, images, sizes, rows, labels, classes):
             strip.paste(picture, (column * tile + (tile - width) // 2, (tile - height) // 2))
         axes.imshow(strip)
         axes.axis("off")
-        axes.set_title(f"{part}: {classes[c]}, {len(members)} images", fontsize=9, loc="left", parse_math=False)
+        axes.set_title(f"{part}: {classes[c]}, {len(members)} image{'s' * (len(members) != 1)}", fontsize=9, loc="left", parse_math=False)
     with warnings.catch_warnings(), whole(path) as part:
         warnings.filterwarnings("ignore", message="Glyph")                               # a class name in letters that the font lacks
         figure.savefig(part, format="png", dpi=110)
@@ -652,24 +666,22 @@ def main():
     args = parse_args()
     source = DATASETS[args.dataset][0](args)                                             # images, labels, splits
     folder = Path(args.out) / args.name
-    from_files = not isinstance(source.images[0], np.ndarray) if source.images else True
-    settings = {"dataset": args.dataset, "size": source.size, "store_size": args.store_size or (round(source.size * 10 / 7) if from_files else None),
-                "grayscale": args.grayscale, "seed": args.seed, "patient": args.patient, "minority": args.minority, "majority": args.majority,
+    settings = {"dataset": args.dataset, "size": source.size, "store_size": source.store_size, "grayscale": args.grayscale, "seed": args.seed,
+                "patient": args.patient, "minority": args.minority, "majority": args.majority,
                 "source": f"{len(source.images)} images, sha256 {source.digest[:16]}"}
     records = finished(folder, settings, args.skip_bad)
-    if records:                                                                          # nothing to decode
-        images_path, index_path = folder / "images.npy", folder / "index.csv"
+    if records:                                                                          # decoded already
         settings["skipped"] = next(iter(records.values()))["settings"]["skipped"]
+        images_path, index_path = folder / "images.npy", folder / "index.csv"
     else:
-        plan(source.labels, source.split, source, args)                                  # fail before the long work
-        source.notes.clear() if False else None
+        plan(source.labels, source.split, source, args)                                  # what cannot work fails before the long work
         folder.mkdir(parents=True, exist_ok=True)
-        side = stored_side(source.images, settings["store_size"])
-        packed_path, packed = pack(source, folder, side, args.workers or os.cpu_count() or 1)
-        images_path, good = keep_readable(packed_path, packed, source.names, args.skip_bad)
+        side = stored_side(source.images, source.store_size)
+        path, packed = pack(source, folder, side, args.workers or cores())
+        images_path, good = keep_readable(path, packed, source.names, args.skip_bad)
+        settings["skipped"] = len(packed) - len(good)
         index_path = folder / ".part-index.csv"
         write_index(index_path, source, packed, good)
-        settings["skipped"] = len(packed) - len(good)
     labels, split, _ = read_index(index_path)
     minority, rows = plan(labels, split, source, args)
     new = {ratio: drawn for ratio, drawn in rows.items() if ratio not in records}
@@ -677,7 +689,24 @@ def main():
         write_ratios(folder, images_path, index_path, new, minority, source, settings)
     for part in folder.glob(".part-*"):
         part.unlink()
-    print(*source.notes, sep="\n")
+    report(folder, source, minority, rows, new, labels)
+
+
+def cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def report(folder, source, minority, rows, new, labels):
+    shape = np.load(folder / "images.npy", mmap_mode="r").shape
+    print(f"{folder.name}: {shape[0]} images, stored as {shape[1]} x {shape[2]} x {shape[3]}, "
+          f"classes {source.classes[0]} / {source.classes[1]}, minority {source.classes[minority]}")
+    print(*dict.fromkeys(source.notes), sep="\n", end="\n" * bool(source.notes))
+    print(f"{'ratio':<12}" + "".join(f"{part:>16}" for part in SPLITS))
+    for ratio, drawn in rows.items():
+        print(f"{ratio:<12}" + "".join(f"{' / '.join(str((labels[drawn[part]] == c).sum()) for c in (0, 1)):>16}" for part in SPLITS))
+    files = ["images.npy", "index.csv"] * (len(new) == len(rows)) + [f"{ratio}.{kind}" for ratio in new for kind in ("json", "png")]
+    print(f"wrote {folder}: {' '.join(files)}" if new else f"{folder} is there already, made with these settings; checksums verified")
+    print(f"next: python pretrain.py {shlex.quote(str(folder / next(iter(rows))))}.json --method supmin")
 
 
 if __name__ == "__main__":
