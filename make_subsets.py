@@ -535,17 +535,18 @@ def read_index(path):
 
 
 def pixel_sums(images, rows):
-    """Sums of pixels and of their squares, per image and channel: exact integers in float64 [M, 2, C]; and whether all channels agree.
+    """Sums of pixels and of their squares [M, 2, C] of some rows, exact integers in float64; and whether all of them have equal channels.
 
     One pass over the file serves every ratio.
     """
+    level = np.arange(256.0)
     sums, equal = np.zeros((len(images), 2, images.shape[3])), images.shape[3] == 3
-    for start in tqdm(range(0, len(rows), CHUNK // 2), desc="mean and std", leave=False, delay=1):
-        chunk = rows[start:start + CHUNK // 2]
-        pixels = images[chunk]                                                           # [n, S, S, C]
-        equal = equal and bool((pixels == pixels[..., :1]).all())
-        pixels = pixels.reshape(len(chunk), -1, pixels.shape[3]).astype(np.float64)
-        sums[chunk] = np.stack([pixels.sum(1), (pixels * pixels).sum(1)], 1)
+    for row in tqdm(rows, desc="mean and std", unit="image", leave=False, delay=1):
+        image = images[row]                                                              # [S, S, C]
+        equal = equal and bool((image == image[..., :1]).all())
+        for c in range(images.shape[3]):
+            histogram = np.bincount(image[..., c].ravel(), minlength=256)
+            sums[row, :, c] = histogram @ level, histogram @ level ** 2
     return sums, equal
 
 
@@ -561,22 +562,23 @@ def contact_sheet(path, title, images, sizes, rows, labels, classes):
     import warnings
     from matplotlib.figure import Figure
     from PIL import Image
-    tile, columns = 96, 8
-    figure = Figure(figsize=(8.4, 8.4), layout="constrained")
-    figure.suptitle(title, parse_math=False)
-    for axes, (part, c) in zip(figure.subplots(6, 1), [(part, c) for part in SPLITS for c in (0, 1)]):
-        members = rows[part][labels[rows[part]] == c]
-        strip = Image.new("RGB", (columns * tile, tile), "white")
+    tile, gap, columns, dpi = 96, 24, 8, 100                                             # pixels
+    sheet = Image.new("RGB", (columns * tile, 6 * (tile + gap) + gap), "white")
+    figure = Figure(figsize=(sheet.width / dpi, sheet.height / dpi), dpi=dpi)
+    text = [(title, 0)]
+    for line, (part, c) in enumerate((part, c) for part in SPLITS for c in (0, 1)):
+        members, top = rows[part][labels[rows[part]] == c], gap + line * (tile + gap)
+        text.append((f"{part}: {classes[c]}, {len(members)} image{'s' * (len(members) != 1)}", top))
         for column, row in enumerate(members[np.unique(np.linspace(0, len(members) - 1, columns).astype(int))]):
-            height, width = np.maximum(np.rint((tile - 4) * sizes[row] / sizes[row].max()), 1).astype(int)
-            picture = Image.fromarray(images[row].squeeze() if images.shape[3] == 1 else images[row]).resize((width, height))
-            strip.paste(picture, (column * tile + (tile - width) // 2, (tile - height) // 2))
-        axes.imshow(strip)
-        axes.axis("off")
-        axes.set_title(f"{part}: {classes[c]}, {len(members)} image{'s' * (len(members) != 1)}", fontsize=9, loc="left", parse_math=False)
+            height, width = (int(side) for side in np.maximum(np.rint((tile - 4) * sizes[row] / sizes[row].max()), 1))
+            picture = Image.fromarray(images[row].squeeze(2) if images.shape[3] == 1 else images[row]).resize((width, height))
+            sheet.paste(picture, (column * tile + (tile - width) // 2, top + gap + (tile - height) // 2))
+    figure.figimage(np.asarray(sheet))
+    for words, top in text:
+        figure.text(4 / sheet.width, 1 - (top + gap / 2) / sheet.height, words, fontsize=8, va="center", parse_math=False)
     with warnings.catch_warnings(), whole(path) as part:
         warnings.filterwarnings("ignore", message="Glyph")                               # a class name in letters that the font lacks
-        figure.savefig(part, format="png", dpi=110)
+        figure.savefig(part, format="png")
 
 
 def write_ratios(folder, images_path, index_path, rows, minority, source, settings):
