@@ -71,7 +71,7 @@ OPTIONS = {"supmin": {"majority_supervision": 0.0}, "suppro": {"margin": 1.0}}  
 
 def parse_args():
     parser = ArgumentParser("Contrastive pre-training on one subset. Defaults are the paper's recipe.",
-                            smoke=dict(arch="resnet18", epochs=2, batch_size=16, warmup_epochs=1, watch_every=1))
+                            smoke=dict(arch="resnet18", epochs=2, batch_size=16, watch_every=1))
     parser.add_argument("subset", type=Path, help="subsets/<dataset>/<ratio>.json, from make_subsets.py")
     parser.add_argument("--method", choices=METHODS, default="supmin", help="what is contrasted")
     parser.add_argument("--majority-supervision", type=float, metavar="R", help="supmin: share of majority images supervised too, 0 to 1 (default: 0)")
@@ -221,7 +221,7 @@ def describe_batches(subset, batch_size):
 def progress_line(epoch, stats, args, subset):
     order = [subset.minority, 1 - subset.minority]
     saa, cac = ("/".join(f"{stats[key][c]:.1f}" for c in order) for key in ("val_saa", "val_cac"))
-    line = (f"epoch {epoch + 1}/{args.epochs}  loss {stats['loss']:.3f} ({stats['collapse_gap']:+.3f} below collapse)  lr {stats['lr']:.4f}  validation, "
+    line = (f"epoch {epoch + 1}/{args.epochs}  loss {stats['loss']:.3f} (collapse {collapse_value(args.batch_size):.3f})  lr {stats['lr']:.4f}  validation, "
             f"minority/majority: SAA {saa} %  CAC {cac} %  kNN {stats['val_knn']:.1f} %  {stats['images_per_s']:.0f} images/s")
     if torch.cuda.is_available():
         line += f"  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"

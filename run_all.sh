@@ -1,0 +1,194 @@
+#!/usr/bin/env bash
+# The experiment section.
+#
+#   bash run_all.sh demo        digits, 99-1 and 50-50: SupCon collapses, two losses repair it (minutes on a laptop CPU, no download)
+#   bash run_all.sh             the paper's grid over the data sets found under DATA_ROOT; may be killed and run again
+#   bash run_all.sh --list      the same as one command per line, e.g. for a SLURM array or GNU parallel
+#   bash run_all.sh --dry-run   how many runs and images that is, and how long from the speed of runs already made
+#   bash run_all.sh test        the tests
+#
+# demo, test and the grid set up what is missing: an active Python that satisfies requirements.txt is used as it is,
+# else a virtual environment .venv beside this file.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+# what the grid is made of; every name can be set from outside, e.g.  SEEDS="0" RATIOS="95-5" bash run_all.sh
+DATA_ROOT=${DATA_ROOT:-data}                       # holds breastmnist_224.npz, pneumoniamnist_224.npz, and iNaturalist's train/ and val/
+METHODS=${METHODS:-"supcon supmin suppro ntxent"}  # rows of the paper's tables
+BASELINES=${BASELINES:-"weighted_ce focal"}        # supervised, from scratch
+SEEDS=${SEEDS:-"0 1 2"}
+IMBALANCES=${RATIOS:-"99-1 95-5 50-50"}            # of the data sets that are cut to a ratio
+NATURAL=${RATIOS:-"natural"}                       # of the medical sets, which are imbalanced as they come
+FLAGS=${FLAGS:-}                                   # added to every training command, e.g. FLAGS="--epochs 10 --arch resnet18"
+
+
+setup() {  # setup FILE: a Python that satisfies the requirements in FILE, as $PYTHON
+    local python=${PYTHON:-python3}
+    command -v "$python" > /dev/null || { echo "run_all.sh: no python3 found; install Python 3.10 to 3.13, or name one with PYTHON=..." >&2; exit 2; }
+    "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' ||
+        { echo "run_all.sh: $("$python" --version) is not supported; install Python 3.10 to 3.13, or name one with PYTHON=..." >&2; exit 2; }
+    PYTHON=$python
+    satisfied "$1" && return
+    PYTHON=.venv/bin/python                       # relative: survives spaces in the path of the kit
+    satisfied "$1" && return
+    if ! "$PYTHON" -m pip --version > /dev/null 2>&1; then
+        echo "setting up .venv (some minutes, once)"
+        "$python" -m venv --clear .venv ||
+            { echo "run_all.sh: could not make a virtual environment; on Debian or Ubuntu: apt install python3-venv" >&2; exit 2; }
+    fi
+    "$PYTHON" -m pip install --disable-pip-version-check -r "$1" -c constraints.txt ||
+        { echo "run_all.sh: installing $1 failed (see above); mend that and give the same command again" >&2; exit 2; }
+}
+
+satisfied() {  # is every requirement of file $1 (and of the files it names with -r) installed for $PYTHON?
+    "$PYTHON" - "$1" 2> /dev/null << 'END'
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from pip._vendor.packaging.requirements import Requirement
+def check(name):
+    for line in Path(name).read_text().splitlines():
+        if line.startswith("-r "):
+            check(line[3:].strip())
+        elif line.strip() and not line.startswith("#"):
+            wanted = Requirement(line)
+            if version(wanted.name).split("+")[0] not in wanted.specifier:
+                sys.exit(1)
+check(sys.argv[1])
+END
+}
+
+
+found() {  # the data sets under DATA_ROOT, one per line: make_subsets.py's arguments
+    local set size pair
+    for set in breastmnist pneumoniamnist; do
+        for size in 224 128 64 28; do
+            if [ -f "$DATA_ROOT/$set$([ $size = 28 ] || echo _$size).npz" ]; then echo "$set --size $size"; break; fi
+        done
+    done
+    for set in "$DATA_ROOT" "$DATA_ROOT/inat21" "$DATA_ROOT/inat21_mini"; do
+        for pair in plants:Quercus:Saxifragales insects:Apidae:Vespidae mammals:Artiodactyla:Carnivora; do
+            IFS=: read -r pair minority majority <<< "$pair"
+            if holds "$set/train" "$minority" && holds "$set/train" "$majority"; then echo "inat21-$pair"; fi
+        done
+    done | sort -u
+}
+
+holds() {  # does folder $1 have categories of taxon $2?
+    compgen -G "$1/*_$2_*" > /dev/null
+}
+
+name_missing() {
+    local have set; have=$(found)
+    for set in breastmnist pneumoniamnist; do
+        grep -q "^$set" <<< "$have" || echo "not found: $set (medmnist.com, ${set}_224.npz into $DATA_ROOT; or python make_subsets.py $set --download)"
+    done
+    for set in plants insects mammals; do
+        grep -q "^inat21-$set" <<< "$have" || echo "not found: inat21-$set (github.com/visipedia/inat_comp/tree/master/2021, train/ and val/ into $DATA_ROOT)"
+    done
+    [ -n "$have" ] || { echo "run_all.sh: no data set under $DATA_ROOT; set DATA_ROOT, or try 'bash run_all.sh demo', which needs no data" >&2; exit 2; }
+}
+
+make_subsets() {
+    local arguments
+    found | while read -r arguments; do
+        # shellcheck disable=SC2086  # the arguments are words
+        "$PYTHON" make_subsets.py $arguments --data-root "$DATA_ROOT" < /dev/null
+    done
+}
+
+list() {  # the grid, one command per line; each returns at once where its work is finished
+    local set seed method ratio out subset
+    found | while read -r set _; do
+        for ratio in $(case $set in inat21-*) echo "$IMBALANCES" ;; *) echo "$NATURAL" ;; esac); do
+            for seed in $SEEDS; do
+                subset=subsets/$set/$ratio.json
+                for method in $METHODS; do
+                    out=runs/$set/$ratio/$method/seed$seed
+                    echo "$PYTHON pretrain.py $subset --method $method --seed $seed $FLAGS && $PYTHON linear_probe.py $out && $PYTHON evaluate_metrics.py $out"
+                done
+                for method in $BASELINES; do
+                    out=runs/$set/$ratio/$method/seed$seed
+                    echo "$PYTHON finetune.py $subset --loss $method --seed $seed $FLAGS && $PYTHON evaluate_metrics.py $out"
+                done
+            done
+        done
+    done
+}
+
+run_list() {  # run the commands on standard input one after the other; a failed one does not stop the rest
+    local line failed=() commands
+    mapfile -t commands
+    for line in "${commands[@]}"; do
+        echo; echo "[$((++count))/${#commands[@]}] $line"
+        bash -c "$line" < /dev/null || failed+=("$line")
+    done
+    if [ ${#failed[@]} -gt 0 ]; then
+        printf '\n%d of %d commands failed; the same command tries them again:\n' ${#failed[@]} ${#commands[@]} >&2
+        printf '  %s\n' "${failed[@]}" >&2
+        exit 1
+    fi
+}
+
+estimate() {  # from the time that finished runs of the same data set took
+    "$PYTHON" - << 'END'
+import json, sys, collections, pathlib
+took = collections.defaultdict(list)
+for log in pathlib.Path("runs").glob("*/*/*/seed*/log.jsonl"):
+    if (log.parent / "encoder.pt").exists():
+        took[log.parts[1]].append(sum(json.loads(line).get("seconds", 0) for line in log.read_text().splitlines()))
+for name, seconds in took.items():
+    print(f"measured: {name} {sum(seconds) / len(seconds) / 3600:.3f} h per run (mean of {len(seconds)})")
+if not took:
+    print("measured: nothing yet; the first finished run of a data set gives the time per run")
+END
+}
+
+
+caller=$PWD
+cd "$here"
+case $DATA_ROOT in /*) ;; *) DATA_ROOT=$caller/$DATA_ROOT ;; esac
+count=0
+case ${1:-grid} in
+    demo)
+        setup requirements.txt
+        "$PYTHON" make_subsets.py digits
+        for seed in 0 1; do
+            for ratio in 99-1 50-50; do
+                for method in supcon supmin suppro ntxent; do
+                    out=runs/digits/$ratio/$method/seed$seed
+                    echo "$PYTHON pretrain.py subsets/digits/$ratio.json --method $method --seed $seed --arch resnet18 --epochs 30 --watch-every 10 --save-every 10 &&
+                          $PYTHON linear_probe.py $out && $PYTHON evaluate_metrics.py $out" | tr -s '\n ' ' '; echo
+                done
+            done
+        done | run_list
+        "$PYTHON" report.py runs
+        ;;
+    test)
+        setup requirements-test.txt
+        "$PYTHON" -m pytest -q tests "${@:2}"
+        ;;
+    grid)
+        name_missing
+        setup requirements.txt
+        make_subsets
+        list | run_list
+        "$PYTHON" report.py runs
+        ;;
+    --list)
+        name_missing >&2
+        PYTHON=${PYTHON:-python}
+        list
+        ;;
+    --dry-run)
+        name_missing
+        PYTHON=${PYTHON:-python3}
+        list
+        echo "$(list | wc -l) commands"
+        estimate
+        ;;
+    *)
+        echo "run_all.sh: $1 is none of demo, test, --list, --dry-run; without a word it runs the grid" >&2
+        exit 2
+        ;;
+esac

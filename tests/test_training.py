@@ -1,0 +1,320 @@
+"""The scripts as a user runs them: one image's way from subset to scores, stops and restarts, and every mistake's one line."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from scipy.stats import hypergeom
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+
+import common
+import finetune
+import linear_probe
+import make_subsets
+import pretrain
+from common import ContrastiveModel, UserError, load_run, load_subset, supcon_loss
+from conftest import ROOT, one_line, run_script
+
+
+def call(script, *args):
+    """Run a script's main() in this process."""
+    argv, sys.argv = sys.argv, [f"{script.__name__}.py", *map(str, args)]
+    try:
+        script.main()
+    finally:
+        sys.argv = argv
+
+
+def log_of(run):
+    """The epochs of a log without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()][1:]
+    return [{key: value for key, value in line.items() if key not in ("seconds", "images_per_s")} for line in lines]
+
+
+def equal(a, b):
+    """Equality to the last bit of nested dicts, lists and tensors."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with the digits subsets, in which the tests of this file run one after the other."""
+    folder = tmp_path_factory.mktemp("kit")
+    before = Path.cwd()
+    os.chdir(folder)
+    call(make_subsets, "digits", "--workers", 1)
+    yield folder
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def run(workplace):
+    """A finished tiny SupMin run."""
+    call(pretrain, "subsets/digits/99-1.json", "--method", "supmin", "--smoke", "--device", "cpu")
+    return Path("runs/digits/99-1/supmin/seed0")
+
+
+# pre-training ---------------------------------------------------------------------------------------------------------
+
+def test_a_run_leaves_its_files_and_returns_at_once_when_repeated(run, capsys):
+    assert {path.name for path in run.iterdir()} == {"config.json", "log.jsonl", "checkpoint.pt", "encoder.pt", "curves.png"}
+    header = json.loads((run / "log.jsonl").read_text().splitlines()[0])
+    assert {"command", "commit", "device", "torch", "torchvision"} <= header.keys() and "pretrain.py" in header["command"]
+    assert json.loads((run / "config.json").read_text())["sha256"] == load_subset("subsets/digits/99-1.json").sha256
+    before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
+    call(pretrain, "subsets/digits/99-1.json", "--method", "supmin", "--smoke", "--device", "cpu")
+    assert "finished already" in capsys.readouterr().out
+    assert before == {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
+
+
+def test_encoder_loads_into_torchvision(run):
+    network = torchvision.models.resnet18()
+    loaded = network.load_state_dict(torch.load(run / "encoder.pt", weights_only=True), strict=False)
+    assert loaded.missing_keys == ["fc.weight", "fc.bias"] and not loaded.unexpected_keys
+
+
+@pytest.mark.parametrize("method, flags", [("ntxent", []), ("supcon", ["--amp", "bf16"]), ("supmin", ["--majority-supervision", 0.5]), ("suppro", ["--margin", 0.5])])
+def test_every_method_is_repeatable_and_its_seed_matters_but_not_for_the_data(workplace, method, flags):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        call(pretrain, "subsets/digits/95-5.json", "--method", method, "--smoke", "--seed", seed, "--out", f"{method}/{name}", *flags)
+    a, b, c = ([common.load_tensors(f"{method}/{name}/{file}.pt") for file in ("checkpoint", "encoder")] for name in "abc")
+    assert equal(a, b) and not equal(a[1], c[1])
+    assert log_of(Path(method, "a")) == log_of(Path(method, "b")) != log_of(Path(method, "c"))
+    subsets = [load_run(f"{method}/{name}")[1] for name in "ac"]
+    assert all(np.array_equal(subsets[0].splits[split], subsets[1].splits[split]) for split in common.SPLITS)
+    if method == "suppro":
+        assert torch.equal(a[0]["method"]["prototypes"][0], -a[0]["method"]["prototypes"][1])
+
+
+def test_a_killed_run_goes_on_and_ends_bit_identical(workplace):
+    words = ["subsets/digits/99-1.json", "--method", "suppro", "--smoke", "--epochs", "6", "--warmup-epochs", "2", "--device", "cpu", "--out"]
+    run_script("pretrain.py", *words, "whole", cwd=workplace)
+    process = subprocess.Popen([sys.executable, ROOT / "pretrain.py", *words, "killed"], cwd=workplace, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = workplace / "killed" / "log.jsonl"
+    while not log.exists() or log.read_text().count("\n") < 4:   # the header and three epochs
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with open(log, "a") as file:
+        file.write('{"epoch": 5, "lo')                           # as if the kill had torn a line
+    done = run_script("pretrain.py", *words, "killed", cwd=workplace)
+    assert "goes on after epoch" in done.stdout
+    assert log_of(workplace / "whole") == log_of(workplace / "killed") and len(log_of(workplace / "whole")) == 6
+    for file in ("encoder.pt", "checkpoint.pt"):
+        assert equal(*(common.load_tensors(workplace / name / file) for name in ("whole", "killed")))
+
+
+def test_overfitting_one_batch_with_the_real_network_reaches_the_floor():
+    torch.manual_seed(0)
+    images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 2
+    model = ContrastiveModel("resnet18")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(40):
+        z = model(torch.cat([images, images + 0.1 * torch.randn_like(images)])).unflatten(0, (2, -1)).transpose(0, 1)
+        loss = supcon_loss(z, labels, 0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() == pytest.approx(math.log(15), abs=0.02)  # log|P|: 8 images of 2 views, less the anchor itself
+
+
+def test_watch_counts_minority_images_per_batch_and_flags_collapse(workplace, capsys):
+    pretrain.describe_batches(load_subset("subsets/digits/99-1.json"), 256)
+    out = capsys.readouterr().out
+    assert f"none in {hypergeom(626, 6, 256).pmf(0):.1%}" in out and "log(511) = 6.236" in out
+    z = torch.nn.functional.normalize(torch.randn(200, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    labels = (z[:, 0] > 0).long()
+    assert pretrain.knn_balanced_accuracy(z, labels) > 75 > 60 > pretrain.knn_balanced_accuracy(z, torch.arange(200) % 2)
+    call(pretrain, "subsets/digits/99-1.json", "--method", "supcon", "--smoke", "--warmup-epochs", 0, "--lr", 0, "--out", "still")
+    assert log_of(Path("still"))[-1]["collapsed"] is False       # an untrained network is not at the collapse value
+
+
+# probe and fine-tuning ------------------------------------------------------------------------------------------------
+
+def test_probe_equals_scikit_learn_on_torchvision_features(run, workplace):
+    before = (run / "encoder.pt").read_bytes()
+    call(linear_probe, run)
+    probe = json.loads((run / "probe.json").read_text())
+    assert (run / "encoder.pt").read_bytes() == before
+    subset = load_subset("subsets/digits/99-1.json")
+    network = torchvision.models.resnet18()
+    network.load_state_dict(torch.load(run / "encoder.pt", weights_only=True), strict=False)
+    network.fc = torch.nn.Identity()
+    x = common.center_view(torch.from_numpy(subset.images[:]).permute(0, 3, 1, 2), torch.from_numpy(subset.sizes), subset.size)
+    with torch.no_grad():
+        x = network.eval()(common.normalize(x, subset.mean, subset.std)).double().numpy()
+    balanced = load_subset("subsets/digits/50-50.json")
+    for key, ending, train in (("test", "", subset.splits["train"]), ("test_balanced_train", "_balanced_train", balanced.splits["train"])):
+        mean, std = x[train].mean(0), x[train].std(0, ddof=1) + 1e-12
+        fitted = LogisticRegression(C=probe["chosen" + ending]["C"], class_weight="balanced", max_iter=5000, tol=1e-6)
+        fitted.fit((x[train] - mean) / std, subset.labels[train])
+        test = subset.splits["test"]
+        theirs = balanced_accuracy_score(subset.labels[test], fitted.predict((x[test] - mean) / std))
+        assert probe[key]["balanced_accuracy"] == pytest.approx(theirs, abs=0.01)
+        assert set(probe[key]) == {"accuracy", "balanced_accuracy", "auroc", "f1"}
+
+
+def test_reference_protocol_keeps_the_other_probe_and_trains(run, workplace):
+    call(linear_probe, run)
+    call(linear_probe, run, "--protocol", "reference", "--epochs", 3)
+    assert json.loads((run / "probe.json").read_text())["protocol"] == "reference"
+    assert json.loads((run / "probe_cached.json").read_text())["protocol"] == "cached"
+
+
+def test_predict_writes_a_probability_for_every_image(run, workplace):
+    from sklearn.datasets import load_digits
+    from PIL import Image
+    Path("new/a folder").mkdir(parents=True, exist_ok=True)
+    for i, scan in enumerate(load_digits().images[:4]):
+        Image.fromarray((scan * 255 / 16).astype(np.uint8)).save(f"new/a folder/ziffer ä {i}.png")
+    for script, args in ((linear_probe, ()), (finetune, ("--smoke",))):
+        call(script, run, *args, "--predict", "new", "--csv", "new.csv")
+        lines = Path("new.csv").read_text(encoding="utf-8").splitlines()
+        assert lines[0] == "file,p_5-9,predicted" and len(lines) == 5 and lines[1].startswith("a folder/ziffer ä 0.png,")
+        for line in lines[1:]:
+            _, p, predicted = line.split(",")
+            assert 0 <= float(p) <= 1 and predicted == ("5-9" if float(p) > 0.5 else "0-4")
+    Path("new/broken.jpg").write_bytes(b"not a picture")
+    with pytest.raises(UserError, match="broken.jpg"):
+        call(linear_probe, run, "--predict", "new", "--csv", "new.csv")
+
+
+@pytest.mark.parametrize("loss", finetune.LOSSES)
+def test_supervised_baselines_from_scratch(workplace, loss):
+    call(finetune, "subsets/digits/95-5.json", "--loss", loss, "--smoke")
+    out = Path("runs/digits/95-5", loss, "seed0")
+    result = json.loads((out / "finetune.json").read_text())
+    assert set(result["test"]) == {"accuracy", "balanced_accuracy", "auroc", "f1"} and result["loss"] == loss
+    call(linear_probe, out, "--smoke")                           # its encoder is a run like any other
+    assert (out / "probe.json").exists()
+
+
+def test_supervised_training_learns(workplace):
+    call(finetune, "subsets/digits/50-50.json", "--arch", "resnet18", "--epochs", 6, "--batch-size", 64, "--lr", 1e-3, "--no-augment", "--out", "learns")
+    assert json.loads(Path("learns/finetune.json").read_text())["test"]["accuracy"] > 0.75
+
+
+def test_fine_tuning_the_head_leaves_the_encoder_and_all_of_it_does_not(run, workplace):
+    before = common.load_tensors(run / "encoder.pt")
+    for train in ("head", "all"):
+        call(finetune, run, "--train", train, "--smoke", "--out", f"tuned/{train}")
+        model = common.load_tensors(f"tuned/{train}/checkpoint.pt")["model"]
+        assert equal(before, {key.removeprefix("encoder."): value for key, value in model.items() if key.startswith("encoder.")}) == (train == "head")
+    assert equal(before, common.load_tensors(run / "encoder.pt"))
+
+
+def test_a_stopped_fine_tuning_ends_bit_identical(run, workplace, monkeypatch):
+    words = (run, "--smoke", "--epochs", 4, "--out")
+    call(finetune, *words, "tuned/whole")
+    train_one_epoch = finetune.train_one_epoch
+
+    def stop(epoch, *args):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return train_one_epoch(epoch, *args)
+    monkeypatch.setattr(finetune, "train_one_epoch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        call(finetune, *words, "tuned/stopped")
+    monkeypatch.undo()
+    call(finetune, *words, "tuned/stopped")
+    assert equal(*(common.load_tensors(f"tuned/{name}/checkpoint.pt")["best"] for name in ("whole", "stopped")))
+    assert log_of(Path("tuned/whole")) == log_of(Path("tuned/stopped"))
+
+
+# mistakes -------------------------------------------------------------------------------------------------------------
+
+def test_mistakes_are_one_line_and_exit_code_2(run, workplace):
+    one_line(run_script("pretrain.py", "subsets/digits/99-1.json", "--method", "supcom", cwd=workplace, code=2), "supcom", "supcon")
+    one_line(run_script("linear_probe.py", "runs/nowhere", cwd=workplace, code=2), "runs/nowhere/config.json")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_asked_for_and_absent(workplace):
+    with pytest.raises(UserError, match="--device cuda"):
+        call(pretrain, "subsets/digits/99-1.json", "--device", "cuda", "--smoke")
+
+
+@pytest.mark.parametrize("args, words", [
+    (["subsets/digits/98-2.json"], "98-2.json: no such file.*make_subsets.py"),
+    (["subsets/digits/99-1.json", "--batch-size", "627"], "--batch-size 627: .*only 626"),
+    (["subsets/digits/99-1.json", "--arch", "vgg16"], "vgg16.*resnet50"),
+    (["subsets/digits/99-1.json", "--method", "supcon", "--margin", "1"], "--margin.*suppro"),
+    (["subsets/digits/99-1.json", "--method", "supmin", "--majority-supervision", "1.5"], "--majority-supervision 1.5"),
+    (["subsets/digits/99-1.json", "--epochs", "0"], "--epochs"),
+    (["subsets/digits/99-1.json", "--amp", "fp16"], "--amp fp16"),
+    (["subsets/digits/99-1.json", "--lr", "nan"], "--lr"),
+    (["subsets/digits/index.csv"], "index.csv: not a JSON file"),
+])
+def test_pretrain_refuses(workplace, args, words):
+    with pytest.raises(UserError, match=words) as error:
+        call(pretrain, *args, "--smoke", "--device", "cpu", "--out", "refused")
+    assert "\n" not in str(error.value) and not Path("refused").exists()
+
+
+def test_other_settings_and_foreign_checkpoints_are_refused_and_nothing_is_lost(run, workplace):
+    before = (run / "checkpoint.pt").read_bytes()
+    with pytest.raises(UserError, match="other settings.*epochs 2 there, 3 now"):
+        call(pretrain, "subsets/digits/99-1.json", "--method", "supmin", "--smoke", "--epochs", 3)
+    assert (run / "checkpoint.pt").read_bytes() == before
+    shutil.copytree(run, "foreign")
+    for content, words in ((b"not a checkpoint", "not a checkpoint"), (before[: len(before) // 2], "not a checkpoint")):
+        Path("foreign/checkpoint.pt").write_bytes(content)
+        Path("foreign/encoder.pt").write_bytes(content)
+        config = json.loads(Path("foreign/config.json").read_text())
+        Path("foreign/config.json").write_text(json.dumps({**config, "subset": "../subsets/digits/99-1.json"}))
+        with pytest.raises(UserError, match=words):
+            call(pretrain, "subsets/digits/99-1.json", "--method", "supmin", "--smoke", "--out", "foreign")
+        with pytest.raises(UserError, match="encoder.pt: not a checkpoint"):
+            call(linear_probe, "foreign")
+    torch.save(torchvision.models.resnet34().state_dict(), "foreign/encoder.pt")
+    with pytest.raises(UserError, match="encoder.pt: holds other weights"):
+        call(linear_probe, "foreign")
+
+
+def test_changed_or_cut_images_are_noticed(run, workplace):
+    shutil.copytree("subsets", "damaged/subsets")
+    images = Path("damaged/subsets/digits/images.npy")
+    content = images.read_bytes()
+    for bad in (content[:-1], content[:-1] + bytes([content[-1] ^ 1])):
+        images.write_bytes(bad)
+        with pytest.raises(UserError, match="99-1.json.*checksum"):
+            call(pretrain, "damaged/subsets/digits/99-1.json", "--smoke", "--out", "damaged/run")
+    images.unlink()
+    with pytest.raises(UserError, match="images.npy: no such file"):
+        call(pretrain, "damaged/subsets/digits/99-1.json", "--smoke", "--out", "damaged/run")
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda r: r["splits"]["train"].append(10 ** 6), "out of range"),
+    (lambda r: r["splits"]["train"].append(r["splits"]["train"][0]), "doubled"),
+    (lambda r: r["counts"]["val"].update({"0": 1}), "disagree"),
+    (lambda r: r.pop("classes"), "not a subset"),
+    (lambda r: r.update(recipe="strong"), "does not fit"),
+])
+def test_a_subset_file_edited_by_hand_is_refused(workplace, change, words):
+    record = json.loads(Path("subsets/digits/99-1.json").read_text())
+    change(record)
+    Path("subsets/digits/edited.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=words):
+        load_subset("subsets/digits/edited.json")
+
+
+def test_an_output_that_cannot_be_written_is_one_line(workplace):
+    Path("a file").write_text("")
+    one_line(run_script("pretrain.py", "subsets/digits/99-1.json", "--smoke", "--out", "a file/run", cwd=workplace, code=2), "a file", "--out")
