@@ -1,0 +1,759 @@
+"""Tables and figures from every run below a folder, with mean and standard deviation over seeds.
+
+    python report.py runs                    # report.md, results.csv, summary.csv and figures into runs/report
+    python report.py runs --out results      # the same as evidence to commit
+    python report.py runs/digits             # one data set alone
+
+A run is a folder whose config.json names a method and a data set. Runs with other settings are never averaged:
+what differs stands in the label. Needs no GPU and none of the images; give it again after more runs.
+"""
+
+import csv
+import json
+import re
+import textwrap
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from common import ArgumentParser, UserError, cli, collapse_value, command_line, read_json, read_log, whole
+
+DATASETS = ("digits", "breastmnist", "pneumoniamnist", "inat21-plants", "inat21-insects", "inat21-mammals", "inat21", "fracatlas", "infarction", "folder")
+METHODS = ("ntxent", "supcon", "supmin", "suppro", "kcl", "tsc", "sbcl", "bcl", "paco",
+           "ce", "weighted_ce", "focal", "ldam_drw", "logit_adjusted", "crt", "tau_norm", "lws")
+DEFAULTS = {"majority_supervision": 0.0, "margin": 1.0, "gamma": 2.0, "augment": True, "smoke": False}     # another value is named in the method's label
+IDENTITY = ("dataset", "ratio", "method", "seed", "subset", "classes", "minority")   # every other key of config.json is a setting
+COMPARED = ("arch", "epochs", "batch_size", "size")                             # settings that also tell methods of one kind apart
+SCORES = ("accuracy", "balanced_accuracy", "auroc", "f1")
+METRICS = ("saa", "cac", "sad", "cad", "gpu", "peu")
+NOT_RUN, NOT_APPLICABLE = "not run", "-"
+
+
+def parse_args():
+    parser = ArgumentParser("Tables and figures from every run below a folder.")
+    parser.add_argument("runs", type=Path, help="folder with runs at any depth; runs in the other scripts' defaults")
+    parser.add_argument("--out", type=Path, help="where tables and figures go (default: report/ in that folder; results to commit them)")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    out = args.out or args.runs / "report"
+    rows = collect(args.runs)
+    groups = group(rows)
+    write_csv(out / "results.csv", results_table(rows))
+    write_csv(out / "summary.csv", summary_table(groups))
+    written, missing = draw_figures(groups, args.runs, out)
+    notes = missing + left_out(rows)
+    with whole(out / "report.md") as part:
+        part.write_text(markdown(groups, written, notes), encoding="utf-8")
+
+    print(terminal_tables(groups))
+    for line in [*notes, *headlines(groups), f"written to {out}: " + ", ".join(["report.md", "results.csv", "summary.csv", *written])]:
+        print(textwrap.fill(line.replace(" %", "\0%"), 120, subsequent_indent="  ").replace("\0", " "))       # a number keeps its unit
+    print("next: " + next_step(rows, args.runs, out, written))
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# collect: one flat row per run
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def collect(folder):
+    """Every run below `folder`, in the order of the tables: one flat dict per run, named as the columns of results.csv.
+
+    Values stay as the run's files have them (probe and fine-tuning fractions, SAA, CAC, PEU percent); what was not measured is absent.
+    row["state"] is "finished", "not finished" (no encoder.pt yet) or "repeats PATH" (same settings and seed). UserError when the folder is
+    missing or has no run, or when a file of a run is damaged.
+    """
+    folder = Path(folder)
+    way_out = "give the folder that pretrain.py made its runs in (runs by default)"
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; {way_out}")
+    rows = []
+    for path in sorted(folder.rglob("config.json")):
+        config = read_json(path, "delete it or move it out of this folder")
+        if "method" in config and "dataset" in config:
+            rows.append(read_run(path.parent, config, folder))
+    if not rows:
+        raise UserError(f"{folder}: holds no run (a folder with config.json); {way_out}")
+    rows.sort(key=lambda row: (*place(row), row["settings"], row["seed"], row["state"], -len(row), row["path"]))
+    name_methods(rows)
+    rows.sort(key=lambda row: (*place(row), row["label"]))
+    first = {}
+    for row in rows:
+        same = first.setdefault((row["dataset"], row["ratio"], row["method"], row["settings"], row["seed"]), row)
+        if same is not row and row["state"] == "finished":          # counted once, or the copy would shrink the standard deviation
+            row["state"] = f"repeats {same['path']}"
+    return rows
+
+
+def read_run(folder, config, root):
+    """What one run folder holds, as a flat row. UserError when a file is damaged."""
+    try:
+        row = {**{key: str(config[key]) for key in ("dataset", "ratio", "method")}, "seed": int(config["seed"])}
+        minority = (0, 1).index(config["minority"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'}: not a run's settings ({type(error).__name__}: {error}); delete it or move it out of this folder") from None
+    settings = {key: value for key, value in config.items() if key not in IDENTITY and not (key in DEFAULTS and value == DEFAULTS[key])}
+    row.update(settings=json.dumps(settings, sort_keys=True), kind="contrastive" if "projection_dim" in config else "supervised",
+               state="finished" if (folder / "encoder.pt").exists() else "not finished", path=folder.relative_to(root).as_posix())
+    row.update({key: value for key, value in config.items() if key not in row and key != "subset"})
+    row["minority_percent"] = minority_percent(config, folder)
+
+    log = [line for line in read_log(folder) if isinstance(line, dict)] if (folder / "log.jsonl").exists() else []
+    if log and "epoch" not in log[0]:
+        row.update({key: value for key, value in log[0].items() if isinstance(value, str)})       # command, commit, device, versions
+    losses = [line["loss"] for line in log if "epoch" in line and line.get("loss") is not None]
+    if losses:
+        row["final_loss"] = float(losses[-1])
+        if row["kind"] == "contrastive" and "batch_size" in config:
+            row["collapse_value"] = collapse_value(config["batch_size"])
+
+    measured_on = {}
+    for name, script in (("metrics", "evaluate_metrics.py"), ("probe", "linear_probe.py"), ("finetune", "finetune.py")):
+        path = folder / f"{name}.json"
+        if path.exists():
+            again = f"delete it and run {script} on this run again"
+            values = read_json(path, again)
+            measured_on[values.get("encoder_sha256")] = path
+            if name == "metrics":
+                row.update(by_class(values, "", minority, path, again), **by_class(values.pop("encoder", {}), "encoder_", minority, path, again))
+            elif not all(isinstance(values.get("test"), dict) and isinstance(values["test"].get(score), (int, float)) for score in SCORES):
+                raise UserError(f"{path}: lacks a test score; {again}")
+            row.update(flatten(values, f"{name}_"))
+    measured_on.pop(None, None)
+    if len(measured_on) > 1:
+        raise UserError(f"{' and '.join(map(str, measured_on.values()))}: measured on different encoders; delete them and measure again")
+    return row
+
+
+def by_class(values, prefix, minority, path, again):
+    """Take the metrics out of `values`: {"saa": [class 0, class 1], ...} -> {"saa_minority": ..., "saa_majority": ...}; None was not defined."""
+    out = {}
+    for key in METRICS if values or not prefix else ():
+        pair = values.pop(key, "")
+        if pair is None:
+            pair = NOT_APPLICABLE, NOT_APPLICABLE
+        elif not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(value, (int, float)) for value in pair)):
+            raise UserError(f"{path}: {key} is not a pair of numbers; {again}")
+        out[f"{prefix}{key}_minority"], out[f"{prefix}{key}_majority"] = pair[minority], pair[1 - minority]
+    return out
+
+
+def flatten(data, prefix):
+    """Nested dicts to one level: {"test": {"auroc": 1}} -> {"<prefix>test_auroc": 1}."""
+    flat = {}
+    for key, value in data.items():
+        flat.update(flatten(value, f"{prefix}{key}_") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def minority_percent(config, folder):
+    """Minority share of the training images in percent, from the ratio's name or, for natural, from the subset's counts. None if unknown."""
+    if match := re.fullmatch(r"([\d.]+)-([\d.]+)", str(config["ratio"])):
+        majority, minority = map(float, match.groups())
+        return 100 * minority / (majority + minority)
+    subset = folder / str(config.get("subset", ""))
+    if not subset.is_file():
+        return None
+    counts = read_json(subset, "make it again with make_subsets.py").get("counts", {}).get("train", {})
+    minority, majority = counts.get(str(config["minority"]), 0), counts.get(str(1 - int(config["minority"])), 0)
+    return 100 * minority / (minority + majority) if minority + majority else None
+
+
+def place(row):
+    """Sort key of the tables: data sets and methods in their fixed order, ratios from rare minority to balanced, natural last."""
+    def index(name, known):
+        return known.index(name) if name in known else len(known), name
+    share = row["minority_percent"] if "-" in row["ratio"] and row["minority_percent"] is not None else 101
+    return *index(row["dataset"], DATASETS), share, row["ratio"], *index(row["method"], METHODS)
+
+
+def name_methods(rows):
+    """Set row["label"]: the method and what sets it apart, e.g. "suppro (margin 0.5)" or "supcon (epochs 30)".
+
+    Named are options that are not the default, and settings other than most runs have: most of the method's on this data
+    set, or for COMPARED most of its kind's. Two runs with one label on a data set and ratio thus have the same settings.
+    """
+    settings = [json.loads(row["settings"]) for row in rows]
+    every = sorted({key for s in settings for key in s} - set(DEFAULTS))
+    values = {}                                                      # how often each setting has each value
+    for row, s in zip(rows, settings):
+        for key in every:
+            values.setdefault((row["dataset"], row["kind" if key in COMPARED else "method"], key), Counter())[json.dumps(s.get(key))] += 1
+    for row, s in zip(rows, settings):
+        usual = {key: values[row["dataset"], row["kind" if key in COMPARED else "method"], key].most_common(1)[0][0] for key in every}
+        options = [key for key in s if key in DEFAULTS] + [key for key in every if json.dumps(s.get(key)) != usual[key]]
+        row["label"] = row["method"] + (f" ({', '.join(setting_text(key, s.get(key)) for key in options)})" if options else "")
+
+
+def setting_text(key, value):
+    """A setting as the labels name it: "margin 0.5", "smoke", "no augment"."""
+    words = key.replace("_", " ")
+    if key == "sha256":
+        return f"images {str(value)[:8]}"
+    if isinstance(value, bool):
+        return words if value else f"no {words}"
+    return f"{words} {value:g}" if isinstance(value, float) else f"{words} {value}"
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# group: mean and standard deviation over seeds
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def group(rows):
+    """Finished runs that differ in nothing but the seed, once for each way they were scored.
+
+    Returns dicts: dataset, ratio, minority_percent, method, label, scored_by, name (label and scored_by in one), rows, n, and
+    cells = {quantity: (mean, std, values)}: std over n - 1, None for a single value; percent for scores, SAA, CAC and PEU.
+    A cell is NOT_RUN when nothing was measured and NOT_APPLICABLE when there is nothing to measure.
+    """
+    members = {}
+    for row in rows:
+        if row["state"] == "finished":
+            for scored_by in ways_scored(row):
+                members.setdefault((row["dataset"], row["ratio"], row["label"], row["settings"], scored_by), []).append(row)
+    groups = []
+    for (dataset, ratio, label, _, scored_by), runs in members.items():
+        each = [quantities(row, scored_by) for row in runs]
+        cells = {key: cell([values[key] for values in each]) for key in each[0]}
+        name = label if scored_by == "linear probe" else f"{label} {scored_by}" if scored_by == "from scratch" else f"{label}, {scored_by}"
+        groups.append(dict(dataset=dataset, ratio=ratio, minority_percent=runs[0]["minority_percent"], method=runs[0]["method"], label=label,
+                           scored_by=scored_by, name=name, rows=runs, n=len(runs), cells=cells))
+    return groups
+
+
+def ways_scored(row):
+    """What gave the run's numbers, with whatever is not the default: other ways are other measurements and never averaged."""
+    def way(first, kind, *options):
+        smoke = ["smoke"] if row.get(f"{kind}_smoke") and not row.get("smoke") else []
+        return ", ".join([first, *options, *smoke, *metrics])
+
+    metrics = []
+    if row.get("metrics_neighborhood", 0.05) != 0.05:
+        metrics.append(f"CAC neighborhood {row['metrics_neighborhood']:g}")
+    if row.get("metrics_smoke") and not row.get("smoke"):
+        metrics.append("metrics smoke")
+    reference = [f"reference protocol, {row.get('probe_epochs')} epochs"] if row.get("probe_protocol", "cached") != "cached" else []
+    probe = way("linear probe", "probe", *reference)
+    if row["kind"] == "supervised":
+        return [way("from scratch", "finetune"), *([probe] if "probe_test_accuracy" in row else [])]
+    if "finetune_test_accuracy" not in row:
+        return [probe]
+    options = [row.get(f"finetune_{key}") for key in ("loss", "train")] + [setting_text(key, row[f"finetune_{key}"]) for key in (
+        "gamma", "augment", "epochs", "batch_size", "lr") if f"finetune_{key}" in row and row[f"finetune_{key}"] != DEFAULTS.get(key)]
+    return [probe, way("fine-tuned", "finetune", *map(str, options))]
+
+
+def quantities(row, scored_by):
+    """The numbers of one run as the tables show them: float, None (not run) or NOT_APPLICABLE."""
+    def percent(key):
+        return None if row.get(key) is None else 100 * row[key]
+
+    probed, tuned = scored_by.startswith("linear probe"), scored_by.startswith("fine-tuned")
+    values = {score: percent(f"{'probe' if probed else 'finetune'}_test_{score}") for score in SCORES}
+    sibling = probed and ("probe_test_accuracy" not in row or row.get("probe_test_balanced_train_accuracy") is not None)
+    for score in SCORES:                                             # None when there is no 50-50 subset beside the run's own
+        values[f"balanced_train_{score}"] = percent(f"probe_test_balanced_train_{score}") if sibling else NOT_APPLICABLE
+    for key in METRICS:                                              # metrics.json is about the encoder before fine-tuning
+        for side in ("minority", "majority"):
+            values[f"{key}_{side}"] = NOT_APPLICABLE if tuned else row.get(f"{key}_{side}")
+    values["final_loss"] = NOT_APPLICABLE if tuned else row.get("final_loss")
+    values["below_collapse"] = row["collapse_value"] - row["final_loss"] if "collapse_value" in row else None
+    if tuned or row["kind"] == "supervised":
+        values["below_collapse"] = NOT_APPLICABLE
+    return values
+
+
+def cell(values):
+    measured = [float(value) for value in values if value is not None and value != NOT_APPLICABLE]
+    if not measured:
+        return NOT_RUN if None in values else NOT_APPLICABLE
+    return float(np.mean(measured)), float(np.std(measured, ddof=1)) if len(measured) > 1 else None, measured
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# tables
+# ------------------------------------------------------------------------------------------------------------------
+
+COLUMNS = {"accuracy": ("accuracy", "%"), "balanced_accuracy": ("balanced accuracy", "%"), "auroc": ("AUROC", "%"),
+           "balanced_train_accuracy": ("accuracy, 50-50 probe", "%"), "saa_minority": ("SAA minority", "%"), "saa_majority": ("SAA majority", "%"),
+           "cac_minority": ("CAC minority", "%"), "cac_majority": ("CAC majority", "%"), "final_loss": ("final loss", "nats"),
+           "below_collapse": ("below collapse", "nats")}
+
+
+TERMINAL = [[key for key in COLUMNS if key not in left_out] for left_out in (
+    ("balanced_train_accuracy", "final_loss"), ("balanced_train_accuracy", "final_loss", "accuracy"),
+    ("balanced_train_accuracy", "final_loss", "accuracy", "auroc"))]                # the widest that leaves room for the names
+
+
+def write_csv(path, rows):
+    """Rows (dicts) under the columns of them all, in the order in which they first appear."""
+    with whole(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def results_table(rows):
+    """The rows of results.csv: one per run, known columns first, lists as JSON."""
+    first = ["dataset", "ratio", "minority_percent", "method", "label", "seed", "state", "path", "arch", "epochs", "batch_size", "size", "smoke",
+             *(f"{way}_test_{score}" for way in ("probe", "finetune") for score in SCORES),
+             *(f"{key}_{side}" for key in METRICS for side in ("minority", "majority")), "final_loss", "collapse_value", "command", "commit", "device"]
+    rest = sorted({key for row in rows for key in row} - set(first) - {"settings"})
+    return [{key: json.dumps(row[key]) if isinstance(row.get(key), list) else row.get(key) for key in first + rest} for row in rows]
+
+
+def summary_table(groups):
+    """The rows of summary.csv: mean, standard deviation (n - 1) and n of every quantity of every group."""
+    table = []
+    for g in groups:
+        row = {key: g[key] for key in ("dataset", "ratio", "minority_percent", "label", "scored_by", "n")}
+        row["seeds"] = " ".join(str(run["seed"]) for run in g["rows"])
+        for key, value in g["cells"].items():
+            name = f"{key}_percent" if key.removeprefix("balanced_train_") in SCORES else key
+            measured = isinstance(value, tuple)
+            row.update({f"{name}_mean": value[0] if measured else value, f"{name}_std": value[1] if measured else None,
+                        f"{name}_n": len(value[2]) if measured else 0})
+        row.update(settings=g["rows"][0]["settings"], commits=distinct(g["rows"], "commit"), devices=distinct(g["rows"], "device"))
+        table.append(row)
+    return table
+
+
+def distinct(rows, key):
+    return ", ".join(dict.fromkeys(str(row.get(key, "unknown")) for row in rows))
+
+
+def cell_text(value, n, digits):
+    """A cell as "mean ± std"; "± -" for one value; its own n where it differs from the row's."""
+    if not isinstance(value, tuple):
+        return value
+    mean, std, values = value
+    return f"{mean:.{digits}f} ± {'-' if std is None else f'{std:.{digits}f}'}" + (f" (n {len(values)})" if len(values) != n else "")
+
+
+def cells_text(g, columns):
+    return [cell_text(g["cells"][key], g["n"], 3 if COLUMNS[key][1] == "nats" else 1) for key in columns]
+
+
+def tables(groups):
+    """The groups cut into one list per data set and ratio."""
+    cut = {}
+    for g in groups:
+        cut.setdefault((g["dataset"], g["ratio"]), []).append(g)
+    return cut
+
+
+def markdown(groups, figures, notes):
+    """report.md: headline, one table per data set and ratio with its provenance, figures, what is left out."""
+    lines = ["# Results", "", f"Generated by `{command_line()}`; nothing here is typed by hand. Every seed's values: [results.csv](results.csv); "
+             "all quantities: [summary.csv](summary.csv).", "", *(f"* {line}" for line in headlines(groups)), "",
+             "Mean ± standard deviation (n - 1) over n seeds, test split. \"not run\": not measured yet; \"-\": does not apply, or one seed alone has no "
+             "deviation. Accuracies of supervised methods are the trained network's own (*scored by* says so); \"50-50 probe\": the probe trained on the "
+             "balanced subset. *Below collapse* is log(2 · batch size - 1), the loss of embeddings that are all equal (without a prototype term), minus "
+             "the final loss: about 0 means collapsed."]
+    header = [f"{title} ({unit})" for title, unit in COLUMNS.values()]
+    for (dataset, ratio), part in tables(groups).items():
+        lines += ["", f"## {dataset}, {ratio}", "", "| " + " | ".join(["method", "scored by", "n", *header]) + " |",
+                  "|" + " --- |" * 2 + " ---: |" * (len(header) + 1)]
+        lines += ["| " + " | ".join([g["label"], g["scored_by"], str(g["n"]), *cells_text(g, COLUMNS)]) + " |" for g in part]
+        lines += ["", *(f"* {line}" for line in provenance_lines(part))]
+    if figures:
+        lines += ["", "## Figures", "", *(f"![{Path(name).stem}]({name})" + "\n" for name in figures)]
+    if notes:
+        lines += ["", "## Left out", "", *(f"* {note}" for note in notes)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def provenance_lines(part):
+    """What the numbers of one table were made with: hardware, versions, commits, settings per method, commands."""
+    rows = list({row["path"]: row for g in part for row in g["rows"]}.values())
+    settings, spaces = {}, {}
+    for row in rows:
+        text = ", ".join(setting_text(key, row[key]) for key in COMPARED if key in row)
+        settings.setdefault(text, {})[row["label"]] = None
+        if row.get("metrics_space"):
+            spaces.setdefault(row["metrics_space"], {})[row["label"]] = None
+    lines = [f"hardware: {distinct(rows, 'device')}; torch {distinct(rows, 'torch')}; commit {distinct(rows, 'commit')}"]
+    lines += [f"{', '.join(labels)}: {text}" for text, labels in settings.items()]
+    lines += [f"SAA and CAC in the {space} space: {', '.join(labels)}" for space, labels in spaces.items()]
+    return lines + [f"`{shape}`" for shape in command_shapes([row["command"] for row in rows if "command" in row])]
+
+
+def command_shapes(commands):
+    """Commands of one form as one line, varying words in braces: python pretrain.py ... --method {supcon,supmin} --seed {0,1}."""
+    forms = {}
+    for words in (command.split() for command in dict.fromkeys(commands)):
+        forms.setdefault((words[1:2], [word for word in words if word.startswith("-")], len(words)).__repr__(), []).append(words)
+    return [" ".join(column[0] if len(column) == 1 else "{" + ",".join(column) + "}" for column in map(list, map(dict.fromkeys, zip(*form))))
+            for form in forms.values()]
+
+
+def terminal_tables(groups, width=120):
+    """The tables as aligned text of at most `width` columns, without the columns that do not fit."""
+    lines = []
+    for (dataset, ratio), part in tables(groups).items():
+        for columns in TERMINAL:
+            body = [[str(g["n"]), *cells_text(g, columns)] for g in part]
+            body = [[re.sub(r" \(n \d+\)", "*", text) for text in row] for row in body]
+            if columns[-1] == "below_collapse":
+                body = [[*row[:-1], row[-1].split(" ± ")[0]] for row in body]
+            head = [["n", *("below" if key == "below_collapse" else COLUMNS[key][0].split()[0] for key in columns)],
+                    ["", *("collapse" if key == "below_collapse" else " ".join(COLUMNS[key][0].split()[1:]) for key in columns)]]
+            wide = [max(map(len, column)) for column in zip(*head, *body)]
+            room = width - sum(wide) - 2 * len(wide)
+            if room >= 20:
+                break
+        room = min(room, max(len(g["name"]) for g in part))
+
+        def line(first, cells):
+            return (first.ljust(room) + "".join("  " + text.rjust(w) for text, w in zip(cells, wide))).rstrip()
+
+        fewer = "; * fewer seeds" if any("*" in text for row in body for text in row) else ""
+        lines += [f"{dataset}, {ratio}: percent, mean ± standard deviation over n seeds; nats below the collapse value{fewer}",
+                  line("", head[0]), line("method", head[1]), "-" * (room + sum(wide) + 2 * len(wide))]
+        for g, cells in zip(part, body):
+            first, *more = textwrap.wrap(g["name"], room, subsequent_indent="  ")
+            lines += [line(first, cells), *more]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def headlines(groups):
+    """Two sentences per data set about its most imbalanced ratio, true whatever the numbers are."""
+    lines = []
+    for dataset in dict.fromkeys(g["dataset"] for g in groups):
+        part = headline_groups(groups, dataset)
+
+        def means(*keys):
+            known = [(g, [measured(g, key) for key in keys]) for g in part if g["rows"][0]["kind"] == "contrastive" or "balanced_accuracy" in keys]
+            return {g["name"]: float(np.mean([value[0] for value in values])) for g, values in known if None not in values}
+
+        said = []
+        for title, keys in (("SAA over both classes:", ("saa_minority", "saa_majority")), ("balanced accuracy:", ("balanced_accuracy",))):
+            if values := means(*keys):
+                said.append(f"{title} " + ", ".join(f"{name} {value:.1f} %" for name, value in values.items()))
+        text = "; ".join(said) or "nothing measured yet"
+        if gaps := means("below_collapse"):
+            nearest = min(gaps, key=lambda name: abs(gaps[name]))
+            text += (f". The final loss nearest to its collapse value is {nearest}'s, {abs(gaps[nearest]):.3f} nats "
+                     + ("below it" if gaps[nearest] >= 0 else "above it"))
+        seeds = sorted({g["n"] for g in part})
+        lines.append(f"{dataset} {part[0]['ratio']} ({'-'.join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))} "
+                     f"seed{'s' * (seeds[-1] > 1)}), {text}.")
+    return lines
+
+
+def headline_groups(groups, dataset):
+    """One group per method at a data set's most imbalanced ratio. Fine-tuning and variants of a method have their place in the tables."""
+    part = [g for g in encoder_groups(groups) if g["dataset"] == dataset]
+    rarest = min(part, key=lambda g: 101 if g["minority_percent"] is None else g["minority_percent"])
+    part = [g for g in part if g["ratio"] == rarest["ratio"]]
+    return [g for g in part if g["label"] == g["method"]] or part
+
+
+def left_out(rows):
+    """One line for each thing that was found and does not count."""
+    notes = []
+    if unfinished := [row["path"] for row in rows if row["state"] == "not finished"]:
+        notes.append(f"not finished ({len(unfinished)}): " + ", ".join(unfinished))
+    notes += [f"{row['path']}: {row['state']} (same settings and seed), not counted" for row in rows if row["state"].startswith("repeats")]
+    unknown = sorted({f"{row['dataset']} {row['ratio']}" for row in rows if row["minority_percent"] is None})
+    if unknown:
+        notes.append(f"not in the line figures, since the subset's counts are not found: {', '.join(unknown)}")
+    return notes
+
+
+def next_step(rows, runs, out, figures):
+    """What to type or look at now: the first thing that is missing, else the report."""
+    for row in rows:
+        if row["state"] == "not finished" and "command" in row:
+            return f"{row['command']}    # goes on with {row['path']}"
+    for row in rows:
+        if row["state"] == "finished":
+            missing = [script for script, key in (("linear_probe.py", "probe_test_accuracy"), ("evaluate_metrics.py", "saa_minority")) if key not in row]
+            if missing and (row["kind"] == "contrastive" or missing == ["evaluate_metrics.py"]):
+                return f"python {missing[0]} {runs / row['path']}    # then this report again"
+    picture = next((name for name in figures if name.startswith("overview")), None)
+    return f"open {out / 'report.md'}" + (f", and first {out / picture}" if picture else "")
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# figures: readable in grey, so every method has its own marker and line
+# ------------------------------------------------------------------------------------------------------------------
+
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")           # Okabe and Ito: safe for colour-blind eyes
+MARKERS = ("o", "X", "^", "s", "D", "v", "P", "*", "<", ">", "p", "h", "8", "d")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (7, 3)))                             # 7 beside 8 colours
+
+
+def draw_figures(groups, runs, out):
+    """Draw and save what there is data for. Returns the names written and a line for each figure left out."""
+    from tqdm import tqdm
+    names = list(dict.fromkeys(g["name"] for g in groups))
+    style = {name: dict(color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], ls=LINES[i % len(LINES)]) for i, name in enumerate(names)}
+    plans = [(f"overview_{dataset}.png", lambda dataset=dataset: overview_figure(groups, runs, dataset)) for dataset in dict.fromkeys(g["dataset"] for g in groups)]
+    plans += [("accuracy.png", lambda: accuracy_figure(groups, style)), ("saa_cac.png", lambda: saa_cac_figure(groups, style)),
+              ("cac_accuracy.png", lambda: cac_accuracy_figure(groups, style))]
+    plans += [(f"embeddings_{dataset}.png", lambda dataset=dataset: embeddings_figure(groups, runs, dataset))
+              for dataset in dict.fromkeys(g["dataset"] for g in groups)]
+    written, missing = [], []
+    for name, draw in tqdm(plans, desc="figures", leave=False):
+        figure = draw()
+        if figure is None:
+            missing.append(f"{name}: not drawn, nothing measured for it yet")
+            continue
+        with whole(out / name) as part:
+            figure.savefig(part, dpi=130)
+        written.append(name)
+    return written, missing
+
+
+def panels(rows, columns, width, height):
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def measured(g, key):
+    """Means and single values that can be drawn, or None."""
+    value = g["cells"][key]
+    return value if isinstance(value, tuple) and np.isfinite(value[0]) else None
+
+
+def line_panel(axes, groups, key, style):
+    """Mean over seeds with its standard deviation, and every seed as a dot, against the minority share; a line per method."""
+    known = [g for g in groups if g["minority_percent"] is not None and measured(g, key)]
+    names = list(dict.fromkeys(g["name"] for g in known))
+    step = min(1.1, 1.5 ** (1 / max(len(names), 1)))               # side by side, so that error bars do not cover each other
+    for i, name in enumerate(names):
+        points = sorted((g for g in known if g["name"] == name), key=lambda g: g["minority_percent"])
+        x = np.array([g["minority_percent"] for g in points]) * step ** (i - (len(names) - 1) / 2)
+        mean = [measured(g, key)[0] for g in points]
+        std = [measured(g, key)[1] or 0 for g in points]
+        axes.errorbar(x, mean, std, label=name, capsize=3, lw=1.4, ms=6, mfc="white", mew=1.4, **style[name])
+        for place_x, g in zip(x, points):
+            values = measured(g, key)[2]
+            axes.plot([place_x * step ** 0.45] * len(values), values, ".", color=style[name]["color"], ms=4)
+    shares = sorted({g["minority_percent"] for g in known})
+    ticks = [share for share, before in zip(shares, [0, *shares]) if share > 1.3 * before]             # closer ones would overprint
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{share:.3g}" for share in ticks])
+    axes.set_xticks([], minor=True)
+    if shares:
+        axes.set_xlim(shares[0] / 1.5, shares[-1] * 1.5)
+    axes.grid(alpha=0.3)
+    return bool(known)
+
+
+def legend_below(figure, axes):
+    handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
+    longest = max(map(len, handles))
+    columns = max(1, min(len(handles), int(figure.get_figwidth() * 11 // (longest + 8))))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False, handlelength=3.2, numpoints=1)
+
+
+def accuracy_figure(groups, style):
+    """Balanced accuracy against imbalance, a panel per data set. None without a value."""
+    groups = [g for g in groups if not g["scored_by"].startswith("fine-tuned") and g["minority_percent"] is not None and measured(g, "balanced_accuracy")]
+    datasets = list(dict.fromkeys(g["dataset"] for g in groups))
+    if not datasets:
+        return None
+    columns = min(3, len(datasets))
+    figure, axes = panels(-(-len(datasets) // columns), columns, 5.4 if columns < 3 else 4.6, 4.2)
+    for ax, dataset in zip(axes.flat, datasets):
+        line_panel(ax, [g for g in groups if g["dataset"] == dataset], "balanced_accuracy", style)
+        ax.set(title=dataset, xlabel="minority share of training images (%, log)", ylabel="balanced test accuracy (%)")
+    for ax in list(axes.flat)[len(datasets):]:
+        ax.remove()
+    legend_below(figure, figure.axes)
+    return figure
+
+
+def saa_cac_figure(groups, style):
+    """SAA and CAC of both classes against imbalance, a row per data set. None without a value."""
+    groups = [g for g in encoder_groups(groups) if g["minority_percent"] is not None and measured(g, "saa_minority")]
+    datasets = list(dict.fromkeys(g["dataset"] for g in groups))
+    if not datasets:
+        return None
+    figure, axes = panels(len(datasets), 4, 3.5, 3.3)
+    for row, dataset in zip(axes, datasets):
+        for ax, key in zip(row, ("saa_minority", "saa_majority", "cac_minority", "cac_majority")):
+            if key.endswith("majority"):
+                ax.sharey(row[list(row).index(ax) - 1])              # the classes of a metric on one scale
+            line_panel(ax, [g for g in groups if g["dataset"] == dataset], key, style)
+            metric, side = key.split("_")
+            ax.set(title=f"{dataset}: {metric.upper()}, {side}", xlabel="minority share of training images (%, log)", ylabel=f"{metric.upper()} (%)")
+    legend_below(figure, figure.axes)
+    return figure
+
+
+def encoder_groups(groups):
+    """One group per encoder, whatever number of ways it was scored: fine-tuned groups and second scorings left out."""
+    seen = {}
+    for g in groups:
+        if not g["scored_by"].startswith("fine-tuned"):
+            seen.setdefault((g["dataset"], g["ratio"], g["label"], g["rows"][0]["settings"]), g)
+    return list(seen.values())
+
+
+def cac_accuracy_figure(groups, style):
+    """CAC against balanced probe accuracy, a dot per run, with the least-squares line; all runs and each data set. None without a run."""
+    points = []                                                      # (data set, name, CAC, balanced accuracy)
+    for g in groups:
+        if g["scored_by"].startswith("linear probe"):
+            for row in g["rows"]:
+                values = quantities(row, g["scored_by"])
+                x = [values["cac_minority"], values["cac_majority"], values["balanced_accuracy"]]
+                if None not in x and np.isfinite(x).all():
+                    points.append((g["dataset"], g["name"], (x[0] + x[1]) / 2, x[2]))
+    datasets = list(dict.fromkeys(point[0] for point in points))
+    if not datasets:
+        return None
+    shown = [("all runs", points)] if len(datasets) > 1 else []
+    shown += [(dataset, [point for point in points if point[0] == dataset]) for dataset in datasets]
+    columns = min(3, len(shown))
+    figure, axes = panels(-(-len(shown) // columns), columns, 5.4 if columns < 3 else 4.6, 4.4)
+    for ax, (title, part) in zip(axes.flat, shown):
+        for name in dict.fromkeys(point[1] for point in part):
+            own = [point for point in part if point[1] == name]
+            ax.plot([p[2] for p in own], [p[3] for p in own], label=name, ls="", mfc="none", mew=1.4, ms=7, **{k: style[name][k] for k in ("color", "marker")})
+        x, y = np.array([p[2] for p in part]), np.array([p[3] for p in part])
+        if len(part) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+            ax.set_title(f"{title}, n = {len(part)}: " + ("no line, fewer than 3 runs" if len(part) < 3 else "no line, all values equal"))
+        else:
+            slope, intercept, r2 = line_fit(x, y)
+            ends = np.array([x.min(), x.max()])
+            ax.plot(ends, slope * ends + intercept, color="0.4", lw=1.2)
+            ax.set_title(f"{title}, n = {len(part)}: R² = {r2:.2f}")
+        ax.set(xlabel="CAC, mean of both classes (%)", ylabel="balanced probe accuracy (%)")
+        ax.grid(alpha=0.3)
+    for ax in list(axes.flat)[len(shown):]:
+        ax.remove()
+    legend_below(figure, figure.axes)
+    return figure
+
+
+def line_fit(x, y):
+    """Least-squares line through (x, y): slope, intercept, R² (the share of y's variance that the line explains)."""
+    slope, intercept = np.polyfit(x, y, 1)
+    return slope, intercept, 1 - np.sum((y - slope * x - intercept) ** 2) / np.sum((y - y.mean()) ** 2)
+
+
+def embedding_of(g, runs):
+    """(row, xy, is_minority) of the lowest seed that has embedding.npz, or None. UserError when the file is damaged."""
+    for row in sorted(g["rows"], key=lambda row: row["seed"]):
+        path = Path(runs) / row["path"] / "embedding.npz"
+        if path.exists():
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    xy, labels, minority = file["xy"], file["labels"], int(file["minority"])
+                if xy.shape != (len(labels), 2):
+                    raise ValueError("xy and labels do not match")
+            except Exception as error:      # numpy and zipfile report damage in many ways; all of them mean the same here
+                raise UserError(f"{path}: not an embedding ({type(error).__name__}); delete it and run evaluate_metrics.py again") from None
+            return row, xy, labels == minority
+    return None
+
+
+def map_panel(ax, found):
+    """A 2-D embedding: pale dots for the majority, dark triangles on top for the minority."""
+    ax.set(xticks=[], yticks=[])
+    if found is None:
+        ax.text(0.5, 0.5, "not run", ha="center", va="center", transform=ax.transAxes, color="0.5")
+        ax.spines[:].set_visible(False)
+        return
+    _, xy, rare = found
+    size = np.clip(4000 / len(xy), 2, 14)
+    ax.scatter(*xy[~rare].T, s=size, c="#9ecae1", marker="o", lw=0, label="majority")
+    ax.scatter(*xy[rare].T, s=1.3 * size, c="#a50f15", marker="^", lw=0, label="minority")
+
+
+def embeddings_figure(groups, runs, dataset):
+    """Maps side by side: a row per ratio, a column per method. None without a map."""
+    found = {(g["ratio"], g["label"]): embedding_of(g, runs) for g in encoder_groups(groups) if g["dataset"] == dataset}
+    found = {key: value for key, value in found.items() if value}
+    if not found:
+        return None
+    part = [g for g in groups if g["dataset"] == dataset]
+    ratios = [r for r in dict.fromkeys(g["ratio"] for g in part) if any(key[0] == r for key in found)]
+    labels = [name for name in dict.fromkeys(g["label"] for g in sorted(part, key=lambda g: place(g["rows"][0])[4:])) if any(key[1] == name for key in found)]
+    figure, axes = panels(len(ratios), len(labels), 2.5, 2.5)
+    for i, ratio in enumerate(ratios):
+        for j, label in enumerate(labels):
+            ax = axes[i, j]
+            map_panel(ax, found.get((ratio, label)))
+            if i == 0:
+                ax.set_title(textwrap.fill(label, 24), fontsize=10)
+            if j == 0:
+                ax.set_ylabel(ratio, fontsize=10)
+            if (ratio, label) in found:
+                ax.set_xlabel(f"seed {found[ratio, label][0]['seed']}", fontsize=8)
+    figure.suptitle(f"{dataset}: test images in the embedding, two dimensions", fontsize=11)
+    legend_maps(figure, figure.axes)
+    return figure
+
+
+def legend_maps(figure, axes):
+    handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, frameon=False, markerscale=2.5)
+
+
+def overview_figure(groups, runs, dataset):
+    """The story at a glance, for the most imbalanced ratio: maps above, bars of SAA and balanced accuracy below. None without a value."""
+    from matplotlib.figure import Figure
+    part = headline_groups(groups, dataset)
+    maps = [embedding_of(g, runs) for g in part]
+    bars = {("saa_minority", "saa_majority"): "SAA (%)", ("balanced_accuracy",): "balanced test accuracy (%)"}
+    bars = {keys: title for keys, title in bars.items() if any(measured(g, keys[0]) for g in part)}
+    if not any(maps) and not bars:
+        return None
+    any_map = any(found is not None for found in maps)
+    width = max(8, 2.3 * len(part))
+    heights = [2.9] * any_map + [3.3] * bool(bars)
+    figure = Figure(figsize=(width, sum(heights) + 0.4), layout="constrained")
+    share = part[0]["minority_percent"]
+    figure.suptitle(f"{dataset} {part[0]['ratio']}" + ("" if share is None else f": {share:.3g} % of the training images are minority"), fontsize=13)
+    boxes = list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False).flat)
+    if any_map:
+        box = boxes.pop(0)
+        for ax, g, found in zip(box.subplots(1, len(part), squeeze=False).flat, part, maps):
+            map_panel(ax, found)
+            ax.set_title(textwrap.fill(g["name"], 24), fontsize=10)
+            below = measured(g, "below_collapse")
+            side = "below" if below and below[0] >= 0 else "above"
+            ax.set_xlabel((f"seed {found[0]['seed']}" if found else "") + (f"\nfinal loss {abs(below[0]):.3f} {side} collapse" if below else ""), fontsize=8)
+        legend_maps(box, box.axes)
+    if bars:
+        for ax, (keys, title) in zip(boxes[0].subplots(1, len(bars), squeeze=False).flat, bars.items()):
+            bar_panel(ax, part, keys, title)
+    return figure
+
+
+def bar_panel(ax, part, keys, title):
+    """Bars of the mean, a group per method and a bar per key, with every seed as a dot."""
+    looks = [dict(color="#a50f15"), dict(color="#9ecae1", hatch="//")] if len(keys) > 1 else [dict(color="#bdbdbd")]
+    w = 0.8 / len(keys)
+    for j, (key, look) in enumerate(zip(keys, looks)):
+        for i, g in enumerate(part):
+            x = i + (j - (len(keys) - 1) / 2) * w
+            if value := measured(g, key):
+                mean, _, values = value
+                ax.bar(x, mean, w, edgecolor="black", lw=0.7, label=key.split("_")[1] if len(keys) > 1 else None, **look)
+                ax.plot(x + w / 4 * np.linspace(-1, 1, len(values) + 2)[1:-1], values, "o", ms=4, mfc="white", mec="black", mew=0.8)
+                ax.annotate(f"{mean:.1f}", (x, max(values)), (0, 5), textcoords="offset points", ha="center", fontsize=8)
+            else:
+                ax.text(x, 0.02, g["cells"][key], rotation=90, ha="center", va="bottom", fontsize=8, color="0.4", transform=ax.get_xaxis_transform())
+    ax.set_xticks(range(len(part)), [textwrap.fill(g["name"], 14) for g in part], fontsize=8)
+    ax.set(ylabel=title, xlim=(-0.6, len(part) - 0.4))
+    ax.margins(y=0.12)
+    if len(keys) > 1:
+        handles = dict(zip(*ax.get_legend_handles_labels()[::-1]))
+        ax.legend(handles.values(), handles.keys(), frameon=False, fontsize=8)
+
+
+if __name__ == "__main__":
+    cli(main)
