@@ -1,18 +1,29 @@
-"""Judge an embedding by six numbers per class: how close positives are, how evenly the sphere is used, and whether neighbours agree.
+"""Judge an embedding, per class: are positives close, is the sphere used, do neighbours agree?
 
-    python evaluate_metrics.py runs/digits/99-1/supmin/seed0          # a run: metrics.json, embedding.png beside its encoder
-    python evaluate_metrics.py --embeddings z.npz                     # anyone's: z [V, n, D] or [n, D], labels [n] of 0 and 1
+    python evaluate_metrics.py runs/digits/99-1/supmin/seed0
+    python evaluate_metrics.py runs/digits/99-1/supmin/seed0 --neighborhood 5 --out five_neighbours
+    python evaluate_metrics.py --embeddings z.npz        # z [V, n, D] or [n, D], labels [n], 0 or 1
 
-SAD, CAD, GPU and PEU are the usual measures of alignment and uniformity; SAA and CAC (arXiv:2503.17024) compare a row with its
-neighbours and so tell a collapsed or mixed-up representation from a tight one. Importable, no file or flag needed:
-from evaluate_metrics import sample_alignment_accuracy, class_alignment_consistency.
+SAD, CAD, GPU and PEU are the usual measures of alignment and uniformity. SAA and CAC compare a row
+with its neighbours (arXiv:2503.17024) and so tell a collapse from a tight class.
+
+A run is judged on two augmented views of its test split: on the sphere where the loss acts
+("projection") and at the encoder's features, scaled to unit length ("encoder"). Embeddings of your
+own are taken as they are. Writes metrics.json, embedding.png (a 2-D map) and embedding.npz.
+The metrics are importable: from evaluate_metrics import class_alignment_consistency
 """
 
 import numbers
+import zipfile
+from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from tqdm import tqdm
 
-from common import seeded
+from common import (ArgumentParser, ContrastiveModel, UserError, at_least, cli, embed, load_exactly, load_run, load_tensors, pick_device,
+                    provenance, read_json, seeded, sha256, state_sha256, whole, write_json)
 
 # ------------------------------------------------------------------------------------------------------------------
 # the metrics. Letters: V views, n images, D dimensions, M = V*n rows (view-major: row = view * n + image), n_c images of
@@ -30,7 +41,7 @@ def sample_alignment_distance(z, labels):
     the mean over the images of class 0 and of class 1. ValueError: one view, an empty class, wrong shapes, not finite.
     Source: alignment of Wang & Isola 2020 (arXiv:2005.10242) per class, not squared.
     """
-    z, labels, _ = _checked(z, labels)
+    z, labels, _ = checked(z, labels)
     _need_views(z)
     return _class_means((z[1:] - z[0]).norm(dim=2).mean(dim=0), labels)
 
@@ -42,15 +53,16 @@ def sample_alignment_accuracy(z, labels):
     rows of class 0 and of class 1. Rows that are equally near share the credit, so a fully collapsed representation scores chance,
     100 (V - 1) / (M - 1). ValueError: one view, an empty class, wrong shapes, not finite. Source: arXiv:2503.17024.
     """
-    z, labels, rows = _checked(z, labels)
+    z, labels, rows = checked(z, labels)
     _need_views(z)
     image = torch.arange(z.shape[1], device=z.device).repeat(len(z))                    # [M]
-    size, hits = _centred(rows).square().sum(dim=1, keepdim=True), []                   # [M, 1]
+    size = _centred(rows).square().sum(dim=1, keepdim=True)                             # [M, 1]
+    hits = torch.empty_like(rows[:, 0])                                                 # [M]
     for anchors, d2 in _squared_distances(rows, itself=torch.inf):
         least = d2.amin(dim=1, keepdim=True)                                            # [a, 1]
         nearest = d2 - least <= ROUNDING * (size[anchors] + least)                      # [a, M], one per anchor unless rows tie
-        hits.append((nearest & (image[anchors, None] == image)).sum(1) / nearest.sum(1).double())
-    return 100 * _class_means(torch.cat(hits), labels.repeat(len(z)))
+        hits[anchors] = (nearest & (image[anchors, None] == image)).sum(1) / nearest.sum(1).double()
+    return 100 * _class_means(hits, labels.repeat(len(z)))
 
 
 def class_alignment_distance(z, labels):
@@ -80,18 +92,19 @@ def class_alignment_consistency(z, labels, neighborhood=0.05):
     the diagonal. Exactly, unless rows coincide: reference(k) = (100 + (k - 1) * ours(k - 1)) / k, and
     ours(k) = ((k + 1) * reference(k + 1) - 100) / k.
     """
-    z, labels, rows = _checked(z, labels)
-    k = _neighbors(neighborhood, len(rows))
+    z, labels, rows = checked(z, labels)
+    k = neighbors(neighborhood, len(rows))
     labels = labels.repeat(len(z))                                                      # [M]
-    size, shares = _centred(rows).square().sum(dim=1, keepdim=True), []                 # [M, 1]
+    size = _centred(rows).square().sum(dim=1, keepdim=True)                             # [M, 1]
+    shares = torch.empty_like(rows[:, 0])                                               # [M]
     for anchors, d2 in _squared_distances(rows, itself=torch.inf):
         last = d2.kthvalue(k, dim=1, keepdim=True).values                               # [a, 1]
         same = labels[anchors, None] == labels                                          # [a, M]
         tied = (d2 - last).abs() <= ROUNDING * (size[anchors] + last)                   # these share the places that are left
         nearer = (d2 < last) & ~tied
         places = k - nearer.sum(1)
-        shares.append(((nearer & same).sum(1) + places * (tied & same).sum(1) / tied.sum(1).double()) / k)
-    return 100 * _class_means(torch.cat(shares), labels)
+        shares[anchors] = ((nearer & same).sum(1) + places * (tied & same).sum(1) / tied.sum(1).double()) / k
+    return 100 * _class_means(shares, labels)
 
 
 def gaussian_potential(z, labels):
@@ -117,10 +130,10 @@ def entropy_uniformity(z, labels, repeats=5, generator=None):
     by default seeded(0), so that a second call agrees with the first. Returns float64 [2], percent.
     ValueError: fewer than two rows in a class (V * n_c < 2), repeats < 1, wrong shapes, not finite. Source: arXiv:2503.17024.
     """
-    z, labels, rows = _checked(z, labels)
+    z, labels, rows = checked(z, labels)
     if repeats < 1:
         raise ValueError(f"entropy uniformity needs at least one repeat, not {repeats}")
-    rows = torch.nn.functional.normalize(rows, dim=1)
+    rows = F.normalize(rows, dim=1)
     classes = [torch.cat([labels == c] * len(z)) for c in (0, 1)]                       # bool [M] each
     _need_two_rows(classes[0].sum(), classes[1].sum())
     generator = generator or seeded(0)
@@ -136,7 +149,7 @@ def entropy_uniformity(z, labels, repeats=5, generator=None):
 
 # the pieces ---------------------------------------------------------------------------------------------------------
 
-def _checked(z, labels):
+def checked(z, labels):
     """z [V, n, D] and labels [n] as tensors (z float64), and the M rows view-major [M, D]. ValueError says what is wrong."""
     z, labels = torch.as_tensor(z).detach().double(), torch.as_tensor(labels)
     if z.ndim != 3 or 0 in z.shape:
@@ -163,11 +176,12 @@ def _need_two_rows(*rows):
             raise ValueError(f"class {c} has a single row; pairs need two views or a second image")
 
 
-def _neighbors(neighborhood, rows):
+def neighbors(neighborhood, rows):
     """k of the neighborhood: an integer k itself, or int(share * rows)."""
-    k = neighborhood if isinstance(neighborhood, numbers.Integral) else int(neighborhood * rows)
-    if not isinstance(neighborhood, numbers.Integral) and not 0 < neighborhood < 1:
+    whole_number = isinstance(neighborhood, numbers.Integral)
+    if not whole_number and not 0 < neighborhood < 1:
         raise ValueError(f"a neighborhood is a share between 0 and 1 or a whole number of neighbors, not {neighborhood}")
+    k = neighborhood if whole_number else int(neighborhood * rows)
     if not 1 <= k <= rows - 1:
         raise ValueError(f"a neighborhood of {neighborhood} means {k} of {rows - 1} other rows; give a number between 1 and {rows - 1}")
     return int(k)
@@ -175,7 +189,7 @@ def _neighbors(neighborhood, rows):
 
 def _classes(z, labels):
     """The rows of class 0 and of class 1, [V * n_c, D] each."""
-    z, labels, _ = _checked(z, labels)
+    z, labels, _ = checked(z, labels)
     classes = [z[:, labels == c].flatten(0, 1) for c in (0, 1)]
     _need_two_rows(*map(len, classes))
     return classes
@@ -213,3 +227,220 @@ def _nearest_random_point(rows, points, generator):
             best[part] = torch.where(closer, cosine, best[part])
             place[part] = torch.where(closer, start + nearest, place[part])
     return place
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# the script
+# ------------------------------------------------------------------------------------------------------------------
+
+POINTS = 3000                   # most that the picture shows: t-SNE takes longer than the metrics, and more dots only cover each other
+
+
+def main():
+    args = parse_args()
+    device = pick_device(args.device)
+    source, out, facts, spaces = open_run(args, device) if args.run else open_embeddings(args)
+    if finished(out / "metrics.json", facts):
+        print(f"{out / 'metrics.json'}: done before with the same settings; delete it to measure again")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+
+    labels, embeddings = spaces()                                                       # {space: (z [V, n, D], evaluation view [n, D])}
+    try:
+        values = {space: measure(z.to(device), labels, args.neighborhood, space) for space, (z, _) in embeddings.items()}
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from None
+    space = next(iter(embeddings))
+    if args.picture != "none":
+        order = (1 - facts["minority"], facts["minority"])                              # as in the legend
+        saa, cac = ("-" if values[space][m] is None else " / ".join(f"{values[space][m][c]:.0f}" for c in order) for m in ("saa", "cac"))
+        title = f"{facts['title']}, {space}\nSAA {saa} %, CAC {cac} % (majority / minority)"
+        draw(out, embeddings[space][1].numpy(), labels.numpy(), facts["classes"], facts["minority"], args.picture, args.seed, title)
+    nested = {"encoder": values["encoder"]} if "encoder" in values else {}
+    write_json(out / "metrics.json", {**values[space], "space": space, **nested, **facts, "provenance": provenance(device)})
+
+    print_table(values, facts)
+    pictures = [] if args.picture == "none" else [out / "embedding.png", out / "embedding.npz"]
+    print("wrote", *[out / "metrics.json", *pictures], sep="\n  ")
+    if args.run:
+        print(f"next: python report.py {next((folder for folder in args.run.parents if folder.name == 'runs'), args.run.parent)}")
+
+
+def parse_args():
+    parser = ArgumentParser("Six metrics per class and a picture of the embedding of a run's test split.", smoke=dict(picture="pca"))
+    parser.add_argument("run", nargs="?", type=Path, help="folder of a finished run of pretrain.py or finetune.py")
+    parser.add_argument("--embeddings", type=Path, metavar="NPZ", help="judge these instead: arrays z [V, n, D] or [n, D], labels [n]")
+    parser.add_argument("--out", type=Path, help="folder of the results (default: the run folder; for z.npz: z_metrics)")
+    parser.add_argument("--neighborhood", type=share_or_count, default=0.05, metavar="K", help="CAC: share of all rows, or how many neighbours")
+    parser.add_argument("--picture", choices=["tsne", "pca", "none"], default="tsne", help="2-D map of the embedding")
+    parser.add_argument("--batch-size", type=at_least(1), default=256, help="images embedded at a time")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the augmented views")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one")
+    parser.add_argument("--smoke", action="store_true", help="at most 64 images of a class, PCA picture")
+    args = parser.parse_args()
+    if (args.run is None) == (args.embeddings is None):
+        raise UserError("give a run folder or --embeddings z.npz, one of the two; --help lists what there is")
+    return args
+
+
+def share_or_count(text):
+    return int(text) if text.isdigit() else float(text)
+
+
+def open_run(args, device):
+    """(source, out, what decides the result, a function that embeds the test split) of a run folder."""
+    config, subset, encoder = load_run(args.run)
+    head = None                                                                         # supervised from scratch: there is none
+    if "projection_dim" in config:
+        model = ContrastiveModel(config["arch"], config["projection_dim"])
+        checkpoint = args.run / "checkpoint.pt"
+        load_exactly(model, load_tensors(checkpoint, keys=("model",))["model"], checkpoint)
+        if state_sha256(model.encoder) != state_sha256(encoder):
+            raise UserError(f"{args.run}: checkpoint.pt and encoder.pt hold different encoders; finish the run with pretrain.py first")
+        head = model.head.eval().requires_grad_(False).to(device)
+    rows = subset.splits["test"]
+    labels = torch.from_numpy(subset.labels[rows])
+    keep = kept(labels, args.smoke)
+    rows, labels = rows[keep], labels[keep]
+    title = f"{subset.name} {subset.ratio}, {config.get('method', config.get('loss', 'supervised'))}"
+    facts = {**settings(args, labels, subset.classes, subset.minority, 2, title), "split": "test", "batch_size": args.batch_size,
+             "encoder_sha256": state_sha256(encoder)}
+
+    def spaces():
+        network = encoder.to(device)
+        views = embed(network, subset, rows, device, args.batch_size, 2, seeded(args.seed), "two views")         # [2, n, D]
+        plain = embed(network, subset, rows, device, args.batch_size, desc="evaluation view")                    # [n, D]
+        found = {"encoder": (F.normalize(views, dim=2), F.normalize(plain, dim=1))}
+        if head:
+            found = {"projection": tuple(F.normalize(head(x.to(device)), dim=-1).cpu() for x in (views, plain)), **found}
+        return labels, found
+
+    return args.run, args.out or args.run, facts, spaces
+
+
+def open_embeddings(args):
+    """The same of an npz file with arrays z [V, n, D] or [n, D] and labels [n]."""
+    path, needs = args.embeddings, "--embeddings needs an .npz with arrays z [V, n, D] or [n, D] and labels [n] of 0 and 1"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            z, labels = file["z"], file["labels"]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {needs}") from None
+    except (KeyError, ValueError, TypeError, AttributeError, EOFError, IsADirectoryError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: {error}; {needs}".replace("\n", " ")) from None
+    if z.dtype.kind not in "fiu" or labels.dtype.kind not in "fiub":
+        raise UserError(f"{path}: z is {z.dtype} and labels are {labels.dtype}, both must be numbers; {needs}")
+    z, labels = torch.from_numpy(z.astype(np.float64)), torch.from_numpy(labels.astype(np.float64))
+    z = z[None] if z.ndim == 2 else z
+    try:
+        z, labels, _ = checked(z, labels)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; {needs}") from None
+    if len(z) == 1:
+        print("one view: SAD and SAA compare views of the same image and stay empty (null)")
+    keep = kept(labels, args.smoke)
+    z, labels = z[:, keep], labels[keep]
+    facts = {**settings(args, labels, ["class 0", "class 1"], int(labels.sum() * 2 <= len(labels)), len(z), path.stem), "split": None,
+             "embeddings_sha256": sha256(path)}
+    return path, args.out or path.with_name(f"{path.stem}_metrics"), facts, lambda: (labels, {"embeddings": (z, z[0])})
+
+
+def settings(args, labels, classes, minority, views, title):
+    """What decides the result, for metrics.json: the same settings again need no new evaluation."""
+    n = torch.bincount(labels, minlength=2).tolist()
+    if 0 in n:
+        raise UserError(f"{args.run}: its test split has no image of class {classes[n.index(0)]}; make the subset again")
+    try:
+        k = neighbors(args.neighborhood, views * sum(n))
+    except ValueError as error:
+        raise UserError(f"--neighborhood {args.neighborhood}: {error}") from None
+    return {"title": title, "classes": classes, "minority": minority, "n": n, "views": views, "seed": args.seed,
+            "neighborhood": args.neighborhood, "neighbors": k, "picture": args.picture, "smoke": args.smoke}
+
+
+def kept(labels, smoke):
+    """Positions to judge: all, or the first 64 of each class."""
+    positions = [(labels == c).nonzero().squeeze(1)[:64 if smoke else None] for c in (0, 1)]
+    return torch.cat(positions).sort().values
+
+
+def finished(path, facts):
+    """Whether metrics.json holds these very results. UserError when writing it would lose others; another picture loses nothing."""
+    if not path.exists():
+        return False
+    old = read_json(path, "delete it to measure again")
+    differ = [key for key, value in facts.items() if old.get(key) != value]
+    if set(differ) - {"picture"}:
+        raise UserError(f"{path}: holds another evaluation (other {', '.join(differ)}); delete it or choose another folder with --out")
+    return not differ
+
+
+def measure(z, labels, neighborhood, space):
+    """The six metrics of z [V, n, D]: {name: [class 0, class 1]}; SAD and SAA are None for a single view."""
+    metrics = {"sad": sample_alignment_distance, "saa": sample_alignment_accuracy, "cad": class_alignment_distance,
+               "cac": lambda z, labels: class_alignment_consistency(z, labels, neighborhood), "gpu": gaussian_potential,
+               "peu": entropy_uniformity}
+    return {name: None if len(z) == 1 and name in ("sad", "saa") else metric(z, labels).tolist()
+            for name, metric in tqdm(metrics.items(), desc=f"metrics, {space}", leave=False)}
+
+
+def print_table(values, facts):
+    mixed = " and ".join(f"{100 * count / sum(facts['n']):.0f}" for count in facts["n"])
+    collapse = {"sad": "0: views coincide, and so do all images", "saa": "near 0: some other image is nearer than the own view",
+                "cad": "0: a class is one point", "cac": f"{mixed}, the classes' shares: neighbours tell nothing",
+                "gpu": "1: a class is one point", "peu": "0: a class is in one place"}
+    names = [name + (" (minority)" if c == facts["minority"] else "") for c, name in enumerate(facts["classes"])]
+    widths = [max(len(name), 10) for name in names]
+    print(f"\n{facts['title']}: {facts['n'][0]} and {facts['n'][1]} images, {facts['views']} view{'s' * (facts['views'] > 1)}")
+    for space, measured in values.items():
+        print(f"{space:<11}" + "  ".join(f"{name:>{w}}" for name, w in zip(names, widths)) + "   a collapse looks like")
+        for name, pair in measured.items():
+            unit = {"sad": "L2", "cad": "L2", "gpu": ""}.get(name, "%")
+            cells = [f"{'-':>{w}}" if pair is None else f"{pair[c]:>{w}.{1 if unit == '%' else 3}f}" for c, w in enumerate(widths)]
+            print(f"  {name.upper():<4} {unit:<4}" + "  ".join(cells) + f"   {collapse[name]}")
+
+
+def draw(out, rows, labels, classes, minority, method, seed, title):
+    """Map rows [n, D] to the plane; write embedding.npz (xy float32 [n, 2], labels, minority, map) and embedding.png."""
+    from matplotlib.figure import Figure
+    if len(rows) > POINTS:
+        chosen = np.sort(np.random.default_rng(seed).choice(len(rows), POINTS, replace=False))
+        rows, labels, title = rows[chosen], labels[chosen], f"{title}   ({POINTS} of {len(rows)} images)"
+        print(f"the picture shows {POINTS} images, drawn by --seed")
+    xy, name = flat_map(rows, method)
+    with whole(out / "embedding.npz") as part, open(part, "wb") as file:
+        np.savez(file, xy=xy.astype(np.float32), labels=labels, minority=minority, map=name)
+
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axes = figure.subplots()
+    styles = [dict(c="#9ec5e8", marker="o", s=14, linewidths=0), dict(c="#8b0000", marker="^", s=30, linewidths=0.5, edgecolors="w")]
+    for c in (1 - minority, minority):                                                  # the few on top of the many
+        of_class = labels == c
+        axes.scatter(*xy[of_class].T, label=f"{classes[c]} ({of_class.sum()})", **styles[c == minority])
+    axes.set(title=title, aspect="equal", adjustable="datalim", xlabel=f"{name} 1", ylabel=f"{name} 2")
+    if name == "t-SNE":
+        axes.set(xticks=[], yticks=[], xlabel="t-SNE: shows neighbours, not distances; a collapse is magnified", ylabel="")
+    axes.legend(loc="best", framealpha=0.8)
+    with whole(out / "embedding.png") as part:
+        figure.savefig(part, format="png", dpi=150)
+
+
+def flat_map(rows, method):
+    """(xy [n, 2], "t-SNE" or "PCA"). t-SNE starts at the principal components; too few rows, or all equal, leave it at these."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+    centred = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
+    spread = centred.std()
+    if spread <= 1e-12 * np.abs(rows).max():
+        print("all embeddings are equal: the picture shows one point")
+        return np.zeros((len(rows), 2)), "PCA"
+    centred = np.pad(centred, ((0, 0), (0, 1)))                                         # so that one dimension has a plane, too
+    xy = PCA(2, random_state=0).fit_transform(centred)
+    if method == "pca" or len(rows) < 10:
+        return xy, "PCA"
+    tsne = TSNE(2, init=(xy / xy[:, 0].std() * 1e-4).astype(np.float32), perplexity=min(30, (len(rows) - 1) / 3), random_state=0)
+    return tsne.fit_transform((centred / spread).astype(np.float32)), "t-SNE"           # scaled: a tight cloud is mapped like a wide one
+
+
+if __name__ == "__main__":
+    cli(main)
