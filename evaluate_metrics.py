@@ -271,7 +271,7 @@ def parse_args():
     parser.add_argument("run", nargs="?", type=Path, help="folder of a finished run of pretrain.py or finetune.py")
     parser.add_argument("--embeddings", type=Path, metavar="NPZ", help="judge these instead: arrays z [V, n, D] or [n, D], labels [n]")
     parser.add_argument("--out", type=Path, help="folder of the results (default: the run folder; for z.npz: z_metrics)")
-    parser.add_argument("--neighborhood", type=share_or_count, default=0.05, metavar="K", help="CAC: share of all rows, or how many neighbours")
+    parser.add_argument("--neighborhood", type=share_or_count, default=0.05, metavar="K", help="CAC: share of all rows, or a count")
     parser.add_argument("--picture", choices=["tsne", "pca", "none"], default="tsne", help="2-D map of the embedding")
     parser.add_argument("--batch-size", type=at_least(1), default=256, help="images embedded at a time")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the augmented views")
