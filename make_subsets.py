@@ -69,8 +69,9 @@ def load_digits(args):
     scans = datasets.load_digits()
     images = np.rint(scans.images * 255 / 16).astype(np.uint8)[..., None]                # [1797, 8, 8, 1], 17 grey levels
     labels = (scans.target >= 5).astype(np.int64)
-    return Source(list(images), [f"load_digits/{i}" for i in range(len(images))], labels, draw_splits(labels, {"test": 20, "val": 10}, args.seed),
-                  ["0-4", "5-9"], hashlib.sha256(images.tobytes() + labels.astype(np.uint8).tobytes()).hexdigest(),
+    names = [f"load_digits/{i}" for i in range(len(images))]
+    digest = hashlib.sha256(images.tobytes() + labels.astype(np.uint8).tobytes()).hexdigest()
+    return Source(list(images), names, labels, draw_splits(labels, {"test": 20, "val": 10}, args.seed), ["0-4", "5-9"], digest,
                   args.size or 32, "medical", 1, args.store_size)
 
 
@@ -87,7 +88,8 @@ def load_medmnist(args):
         download_medmnist(dataset, size, path)
     if not path.exists():
         others = "".join(f"; {p.name} is there: use --size {s}" for s, p in paths.items() if p.exists())
-        raise UserError(f"{path}: no such file; --download fetches it, or get {path.name} from medmnist.com (Zenodo) and put it into {root}{others}")
+        raise UserError(f"{path}: no such file; --download fetches it, or get {path.name} from medmnist.com (Zenodo) "
+                        f"and put it into {root}{others}")
     images, names, labels, split = [], [], [], []
     try:
         for part in SPLITS:
@@ -117,7 +119,8 @@ def download_medmnist(dataset, size, path):
         try:
             dataset(split="train", root=folder, size=size, download=True)
         except (RuntimeError, ValueError, OSError):
-            raise UserError(f"--download: could not fetch {path.name}; get it from medmnist.com (Zenodo) and put it into {path.parent}") from None
+            raise UserError(f"--download: could not fetch {path.name}; get it from medmnist.com (Zenodo) "
+                            f"and put it into {path.parent}") from None
         os.replace(Path(folder) / path.name, path)
 
 
@@ -137,8 +140,8 @@ def load_inat21(args):
     root = Path(args.data_root)
     root = next((r for r in (root, root / "inat21", root / "inat21_mini") if (r / "train").is_dir() and (r / "val").is_dir()), None)
     if root is None:
-        raise UserError(f"{args.data_root}: no folder with train/ and val/; get iNaturalist 2021 from github.com/visipedia/inat_comp/tree/master/2021, "
-                        "unpack it there, or give its folder with --data-root")
+        raise UserError(f"{args.data_root}: no folder with train/ and val/; get iNaturalist 2021 from "
+                        "github.com/visipedia/inat_comp/tree/master/2021, unpack it there, or give its folder with --data-root")
     folders = {part: {f: f.name.split("_", 7)[1:] for f in sorted((root / part).iterdir()) if re.fullmatch(r"\d+(_[^_]+){6}_.+", f.name)}
                for part in ("train", "val")}                                             # folder -> its seven taxonomy levels
     names, found = [], []
@@ -149,8 +152,8 @@ def load_inat21(args):
     both = sorted(found[0] & found[1])
     if both:
         raise UserError(f"--minority {taxa[0]} --majority {taxa[1]}: overlap in {both[0].name}; choose two taxa without a common species")
-    images = [(image, label, part) for part in ("train", "val") for label in (0, 1) for folder in sorted(found[label]) if folder.parent.name == part
-              for image in image_files(folder)]
+    images = [(image, label, part) for part in ("train", "val") for label in (0, 1)
+              for folder in sorted(found[label]) if folder.parent.name == part for image in image_files(folder)]
     labels = np.array([label for _, label, _ in images], dtype=np.int64)
     split = np.array(["test" if part == "val" else "train" for _, _, part in images], dtype="<U5")
     for label in (0, 1):
@@ -178,7 +181,8 @@ def match_taxon(flag, taxon, folders, root):
     if not found:
         lower = {level.lower(): level for level in sorted(known)}
         near = [lower[k] for word in reversed(wanted) for k in difflib.get_close_matches(word, lower, n=5, cutoff=0.4)]
-        raise UserError(f"{flag} {taxon}: matches no folder in {root}; nearest names: {', '.join(dict.fromkeys(near)) or ', '.join(list(lower.values())[:10])}")
+        near = dict.fromkeys(near or list(lower.values())[:10])
+        raise UserError(f"{flag} {taxon}: matches no folder in {root}; nearest names: {', '.join(near)}")
     return name, found
 
 
@@ -201,8 +205,10 @@ def load_folder(args):
         if name.lower() in SPLITS:
             raise UserError(f"{root}: a class folder named {name} would be taken for a split; rename it")
     if len(classes) != 2:
-        raise UserError(f"{root}: class folders found: {len(classes)} ({', '.join(classes[:10]) or 'none'}); exactly two are needed, as {layout}")
-    found = [(image, label, part) for part, folder in groups.items() for label, name in enumerate(classes) for image in image_files(folder / name)]
+        raise UserError(f"{root}: class folders found: {len(classes)} ({', '.join(classes[:10]) or 'none'}); "
+                        f"exactly two are needed, as {layout}")
+    found = [(image, label, part) for part, folder in groups.items() for label, name in enumerate(classes)
+             for image in image_files(folder / name)]
     if not found:
         raise UserError(f"{root}: no images below {' and '.join(classes)} ({' '.join(sorted(SUFFIXES))}); put them there")
     images, labels = [image for image, _, _ in found], np.array([label for _, label, _ in found], dtype=np.int64)
@@ -213,13 +219,15 @@ def load_folder(args):
     if missing:
         rows = np.flatnonzero(split == "train")
         split[rows] = draw_splits(labels[rows], missing, args.seed, None if patients is None else patients[rows])
-        source.notes.append(f"drawn from train: {', '.join(f'{percent} % for {part}' for part, percent in missing.items())}"
+        shares = ", ".join(f"{percent} % for {part}" for part, percent in missing.items())
+        source.notes.append(f"drawn from train: {shares}"
                             + (f", by patient ({len(set(patients[rows]))} patients)" if args.patient else ""))
     if args.patient:
         for part in SPLITS:
             shared = set(patients[split == part]) & set(patients[split != part])
             if shared:
-                raise UserError(f"--patient: patient {sorted(shared)[0]} has images in {part} and in another split folder; move them into one")
+                raise UserError(f"--patient: patient {sorted(shared)[0]} has images in {part} and in another split folder; "
+                                "move them into one")
     if args.minority is not None:
         same = [label for label, name in enumerate(classes) if name == args.minority]
         if not same:
@@ -242,7 +250,8 @@ def patient(regex, image, root):
 
 def file_source(args, images, root, labels, split, classes, **more):
     names = [printable(image.relative_to(root).as_posix()) for image in images]
-    found = "\n".join(f"{name}\t{label}\t{image.stat().st_size if image.exists() else None}" for name, label, image in zip(names, labels, images))
+    found = "\n".join(f"{name}\t{label}\t{image.stat().st_size if image.exists() else None}"
+                      for name, label, image in zip(names, labels, images))
     size = args.size or 224
     return Source(images, names, labels, split, classes, hashlib.sha256(found.encode()).hexdigest(), size,
                   "medical" if args.grayscale else "natural", 1 if args.grayscale else 3, args.store_size or round(size * 10 / 7), **more)
@@ -286,7 +295,7 @@ DATASETS = {
 
 
 def split_counts(n: int):
-    """(train, val) of n images: floor of 95 % and 5 %, then the remainder one by one from the first (as the reference, protocol.json)."""
+    """(train, val) of n images: floor of 95 % and 5 %, then the remainder one by one from the first, as the reference does."""
     counts = [math.floor(n * 0.95), math.floor(n * 0.05)]
     for i in range(n - sum(counts)):
         counts[i % 2] += 1
@@ -296,7 +305,7 @@ def split_counts(n: int):
 def ratio_counts(class_sizes, ratios):
     """Images kept per class: min(floor(m * ratio_c), n_c), m the smallest class, so the total is about m whatever the ratio.
 
-    class_sizes: images per class; ratios: share per class, sum 1. In double precision, as the reference (protocol.json): 100 * 0.29 gives 28.
+    class_sizes: images per class; ratios: share per class, sum 1. In double precision, as the reference: 100 * 0.29 gives 28.
     """
     smallest = min(class_sizes)
     return [min(math.floor(smallest * ratio), n) for n, ratio in zip(class_sizes, ratios)]
@@ -305,8 +314,8 @@ def ratio_counts(class_sizes, ratios):
 def draw_splits(labels, percents, seed, groups=None):
     """Draw whole groups (patients; default: every image its own) for each split of percents, stratified by class; the rest is train.
 
-    labels int [M] in {0, 1}; percents: {split: percent of the images}; groups [M] or None. A group counts as rare if any of its images
-    is of the rarer class. Returns str [M]. A split gets its share of each stratum's images, exceeded by at most one group.
+    labels int [M] in {0, 1}; percents: {split: percent of the images}; groups [M] or None. A group counts as rare if any of its
+    images is of the rarer class. Returns str [M]. A split gets its share of each stratum's images, exceeded by at most one group.
     """
     groups = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
     sizes = np.bincount(groups)
@@ -332,7 +341,8 @@ def parse_ratio(text):
         if not (major + minor == 100 and major >= minor >= 0):
             raise ValueError
     except (ValueError, InvalidOperation):
-        raise UserError(f"--ratios {text}: not a ratio; give percent of majority and minority in train, as 99-1 or 99.5-0.5, or natural") from None
+        raise UserError(f"--ratios {text}: not a ratio; give percent of majority and minority in train, as 99-1 or 99.5-0.5, "
+                        "or natural") from None
     name = "-".join(format(part.normalize(), "f") for part in (major, minor))
     return name, float(major / 100), float(minor / 100)
 
@@ -341,7 +351,8 @@ def draw_rows(labels, split, ratio, minority, balance, seed):
     """The rows of one ratio: {"train": sorted rows, "val": ..., "test": ...}. Every ratio takes the head of one permutation per class."""
     rows = {}
     for part, stream in zip(SPLITS, (DRAW_TRAIN, DRAW_VAL, DRAW_TEST)):
-        drawn = [np.random.default_rng([seed, stream, c]).permutation(np.flatnonzero((split == part) & (labels == c))) for c in (0, 1)]
+        drawn = [np.random.default_rng([seed, stream, c]).permutation(np.flatnonzero((split == part) & (labels == c)))
+                 for c in (0, 1)]
         keep = [len(d) for d in drawn]
         _, major, minor = parse_ratio(ratio)
         if part == "train" and ratio != "natural":
@@ -399,7 +410,7 @@ def stored_side(images, limit):
 
 
 def pack_chunk(job):
-    """Decode some images into their place of the .npy file. Returns (start, crc32 of the block, [[width, height, reason if unreadable]])."""
+    """Decode some images into their place of the .npy file. Returns (start, crc32 of the block, [[width, height, why unreadable]])."""
     path, offset, start, images, side, channels = job
     block, rows = np.zeros((len(images), side, side, channels), dtype=np.uint8), []
     for i, image in enumerate(images):
@@ -594,7 +605,8 @@ def write_ratios(folder, images_path, index_path, rows, minority, source, settin
     for ratio, drawn in rows.items():
         mean, std = mean_std(sums[drawn["train"]], images.shape[1] * images.shape[2])
         counts = {part: {str(c): int((labels[drawn[part]] == c).sum()) for c in (0, 1)} for part in SPLITS}
-        contact_sheet(folder / f"{ratio}.png", f"{folder.name} {ratio}, minority: {source.classes[minority]}", images, sizes, drawn, labels, source.classes)
+        title = f"{folder.name} {ratio}, minority: {source.classes[minority]}"
+        contact_sheet(folder / f"{ratio}.png", title, images, sizes, drawn, labels, source.classes)
         records[ratio] = {"name": folder.name, "ratio": ratio, "classes": source.classes, "minority": minority, "counts": counts,
                           "size": source.size, "recipe": source.recipe, "mean": mean, "std": std, "seed": settings["seed"],
                           "command": command_line(), **sums_of, "settings": settings,
@@ -621,7 +633,7 @@ def finished(folder, settings, skip_bad):
     for name, key in (("images.npy", "images_sha256"), ("index.csv", "index_sha256")):
         wanted = {record.get(key) for record in records.values()}
         if records and (not (folder / name).exists() or wanted != {sha256(folder / name)}):
-            raise UserError(f"{folder / name}: not what the subset was made with (checksum); delete {folder} and give the command again")
+            raise UserError(f"{folder / name}: not what the subset was made with (checksum); delete {folder} and make it again")
     return records
 
 
@@ -629,7 +641,7 @@ def finished(folder, settings, skip_bad):
 
 
 def parse_args():
-    p = argparse.ArgumentParser(description="Images on disk -> subsets/<dataset>/, decoded once, at several class ratios of the training part.",
+    p = argparse.ArgumentParser(description="Images on disk -> subsets/<dataset>/, decoded once, at several class ratios of train.",
                                 epilog="data sets: " + " ".join(DATASETS))
     p.add_argument("dataset", metavar="DATASET", help="one of those below; digits needs no download")
     p.add_argument("--data-root", default="data", metavar="D", help="folder of the images, or of the MedMNIST file (default: data)")
@@ -669,8 +681,8 @@ def main():
     args = parse_args()
     source = DATASETS[args.dataset][0](args)                                             # images, labels, splits
     folder = Path(args.out) / args.name
-    settings = {"dataset": args.dataset, "size": source.size, "store_size": source.store_size, "grayscale": args.grayscale, "seed": args.seed,
-                "patient": args.patient, "minority": args.minority, "majority": args.majority,
+    settings = {"dataset": args.dataset, "size": source.size, "store_size": source.store_size, "grayscale": args.grayscale,
+                "seed": args.seed, "patient": args.patient, "minority": args.minority, "majority": args.majority,
                 "source": f"{len(source.images)} images, sha256 {source.digest[:16]}"}
     records = finished(folder, settings, args.skip_bad)
     if records:                                                                          # decoded already
