@@ -19,10 +19,11 @@ import numpy as np
 
 from common import ArgumentParser, UserError, cli, collapse_value, command_line, read_json, read_log, whole
 
-DATASETS = ("digits", "breastmnist", "pneumoniamnist", "inat21-plants", "inat21-insects", "inat21-mammals", "inat21", "fracatlas", "infarction", "folder")
+DATASETS = ("digits", "breastmnist", "pneumoniamnist", "inat21-plants", "inat21-insects", "inat21-mammals", "inat21", "fracatlas", "infarction",
+            "folder")
 METHODS = ("ntxent", "supcon", "supmin", "suppro", "kcl", "tsc", "sbcl", "bcl", "paco",
            "ce", "weighted_ce", "focal", "ldam_drw", "logit_adjusted", "crt", "tau_norm", "lws")
-DEFAULTS = {"majority_supervision": 0.0, "margin": 1.0, "gamma": 2.0, "augment": True, "smoke": False}     # another value is named in the method's label
+DEFAULTS = {"majority_supervision": 0.0, "margin": 1.0, "gamma": 2.0, "augment": True, "smoke": False}      # another value stands in the label
 IDENTITY = ("dataset", "ratio", "method", "seed", "subset", "classes", "minority")   # every other key of config.json is a setting
 COMPARED = ("arch", "epochs", "batch_size", "size")                             # settings that also tell methods of one kind apart
 SCORES = ("accuracy", "balanced_accuracy", "auroc", "f1")
@@ -95,7 +96,8 @@ def read_run(folder, config, root):
         row = {**{key: str(config[key]) for key in ("dataset", "ratio", "method")}, "seed": int(config["seed"])}
         minority = (0, 1).index(config["minority"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'}: not a run's settings ({type(error).__name__}: {error}); delete it or move it out of this folder") from None
+        raise UserError(f"{folder / 'config.json'}: not a run's settings ({type(error).__name__}: {error}); "
+                        "delete it or move it out of this folder") from None
     settings = {key: value for key, value in config.items() if key not in IDENTITY and not (key in DEFAULTS and value == DEFAULTS[key])}
     row.update(settings=json.dumps(settings, sort_keys=True), kind="contrastive" if "projection_dim" in config else "supervised",
                state="finished" if (folder / "encoder.pt").exists() else "not finished", path=folder.relative_to(root).as_posix())
@@ -280,11 +282,16 @@ def cell(values):
 # ------------------------------------------------------------------------------------------------------------------
 
 COLUMNS = {"accuracy": ("accuracy", "%"), "balanced_accuracy": ("balanced accuracy", "%"), "auroc": ("AUROC", "%"),
-           "balanced_train_accuracy": ("accuracy, 50-50 probe", "%"), "saa_minority": ("SAA minority", "%"), "saa_majority": ("SAA majority", "%"),
+           "balanced_train_accuracy": ("accuracy, 50-50 probe", "%"),
+           "saa_minority": ("SAA minority", "%"), "saa_majority": ("SAA majority", "%"),
            "cac_minority": ("CAC minority", "%"), "cac_majority": ("CAC majority", "%"), "final_loss": ("final loss", "nats"),
            "below_collapse": ("below collapse", "nats")}
 
 
+READING = """Mean ± standard deviation (n - 1) over n seeds, test split. "not run": not measured yet; "-": does not apply, or one seed alone has
+no deviation. Accuracies of supervised methods are the trained network's own (*scored by* says so); "50-50 probe": the probe trained on the
+balanced subset. *Below collapse* is log(2 · batch size - 1), the loss of embeddings that are all equal (without a prototype term), minus
+the final loss: about 0 means collapsed."""
 TERMINAL = [[key for key in COLUMNS if key not in left_out] for left_out in (
     ("balanced_train_accuracy", "final_loss"), ("balanced_train_accuracy", "final_loss", "accuracy"),
     ("balanced_train_accuracy", "final_loss", "accuracy", "auroc"))]                # the widest that leaves room for the names
@@ -302,7 +309,8 @@ def results_table(rows):
     """The rows of results.csv: one per run, known columns first, lists as JSON."""
     first = ["dataset", "ratio", "minority_percent", "method", "label", "seed", "state", "path", "arch", "epochs", "batch_size", "size", "smoke",
              *(f"{way}_test_{score}" for way in ("probe", "finetune") for score in SCORES),
-             *(f"{key}_{side}" for key in METRICS for side in ("minority", "majority")), "final_loss", "collapse_value", "command", "commit", "device"]
+             *(f"{key}_{side}" for key in METRICS for side in ("minority", "majority")),
+             "final_loss", "collapse_value", "command", "commit", "device"]
     rest = sorted({key for row in rows for key in row} - set(first) - {"settings"})
     return [{key: json.dumps(row[key]) if isinstance(row.get(key), list) else row.get(key) for key in first + rest} for row in rows]
 
@@ -350,11 +358,7 @@ def tables(groups):
 def markdown(groups, figures, notes):
     """report.md: headline, one table per data set and ratio with its provenance, figures, what is left out."""
     lines = ["# Results", "", f"Generated by `{command_line()}`; nothing here is typed by hand. Every seed's values: [results.csv](results.csv); "
-             "all quantities: [summary.csv](summary.csv).", "", *(f"* {line}" for line in headlines(groups)), "",
-             "Mean ± standard deviation (n - 1) over n seeds, test split. \"not run\": not measured yet; \"-\": does not apply, or one seed alone has no "
-             "deviation. Accuracies of supervised methods are the trained network's own (*scored by* says so); \"50-50 probe\": the probe trained on the "
-             "balanced subset. *Below collapse* is log(2 · batch size - 1), the loss of embeddings that are all equal (without a prototype term), minus "
-             "the final loss: about 0 means collapsed."]
+             "all quantities: [summary.csv](summary.csv).", "", *(f"* {line}" for line in headlines(groups)), "", READING]
     header = [f"{title} ({unit})" for title, unit in COLUMNS.values()]
     for (dataset, ratio), part in tables(groups).items():
         lines += ["", f"## {dataset}, {ratio}", "", "| " + " | ".join(["method", "scored by", "n", *header]) + " |",
@@ -380,7 +384,8 @@ def provenance_lines(part):
     lines = [f"hardware: {distinct(rows, 'device')}; torch {distinct(rows, 'torch')}; commit {distinct(rows, 'commit')}"]
     lines += [f"{', '.join(labels)}: {text}" for text, labels in settings.items()]
     lines += [f"SAA and CAC in the {space} space: {', '.join(labels)}" for space, labels in spaces.items()]
-    return lines + [f"`{shape}`" for shape in command_shapes([row["command"] for row in rows if "command" in row])]
+    sources = ("command", "probe_provenance_command", "metrics_provenance_command", "finetune_provenance_command")
+    return lines + [f"`{shape}`" for shape in command_shapes([row[key] for key in sources for row in rows if key in row])]
 
 
 def command_shapes(commands):
@@ -388,8 +393,18 @@ def command_shapes(commands):
     forms = {}
     for words in (command.split() for command in dict.fromkeys(commands)):
         forms.setdefault((words[1:2], [word for word in words if word.startswith("-")], len(words)).__repr__(), []).append(words)
-    return [" ".join(column[0] if len(column) == 1 else "{" + ",".join(column) + "}" for column in map(list, map(dict.fromkeys, zip(*form))))
-            for form in forms.values()]
+    return [" ".join(map(braces, zip(*form))) for form in forms.values()]
+
+
+def braces(words):
+    """One pattern for some words: x/99-1/a and x/99-1/b give x/99-1/{a,b}."""
+    words = list(dict.fromkeys(words))
+    if len(words) == 1:
+        return words[0]
+    parts = [word.split("/") for word in words]
+    if len(parts[0]) > 1 and len(set(map(len, parts))) == 1:
+        return "/".join(map(braces, zip(*parts)))
+    return "{" + ",".join(words) + "}"
 
 
 def terminal_tables(groups, width=120):
@@ -429,7 +444,8 @@ def headlines(groups):
         part = headline_groups(groups, dataset)
 
         def means(*keys):
-            known = [(g, [measured(g, key) for key in keys]) for g in part if g["rows"][0]["kind"] == "contrastive" or "balanced_accuracy" in keys]
+            told = [g for g in part if g["rows"][0]["kind"] == "contrastive" or "balanced_accuracy" in keys]
+            known = [(g, [measured(g, key) for key in keys]) for g in told]
             return {g["name"]: float(np.mean([value[0] for value in values])) for g, values in known if None not in values}
 
         said = []
@@ -439,7 +455,7 @@ def headlines(groups):
         text = "; ".join(said) or "nothing measured yet"
         if gaps := means("below_collapse"):
             nearest = min(gaps, key=lambda name: abs(gaps[name]))
-            text += (f". The final loss nearest to its collapse value is {nearest}'s, {abs(gaps[nearest]):.3f} nats "
+            text += (f". The final loss nearest to its collapse value is that of {nearest}, {abs(gaps[nearest]):.3f} nats "
                      + ("below it" if gaps[nearest] >= 0 else "above it"))
         seeds = sorted({g["n"] for g in part})
         lines.append(f"{dataset} {part[0]['ratio']} ({'-'.join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))} "
@@ -474,7 +490,8 @@ def next_step(rows, runs, out, figures):
             return f"{row['command']}    # goes on with {row['path']}"
     for row in rows:
         if row["state"] == "finished":
-            missing = [script for script, key in (("linear_probe.py", "probe_test_accuracy"), ("evaluate_metrics.py", "saa_minority")) if key not in row]
+            measures = {"linear_probe.py": "probe_test_accuracy", "evaluate_metrics.py": "saa_minority"}
+            missing = [script for script, key in measures.items() if key not in row]
             if missing and (row["kind"] == "contrastive" or missing == ["evaluate_metrics.py"]):
                 return f"python {missing[0]} {runs / row['path']}    # then this report again"
     picture = next((name for name in figures if name.startswith("overview")), None)
@@ -485,7 +502,7 @@ def next_step(rows, runs, out, figures):
 # figures: readable in grey, so every method has its own marker and line
 # ------------------------------------------------------------------------------------------------------------------
 
-COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")           # Okabe and Ito: safe for colour-blind eyes
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")     # Okabe, Ito: for colour-blind eyes too
 MARKERS = ("o", "X", "^", "s", "D", "v", "P", "*", "<", ">", "p", "h", "8", "d")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (7, 3)))                             # 7 beside 8 colours
 
@@ -494,12 +511,13 @@ def draw_figures(groups, runs, out):
     """Draw and save what there is data for. Returns the names written and a line for each figure left out."""
     from tqdm import tqdm
     names = list(dict.fromkeys(g["name"] for g in groups))
-    style = {name: dict(color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], ls=LINES[i % len(LINES)]) for i, name in enumerate(names)}
-    plans = [(f"overview_{dataset}.png", lambda dataset=dataset: overview_figure(groups, runs, dataset)) for dataset in dict.fromkeys(g["dataset"] for g in groups)]
+    style = {name: dict(color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], ls=LINES[i % len(LINES)])
+             for i, name in enumerate(names)}
+    datasets = list(dict.fromkeys(g["dataset"] for g in groups))
+    plans = [(f"overview_{dataset}.png", lambda dataset=dataset: overview_figure(groups, runs, dataset)) for dataset in datasets]
     plans += [("accuracy.png", lambda: accuracy_figure(groups, style)), ("saa_cac.png", lambda: saa_cac_figure(groups, style)),
               ("cac_accuracy.png", lambda: cac_accuracy_figure(groups, style))]
-    plans += [(f"embeddings_{dataset}.png", lambda dataset=dataset: embeddings_figure(groups, runs, dataset))
-              for dataset in dict.fromkeys(g["dataset"] for g in groups)]
+    plans += [(f"embeddings_{dataset}.png", lambda dataset=dataset: embeddings_figure(groups, runs, dataset)) for dataset in datasets]
     written, missing = [], []
     for name, draw in tqdm(plans, desc="figures", leave=False):
         figure = draw()
@@ -558,7 +576,8 @@ def legend_below(figure, axes):
 
 def accuracy_figure(groups, style):
     """Balanced accuracy against imbalance, a panel per data set. None without a value."""
-    groups = [g for g in groups if not g["scored_by"].startswith("fine-tuned") and g["minority_percent"] is not None and measured(g, "balanced_accuracy")]
+    groups = [g for g in groups if g["minority_percent"] is not None and measured(g, "balanced_accuracy")]
+    groups = [g for g in groups if not g["scored_by"].startswith("fine-tuned")]
     datasets = list(dict.fromkeys(g["dataset"] for g in groups))
     if not datasets:
         return None
@@ -586,7 +605,8 @@ def saa_cac_figure(groups, style):
                 ax.sharey(row[list(row).index(ax) - 1])              # the classes of a metric on one scale
             line_panel(ax, [g for g in groups if g["dataset"] == dataset], key, style)
             metric, side = key.split("_")
-            ax.set(title=f"{dataset}: {metric.upper()}, {side}", xlabel="minority share of training images (%, log)", ylabel=f"{metric.upper()} (%)")
+            metric = metric.upper()
+            ax.set(title=f"{dataset}: {metric}, {side}", xlabel="minority share of training images (%, log)", ylabel=f"{metric} (%)")
     legend_below(figure, figure.axes)
     return figure
 
@@ -620,7 +640,7 @@ def cac_accuracy_figure(groups, style):
     for ax, (title, part) in zip(axes.flat, shown):
         for name in dict.fromkeys(point[1] for point in part):
             own = [point for point in part if point[1] == name]
-            ax.plot([p[2] for p in own], [p[3] for p in own], label=name, ls="", mfc="none", mew=1.4, ms=7, **{k: style[name][k] for k in ("color", "marker")})
+            ax.plot([p[2] for p in own], [p[3] for p in own], label=name, mfc="none", mew=1.4, ms=7, **{**style[name], "ls": ""})
         x, y = np.array([p[2] for p in part]), np.array([p[3] for p in part])
         if len(part) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
             ax.set_title(f"{title}, n = {len(part)}: " + ("no line, fewer than 3 runs" if len(part) < 3 else "no line, all values equal"))
@@ -680,7 +700,8 @@ def embeddings_figure(groups, runs, dataset):
         return None
     part = [g for g in groups if g["dataset"] == dataset]
     ratios = [r for r in dict.fromkeys(g["ratio"] for g in part) if any(key[0] == r for key in found)]
-    labels = [name for name in dict.fromkeys(g["label"] for g in sorted(part, key=lambda g: place(g["rows"][0])[4:])) if any(key[1] == name for key in found)]
+    part.sort(key=lambda g: place(g["rows"][0])[4:])                # methods in their order, whichever ratio has them first
+    labels = [name for name in dict.fromkeys(g["label"] for g in part) if any(key[1] == name for key in found)]
     figure, axes = panels(len(ratios), len(labels), 2.5, 2.5)
     for i, ratio in enumerate(ratios):
         for j, label in enumerate(labels):
@@ -716,7 +737,8 @@ def overview_figure(groups, runs, dataset):
     heights = [2.9] * any_map + [3.3] * bool(bars)
     figure = Figure(figsize=(width, sum(heights) + 0.4), layout="constrained")
     share = part[0]["minority_percent"]
-    figure.suptitle(f"{dataset} {part[0]['ratio']}" + ("" if share is None else f": {share:.3g} % of the training images are minority"), fontsize=13)
+    what = "" if share is None else f": {share:.3g} % of the training images are minority"
+    figure.suptitle(f"{dataset} {part[0]['ratio']}{what}", fontsize=13)
     boxes = list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False).flat)
     if any_map:
         box = boxes.pop(0)
@@ -725,7 +747,8 @@ def overview_figure(groups, runs, dataset):
             ax.set_title(textwrap.fill(g["name"], 24), fontsize=10)
             below = measured(g, "below_collapse")
             side = "below" if below and below[0] >= 0 else "above"
-            ax.set_xlabel((f"seed {found[0]['seed']}" if found else "") + (f"\nfinal loss {abs(below[0]):.3f} {side} collapse" if below else ""), fontsize=8)
+            under = [f"seed {found[0]['seed']}" if found else "", f"final loss {abs(below[0]):.3f} {side} collapse" if below else ""]
+            ax.set_xlabel("\n".join(under), fontsize=8)
         legend_maps(box, box.axes)
     if bars:
         for ax, (keys, title) in zip(boxes[0].subplots(1, len(bars), squeeze=False).flat, bars.items()):
@@ -746,13 +769,14 @@ def bar_panel(ax, part, keys, title):
                 ax.plot(x + w / 4 * np.linspace(-1, 1, len(values) + 2)[1:-1], values, "o", ms=4, mfc="white", mec="black", mew=0.8)
                 ax.annotate(f"{mean:.1f}", (x, max(values)), (0, 5), textcoords="offset points", ha="center", fontsize=8)
             else:
-                ax.text(x, 0.02, g["cells"][key], rotation=90, ha="center", va="bottom", fontsize=8, color="0.4", transform=ax.get_xaxis_transform())
+                ax.text(x, 0.02, cell_text(g["cells"][key], g["n"], 1), rotation=90, ha="center", va="bottom", fontsize=8,
+                        color="0.4", transform=ax.get_xaxis_transform())
     ax.set_xticks(range(len(part)), [textwrap.fill(g["name"], 14) for g in part], fontsize=8)
     ax.set(ylabel=title, xlim=(-0.6, len(part) - 0.4))
     ax.margins(y=0.12)
     if len(keys) > 1:
         handles = dict(zip(*ax.get_legend_handles_labels()[::-1]))
-        ax.legend(handles.values(), handles.keys(), frameon=False, fontsize=8)
+        ax.legend(handles.values(), handles.keys(), frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
 
 
 if __name__ == "__main__":

@@ -219,6 +219,7 @@ def test_provenance_is_read_from_the_runs(tmp_path):
 def test_commands_of_other_forms_stay_apart():
     assert report.command_shapes(["python a.py x --seed 0", "python a.py x --seed 1", "python a.py x", "python b.py x --seed 0"]) == [
         "python a.py x --seed {0,1}", "python a.py x", "python b.py x --seed 0"]
+    assert report.command_shapes([f"python p.py runs/{m}/seed{s}" for m in "ab" for s in (0, 1)]) == ["python p.py runs/{a,b}/{seed0,seed1}"]
 
 
 def test_terminal_table_fits(tmp_path):
@@ -237,7 +238,7 @@ def test_headline_says_what_the_numbers_say(tmp_path):
     line, = report.headlines(list(groups_of(tmp_path).values()))
     gap = math.log(511) - 6.2
     assert line == ("digits 99-1 (1 seed), SAA over both classes: supcon 1.5 %, supmin 12.5 %; balanced accuracy: supcon 60.0 %, supmin 80.0 %. "
-                    f"The final loss nearest to its collapse value is supcon's, {gap:.3f} nats below it.")
+                    f"The final loss nearest to its collapse value is that of supcon, {gap:.3f} nats below it.")
 
 
 def test_line_fit_against_scikit_learn():
