@@ -392,7 +392,7 @@ def command_shapes(commands):
     """Commands of one form as one line, varying words in braces: python pretrain.py ... --method {supcon,supmin} --seed {0,1}."""
     forms = {}
     for words in (command.split() for command in dict.fromkeys(commands)):
-        forms.setdefault((words[1:2], [word for word in words if word.startswith("-")], len(words)).__repr__(), []).append(words)
+        forms.setdefault((len(words), *words[1:2], *(word for word in words if word.startswith("-"))), []).append(words)
     return [" ".join(map(braces, zip(*form))) for form in forms.values()]
 
 
