@@ -429,6 +429,7 @@ def flat_map(rows, method):
     """(xy [n, 2], "t-SNE" or "PCA"). t-SNE starts at the principal components; too few rows, or all equal, leave it at these."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
     centred = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
     spread = centred.std()
     if spread <= 1e-12 * np.abs(rows).max():
@@ -439,7 +440,9 @@ def flat_map(rows, method):
     if method == "pca" or len(rows) < 10:
         return xy, "PCA"
     tsne = TSNE(2, init=(xy / xy[:, 0].std() * 1e-4).astype(np.float32), perplexity=min(30, (len(rows) - 1) / 3), random_state=0)
-    return tsne.fit_transform((centred / spread).astype(np.float32)), "t-SNE"           # scaled: a tight cloud is mapped like a wide one
+    print(f"t-SNE of {len(rows)} images", flush=True)
+    with threadpool_limits(1):                                                          # its threads wait for each other: 10x on a busy machine
+        return tsne.fit_transform((centred / spread).astype(np.float32)), "t-SNE"       # scaled: a tight cloud is mapped like a wide one
 
 
 if __name__ == "__main__":
