@@ -441,7 +441,7 @@ def flat_map(rows, method):
         return xy, "PCA"
     tsne = TSNE(2, init=(xy / xy[:, 0].std() * 1e-4).astype(np.float32), perplexity=min(30, (len(rows) - 1) / 3), random_state=0)
     print(f"t-SNE of {len(rows)} images", flush=True)
-    with threadpool_limits(1):                                                          # its threads wait for each other: 10x on a busy machine
+    with threadpool_limits(1):                                                          # several wait for each other on a busy machine: 10x
         return tsne.fit_transform((centred / spread).astype(np.float32)), "t-SNE"       # scaled: a tight cloud is mapped like a wide one
 
 
