@@ -239,12 +239,20 @@ POINTS = 3000                   # most that the picture shows: t-SNE takes longe
 def main():
     args = parse_args()
     device = pick_device(args.device)
-    source, out, facts, spaces = open_run(args, device) if args.run else open_embeddings(args)
+    if args.embeddings:
+        evaluate(*open_embeddings(args), args, device)
+    for run in args.runs:
+        evaluate(*open_run(run, args, device), args, device)
+    if args.runs:
+        print(f"next: python report.py {next((folder for folder in args.runs[0].parents if folder.name == 'runs'), args.runs[0].parent)}")
+
+
+def evaluate(source, out, facts, spaces, args, device):
+    """Measure one source of embeddings and write metrics.json and the picture into `out`, unless they are there."""
     if finished(out / "metrics.json", facts):
-        print(f"{out / 'metrics.json'}: done before with the same settings; delete it to measure again")
+        print(f"finished already: {out / 'metrics.json'}")
         return
     out.mkdir(parents=True, exist_ok=True)
-
     labels, embeddings = spaces()                                                       # {space: (z [V, n, D], evaluation view [n, D])}
     try:
         values = {space: measure(z.to(device), labels, args.neighborhood, space) for space, (z, _) in embeddings.items()}
@@ -262,15 +270,13 @@ def main():
     print_table(values, facts)
     pictures = [] if args.picture == "none" else [out / "embedding.png", out / "embedding.npz"]
     print("wrote", *[out / "metrics.json", *pictures], sep="\n  ")
-    if args.run:
-        print(f"next: python report.py {next((folder for folder in args.run.parents if folder.name == 'runs'), args.run.parent)}")
 
 
 def parse_args():
     parser = ArgumentParser("Six metrics per class and a picture of the embedding of a run's test split.", smoke=dict(picture="pca"))
-    parser.add_argument("run", nargs="?", type=Path, help="folder of a finished run of pretrain.py or finetune.py")
+    parser.add_argument("runs", metavar="run", nargs="*", type=Path, help="run folder from pretrain.py or finetune.py, or several")
     parser.add_argument("--embeddings", type=Path, metavar="NPZ", help="judge these instead: arrays z [V, n, D] or [n, D], labels [n]")
-    parser.add_argument("--out", type=Path, help="folder of the results (default: the run folder; for z.npz: z_metrics)")
+    parser.add_argument("--out", type=Path, help="folder of the results, for one run (default: the run folder; for z.npz: z_metrics)")
     parser.add_argument("--neighborhood", type=share_or_count, default=0.05, metavar="K", help="CAC: share of all rows, or a count")
     parser.add_argument("--picture", choices=["tsne", "pca", "none"], default="tsne", help="2-D map of the embedding")
     parser.add_argument("--batch-size", type=at_least(1), default=256, help="images embedded at a time")
@@ -278,8 +284,10 @@ def parse_args():
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one")
     parser.add_argument("--smoke", action="store_true", help="at most 64 images of a class, PCA picture")
     args = parser.parse_args()
-    if (args.run is None) == (args.embeddings is None):
+    if bool(args.runs) == bool(args.embeddings):
         raise UserError("give a run folder or --embeddings z.npz, one of the two; --help lists what there is")
+    if len(args.runs) > 1 and args.out:
+        raise UserError("--out: is meant for one run; give a single run folder")
     return args
 
 
@@ -287,16 +295,16 @@ def share_or_count(text):
     return int(text) if text.isdigit() else float(text)
 
 
-def open_run(args, device):
+def open_run(run, args, device):
     """(source, out, what decides the result, a function that embeds the test split) of a run folder."""
-    config, subset, encoder = load_run(args.run)
+    config, subset, encoder = load_run(run)
     head = None                                                                         # supervised from scratch: there is none
     if "projection_dim" in config:
         model = ContrastiveModel(config["arch"], config["projection_dim"])
-        checkpoint = args.run / "checkpoint.pt"
+        checkpoint = run / "checkpoint.pt"
         load_exactly(model, load_tensors(checkpoint, keys=("model",))["model"], checkpoint)
         if state_sha256(model.encoder) != state_sha256(encoder):
-            raise UserError(f"{args.run}: checkpoint.pt and encoder.pt hold different encoders; finish the run with pretrain.py first")
+            raise UserError(f"{run}: checkpoint.pt and encoder.pt hold different encoders; finish the run with pretrain.py first")
         head = model.head.eval().requires_grad_(False).to(device)
     rows = subset.splits["test"]
     labels = torch.from_numpy(subset.labels[rows])
@@ -315,7 +323,7 @@ def open_run(args, device):
             found = {"projection": tuple(F.normalize(head(x.to(device)), dim=-1).cpu() for x in (views, plain)), **found}
         return labels, found
 
-    return args.run, args.out or args.run, facts, spaces
+    return run, args.out or run, facts, spaces
 
 
 def open_embeddings(args):
@@ -401,15 +409,17 @@ def print_table(values, facts):
 
 
 def draw(out, rows, labels, classes, minority, method, seed, title):
-    """Map rows [n, D] to the plane; write embedding.npz (xy float32 [n, 2], labels, minority, map) and embedding.png."""
+    """Map rows [n, D] to the plane; write embedding.npz (xy float32 [n, 2], labels, minority, map, limit of the axes) and embedding.png."""
     from matplotlib.figure import Figure
     if len(rows) > POINTS:
         chosen = np.sort(np.random.default_rng(seed).choice(len(rows), POINTS, replace=False))
         rows, labels, title = rows[chosen], labels[chosen], f"{title}   ({POINTS} of {len(rows)} images)"
         print(f"the picture shows {POINTS} images, drawn by --seed")
     xy, name = flat_map(rows, method)
+    # a PCA map is drawn at the scale of the rows' length, so that a collapse is one dot; t-SNE has no scale of its own
+    limit = 1.05 * max(np.linalg.norm(rows, axis=1).mean(), np.abs(xy).max()) if name == "PCA" else np.inf
     with whole(out / "embedding.npz") as part, open(part, "wb") as file:
-        np.savez(file, xy=xy.astype(np.float32), labels=labels, minority=minority, map=name)
+        np.savez(file, xy=xy.astype(np.float32), labels=labels, minority=minority, map=name, limit=limit)
 
     figure = Figure(figsize=(6, 6), layout="constrained")
     axes = figure.subplots()
@@ -417,9 +427,11 @@ def draw(out, rows, labels, classes, minority, method, seed, title):
     for c in (1 - minority, minority):                                                  # the few on top of the many
         of_class = labels == c
         axes.scatter(*xy[of_class].T, label=f"{classes[c]} ({of_class.sum()})", **styles[c == minority])
-    axes.set(title=title, aspect="equal", adjustable="datalim", xlabel=f"{name} 1", ylabel=f"{name} 2")
+    axes.set(title=title, aspect="equal", xlabel=f"{name} 1", ylabel=f"{name} 2")
     if name == "t-SNE":
         axes.set(xticks=[], yticks=[], xlabel="t-SNE: shows neighbours, not distances; a collapse is magnified", ylabel="")
+    else:
+        axes.set(xlim=(-limit, limit), ylim=(-limit, limit))
     axes.legend(loc="best", framealpha=0.8)
     with whole(out / "embedding.png") as part:
         figure.savefig(part, format="png", dpi=150)

@@ -40,6 +40,7 @@ def parse_args():
     parser.add_argument("--train", choices=["all", "head"], default="all", help="head: the encoder stays frozen, in eval mode")
     parser.add_argument("--no-augment", action="store_true", help="train on the evaluation view, as the reference's baseline does")
     parser.add_argument("--arch", default="resnet50", help="from scratch only: any torchvision ResNet")
+    parser.add_argument("--size", type=at_least(8), metavar="S", help="side of what the network sees, pixels (default: the run's or subset's)")
     parser.add_argument("--epochs", type=at_least(1), default=100, help="passes over the training images")
     parser.add_argument("--batch-size", type=at_least(2), default=256, help="images")
     parser.add_argument("--lr", type=at_least(0, float), default=1e-4, help="of Adam; cosine without warm-up")
@@ -75,6 +76,7 @@ def main():
         subset, arch, encoder = load_subset(args.source), args.arch, resnet(args.arch)
         out = args.out or Path("runs", subset.name, subset.ratio, args.loss, f"seed{args.seed}")
         summary, options = out / "finetune.json", {"method": args.loss, **options}
+    subset.size = args.size or subset.size
     model = Classifier(encoder.requires_grad_(args.train == "all"), frozen=args.train == "head").to(device)
     frozen = state_sha256(model.encoder)
     rows = subset.splits["train"]
@@ -114,7 +116,7 @@ def main():
         if not args.source.is_dir():
             save_tensors(out / "encoder.pt", model.encoder.state_dict())
         result = {split: evaluate(model, subset, split, device, args) for split in ("val", "test")}
-        write_json(summary, {**result, **options, "best_epoch": best.epoch + 1, "epochs": args.epochs, "seed": args.seed, "smoke": args.smoke,
+        write_json(summary, {**result, **options, "best_epoch": best.epoch + 1, "epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr, "seed": args.seed, "smoke": args.smoke,
                              "classes": subset.classes, "minority": subset.minority, "provenance": provenance(device)})
         print(f"test, epoch {best.epoch + 1} of {args.epochs}: " + "  ".join(f"{name} {100 * value:.1f} %" for name, value in result["test"].items()))
         print(f"wrote {summary}\nnext: python report.py runs")

@@ -29,7 +29,7 @@ LR = 3e-4                                                        # of Adam in th
 
 def parse_args():
     parser = ArgumentParser("Linear probe of a finished run.", smoke=dict(epochs=2, batch_size=64))
-    parser.add_argument("run", type=Path, help="run folder, from pretrain.py or finetune.py")
+    parser.add_argument("runs", metavar="run", type=Path, nargs="+", help="run folder from pretrain.py or finetune.py, or several")
     parser.add_argument("--protocol", choices=["cached", "reference"], default="cached", help="cached: convex fit on features; reference: Adam, augmented")
     parser.add_argument("--epochs", type=at_least(1), default=100, help="reference protocol only")
     parser.add_argument("--batch-size", type=at_least(1), default=1024, help="images; cached protocol: of the feature pass only")
@@ -37,47 +37,53 @@ def parse_args():
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one")
     parser.add_argument("--predict", type=Path, metavar="FOLDER", help="classify the images below this folder, with --csv")
     parser.add_argument("--csv", type=Path, metavar="OUT", help="where --predict writes file, probability, class")
-    parser.add_argument("--out", type=Path, help="folder of probe.json (default: the run folder)")
+    parser.add_argument("--out", type=Path, help="folder of probe.json, for one run (default: the run folder)")
     parser.add_argument("--smoke", action="store_true", help="two strengths, or two epochs")
     args = parser.parse_args()
     if (args.predict is None) != (args.csv is None):
         raise UserError("--predict and --csv belong together: the folder to read and the table to write")
+    if len(args.runs) > 1 and (args.out or args.predict):
+        raise UserError("--out and --predict: are meant for one run; give a single run folder")
     return args
 
 
 def main():
     args = parse_args()
     device = pick_device(args.device)
-    config, subset, encoder = load_run(args.run)
-    encoder.to(device)
-    out = args.out or args.run
-    frozen = state_sha256(encoder)
-    settings = {"protocol": args.protocol, "smoke": args.smoke, "encoder_sha256": frozen,
-                **({"epochs": args.epochs, "batch_size": args.batch_size, "seed": args.seed} if args.protocol == "reference" else {})}
+    for run in args.runs:
+        config, subset, encoder = load_run(run)
+        encoder.to(device)
+        out = args.out or run
+        settings = {"protocol": args.protocol, "smoke": args.smoke, "encoder_sha256": state_sha256(encoder),
+                    **({"epochs": args.epochs, "batch_size": args.batch_size, "seed": args.seed} if args.protocol == "reference" else {})}
+        if finished(out, settings):
+            print(f"finished already: {out / 'probe.json'}")
+        else:
+            probe_run(encoder, subset, out, settings, device, args)
+        if args.predict:
+            probe = nn.Linear(encoder.dim, 2)
+            load_exactly(probe, load_tensors(out / "probe.pt"), out / "probe.pt")
+            predict_folder(nn.Sequential(encoder, probe.to(device)), subset, args.predict, args.csv, device)
+    print("next: python evaluate_metrics.py " + " ".join(map(str, args.runs[:3])) + (" ..." if len(args.runs) > 3 else ""))
 
-    if finished(out, settings):
-        print(f"finished already: {out / 'probe.json'}")
-    else:
-        val, test = (features(encoder, subset, subset.splits[split], device, args, desc=split) for split in ("val", "test"))
-        fit = fit_cached if args.protocol == "cached" else fit_reference
-        result = {"test": None, "val": None, "test_balanced_train": None, "val_balanced_train": None}
-        for ending, rows in (("", subset.splits["train"]), ("_balanced_train", balanced_rows(subset))):
-            if rows is not None:
-                probe, chosen = fit(encoder, subset, rows, val, device, args)
-                result.update({"val" + ending: probe_scores(probe, *val, subset), "test" + ending: probe_scores(probe, *test, subset),
-                               "chosen" + ending: chosen})
-                if not ending:
-                    save_tensors(out / "probe.pt", probe.state_dict())
-        if state_sha256(encoder) != frozen:
-            raise RuntimeError("the probe changed the encoder it was to leave frozen")
-        write_json(out / "probe.json", {**result, **settings, "classes": subset.classes, "minority": subset.minority, "provenance": provenance(device)})
-        print_scores(result, subset)
-        print(f"wrote {out / 'probe.json'}\nnext: python evaluate_metrics.py {args.run}")
 
-    if args.predict:
-        probe = nn.Linear(encoder.dim, 2)
-        load_exactly(probe, load_tensors(out / "probe.pt"), out / "probe.pt")
-        predict_folder(nn.Sequential(encoder, probe.to(device)), subset, args.predict, args.csv, device)
+def probe_run(encoder, subset, out, settings, device, args):
+    """Train both probes of one run, read the test split once for each, write probe.json and probe.pt."""
+    val, test = (features(encoder, subset, subset.splits[split], device, args, desc=split) for split in ("val", "test"))
+    fit = fit_cached if args.protocol == "cached" else fit_reference
+    result = {"test": None, "val": None, "test_balanced_train": None, "val_balanced_train": None}
+    for ending, rows in (("", subset.splits["train"]), ("_balanced_train", balanced_rows(subset))):
+        if rows is not None:
+            probe, chosen = fit(encoder, subset, rows, val, device, args)
+            result.update({"val" + ending: probe_scores(probe, *val, subset), "test" + ending: probe_scores(probe, *test, subset),
+                           "chosen" + ending: chosen})
+            if not ending:
+                save_tensors(out / "probe.pt", probe.state_dict())
+    if state_sha256(encoder) != settings["encoder_sha256"]:
+        raise RuntimeError("the probe changed the encoder it was to leave frozen")
+    write_json(out / "probe.json", {**result, **settings, "classes": subset.classes, "minority": subset.minority, "provenance": provenance(device)})
+    print_scores(result, subset)
+    print(f"wrote {out / 'probe.json'}")
 
 
 def finished(out, settings):

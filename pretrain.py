@@ -76,6 +76,7 @@ def parse_args():
     parser.add_argument("--method", choices=METHODS, default="supmin", help="what is contrasted")
     parser.add_argument("--majority-supervision", type=float, metavar="R", help="supmin: share of majority images supervised too, 0 to 1 (default: 0)")
     parser.add_argument("--margin", type=float, metavar="M", help="suppro: prototypes pull until cosine M/2 (default: 1)")
+    parser.add_argument("--size", type=at_least(8), metavar="S", help="side of what the network sees, pixels (default: the subset's)")
     parser.add_argument("--temperature", type=at_least(1e-3, float), default=0.07, help="of the similarities")
     parser.add_argument("--arch", default="resnet50", help="any torchvision ResNet")
     parser.add_argument("--epochs", type=at_least(1), default=100, help="passes over the training images")
@@ -105,6 +106,7 @@ def main():
     args = parse_args()
     device = pick_device(args.device)
     subset = load_subset(args.subset)
+    subset.size = args.size or subset.size
     out = args.out or Path("runs", subset.name, subset.ratio, args.method, f"seed{args.seed}")
     amp, autocast, scaler = precision(device, args.amp)
     rows = subset.splits["train"]

@@ -664,18 +664,18 @@ def line_fit(x, y):
 
 
 def embedding_of(g, runs):
-    """(row, xy, is_minority) of the lowest seed that has embedding.npz, or None. UserError when the file is damaged."""
+    """(row, xy, is_minority, limit of the axes) of the lowest seed that has embedding.npz, or None. UserError when the file is damaged."""
     for row in sorted(g["rows"], key=lambda row: row["seed"]):
         path = Path(runs) / row["path"] / "embedding.npz"
         if path.exists():
             try:
                 with np.load(path, allow_pickle=False) as file:
-                    xy, labels, minority = file["xy"], file["labels"], int(file["minority"])
+                    xy, labels, minority, limit = file["xy"], file["labels"], int(file["minority"]), float(file["limit"])
                 if xy.shape != (len(labels), 2):
                     raise ValueError("xy and labels do not match")
             except Exception as error:      # numpy and zipfile report damage in many ways; all of them mean the same here
                 raise UserError(f"{path}: not an embedding ({type(error).__name__}); delete it and run evaluate_metrics.py again") from None
-            return row, xy, labels == minority
+            return row, xy, labels == minority, limit
     return None
 
 
@@ -686,7 +686,9 @@ def map_panel(ax, found):
         ax.text(0.5, 0.5, "not run", ha="center", va="center", transform=ax.transAxes, color="0.5")
         ax.spines[:].set_visible(False)
         return
-    _, xy, rare = found
+    _, xy, rare, limit = found
+    if np.isfinite(limit):
+        ax.set(xlim=(-limit, limit), ylim=(-limit, limit))
     size = np.clip(4000 / len(xy), 2, 14)
     ax.scatter(*xy[~rare].T, s=size, c="#9ecae1", marker="o", lw=0, label="majority")
     ax.scatter(*xy[rare].T, s=1.3 * size, c="#a50f15", marker="^", lw=0, label="minority")

@@ -13,7 +13,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("KIT_SHARED", ROOT.parent / "shared"))          # reference numbers and images, where they are at hand
 sys.path.insert(0, str(ROOT))
-torch.set_num_threads(2)
+os.environ["OMP_NUM_THREADS"] = "1"                           # networks this small gain nothing from a second thread
+torch.set_num_threads(1)
 
 
 def oracle(name):

@@ -40,7 +40,7 @@ def make_run(runs, method="supcon", seed=0, ratio="99-1", dataset="digits", fold
         write(path / "metrics.json", {**values, "space": "encoder" if supervised else "projection", "neighborhood": 0.05, "smoke": False})
     if embedding:
         labels = np.arange(40) % 2
-        np.savez(path / "embedding.npz", xy=np.random.default_rng(seed).normal(size=(40, 2)), labels=labels, minority=minority)
+        np.savez(path / "embedding.npz", xy=np.random.default_rng(seed).normal(size=(40, 2)), labels=labels, minority=minority, limit=np.inf)
     return path
 
 

@@ -89,16 +89,21 @@ def test_encoder_loads_into_torchvision(run):
 
 
 @pytest.mark.parametrize("method, flags", [("ntxent", []), ("supcon", ["--amp", "bf16"]), ("supmin", ["--majority-supervision", 0.5]), ("suppro", ["--margin", 0.5])])
-def test_every_method_is_repeatable_and_its_seed_matters_but_not_for_the_data(workplace, method, flags):
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        call(pretrain, "subsets/digits/95-5.json", "--method", method, "--smoke", "--seed", seed, "--out", f"{method}/{name}", *flags)
-    a, b, c = ([common.load_tensors(f"{method}/{name}/{file}.pt") for file in ("checkpoint", "encoder")] for name in "abc")
-    assert equal(a, b) and not equal(a[1], c[1])
-    assert log_of(Path(method, "a")) == log_of(Path(method, "b")) != log_of(Path(method, "c"))
-    subsets = [load_run(f"{method}/{name}")[1] for name in "ac"]
-    assert all(np.array_equal(subsets[0].splits[split], subsets[1].splits[split]) for split in common.SPLITS)
+def test_every_method_is_repeatable(workplace, method, flags):
+    for name in "ab":
+        call(pretrain, "subsets/digits/95-5.json", "--method", method, "--smoke", "--watch-every", 0, "--out", f"{method}/{name}", *flags)
+    a, b = ([common.load_tensors(f"{method}/{name}/{file}.pt") for file in ("checkpoint", "encoder")] for name in "ab")
+    assert equal(a, b) and log_of(Path(method, "a")) == log_of(Path(method, "b"))
     if method == "suppro":
         assert torch.equal(a[0]["method"]["prototypes"][0], -a[0]["method"]["prototypes"][1])
+
+
+def test_another_seed_gives_other_weights_on_the_same_rows(run, workplace):
+    call(pretrain, "subsets/digits/99-1.json", "--method", "supmin", "--smoke", "--seed", 1)
+    other = run.with_name("seed1")
+    assert not equal(*(common.load_tensors(folder / "encoder.pt") for folder in (run, other)))
+    one, two = (load_run(folder)[1] for folder in (run, other))
+    assert one.sha256 == two.sha256 and all(np.array_equal(one.splits[split], two.splits[split]) for split in common.SPLITS)
 
 
 def test_a_killed_run_goes_on_and_ends_bit_identical(workplace):
