@@ -116,6 +116,18 @@ list() {  # the grid, one command per line; each returns at once where its work 
     done
 }
 
+demo_list() {  # the demo's training: small enough for a laptop, long enough to tell the methods apart
+    local seed ratio method
+    for seed in 0 1; do
+        for ratio in 99-1 50-50; do
+            for method in supcon supmin suppro ntxent; do
+                echo "$PYTHON pretrain.py subsets/digits/$ratio.json --method $method --seed $seed --out runs/demo/$ratio/$method/seed$seed" \
+                     "--arch resnet18 --size 16 --batch-size 64 --epochs 16 --lr 0.125 --watch-every 8 --save-every 8"
+            done
+        done
+    done
+}
+
 run_list() {  # run the commands on standard input one after the other; a failed one does not stop the rest
     local line failed=() commands
     mapfile -t commands
@@ -153,16 +165,10 @@ case ${1:-grid} in
     demo)
         setup requirements.txt
         "$PYTHON" make_subsets.py digits
-        for seed in 0 1; do
-            for ratio in 99-1 50-50; do
-                for method in supcon supmin suppro ntxent; do
-                    out=runs/digits/$ratio/$method/seed$seed
-                    echo "$PYTHON pretrain.py subsets/digits/$ratio.json --method $method --seed $seed --arch resnet18 --epochs 30 --watch-every 10 --save-every 10 &&
-                          $PYTHON linear_probe.py $out && $PYTHON evaluate_metrics.py $out" | tr -s '\n ' ' '; echo
-                done
-            done
-        done | run_list
-        "$PYTHON" report.py runs
+        demo_list | run_list
+        "$PYTHON" linear_probe.py runs/demo/*/*/seed*
+        "$PYTHON" evaluate_metrics.py runs/demo/*/*/seed* --picture pca
+        "$PYTHON" report.py runs/demo
         ;;
     test)
         setup requirements-test.txt
