@@ -169,7 +169,7 @@ def start_run(folder, config, device):
             part.write_text(json.dumps({**provenance(device), "data_sha256": config["sha256"]}) + "\n", encoding="utf-8")
     if not (folder / "config.json").exists():
         write_json(folder / "config.json", config)
-    print(f"{folder}\n  " + "  ".join(f"{key}={value}" for key, value in config.items() if key not in ("sha256", "classes", "subset")))
+    print(f"{folder}\n  " + "  ".join(f"{key}={value}" for key, value in config.items() if key not in ("sha256", "rows_sha256", "classes", "subset")))
 
 
 def log_line(folder, **values):
@@ -234,6 +234,18 @@ SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
+def image_files(folder):
+    """Image files at any depth below a folder, sorted by path; hidden files and folders are skipped."""
+    def closed(error):
+        raise UserError(f"{error.filename}: {error.strerror}; make it readable")
+
+    found = []
+    for place, folders, files in os.walk(folder, onerror=closed if folder.exists() else None):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(place, name) for name in files if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(found, key=lambda path: path.as_posix())
+
+
 def read_image(path, grayscale=False):
     """Decode an image file with Pillow, turned upright by its EXIF tag. Returns uint8 [H, W, C], C = 1 or 3."""
     from PIL import Image, ImageOps
@@ -272,9 +284,17 @@ class Subset:
     mean: list                     # per channel, of the train rows, in [0, 1]
     std: list
     sha256: str                    # of images.npy
+    rows_sha256: str               # of splits
 
     def train_counts(self):
         return [self.counts["train"]["0"], self.counts["train"]["1"]]
+
+    def shrink(self, per_class=32):
+        """For --smoke: keep at most so many rows of each class in every split."""
+        for split, rows in self.splits.items():
+            kept = [rows[self.labels[rows] == c][:per_class] for c in (0, 1)]
+            self.splits[split], self.counts[split] = np.sort(np.concatenate(kept)), {str(c): len(kept[c]) for c in (0, 1)}
+        return self
 
 
 def load_subset(path):
@@ -294,7 +314,7 @@ def load_subset(path):
         splits = {split: np.array(record["splits"][split], dtype=np.int64) for split in SPLITS}
         subset = Subset(path, record["name"], record["ratio"], list(record["classes"]), int(record["minority"]), record["counts"], splits,
                         images, labels, sizes, int(record["size"]), record["recipe"], list(record["mean"]), list(record["std"]),
-                        record["images_sha256"])
+                        record["images_sha256"], hashlib.sha256(json.dumps(record["splits"], sort_keys=True).encode()).hexdigest())
         for split in SPLITS:
             rows = splits[split]
             if len(np.unique(rows)) != len(rows) or len(rows) and not 0 <= rows.min() <= rows.max() < len(labels):
@@ -424,19 +444,19 @@ def crop_resize(x, boxes, sizes, size, flips=None, inside=True):
     Returns [B, C, size, size]. For images stored at their true size this is torchvision's resized_crop.
     """
     side = x.shape[-1]
-    boxes = boxes * side / sizes.repeat(1, 2)                                                            # true -> stored pixels
+    boxes = to_device(boxes * side / sizes.repeat(1, 2), x)                                              # true -> stored pixels
     rows = _resize_weights(boxes[:, 0], boxes[:, 2], size, side, inside)                                 # [B, size, S]
     columns = _resize_weights(boxes[:, 1], boxes[:, 3], size, side, inside)
     if flips is not None:
-        columns = torch.where(flips[:, None, None], columns.flip(1), columns)
-    return to_device(rows, x)[:, None] @ x @ to_device(columns, x)[:, None].transpose(2, 3)
+        columns = torch.where(to_device(flips, x)[:, None, None], columns.flip(1), columns)
+    return rows[:, None] @ x @ columns[:, None].transpose(2, 3)
 
 
 def _resize_weights(start, length, size, side, inside):
     """Triangle-filter weights [B, size, side] that map `side` pixels to `size` samples of [start, start + length)."""
     step = (length / size)[:, None, None]                                                                # stored pixels per sample
-    centre = start[:, None, None] + (torch.arange(size)[None, :, None] + 0.5) * step                     # [B, size, 1]
-    pixel = torch.arange(side)[None, None, :]
+    centre = start[:, None, None] + (torch.arange(size, device=start.device)[None, :, None] + 0.5) * step                  # [B, size, 1]
+    pixel = torch.arange(side, device=start.device)[None, None, :]
     weights = (1 - (pixel + 0.5 - centre).abs() / step.clamp(min=1)).clamp(min=0)
     if inside:
         eps = 1e-3                                                                                       # box edges are floats
@@ -538,19 +558,20 @@ class ContrastiveModel(nn.Module):
         return F.normalize(self.head(self.encoder(x)).float(), dim=1)
 
 
-def load_run(folder):
+def load_run(folder, smoke=False):
     """A finished run: (config, subset, encoder in eval mode). UserError when the run is not finished or something else."""
     folder = Path(folder)
     config = read_json(folder / "config.json", "give a run folder that pretrain.py or finetune.py made")
     try:
         subset = replace(load_subset(os.path.normpath(folder / config["subset"])), size=config["size"])
         encoder = resnet(config["arch"])
+        same = (subset.sha256, subset.rows_sha256) == (config["sha256"], config["rows_sha256"])
     except KeyError as error:
         raise UserError(f"{folder / 'config.json'}: has no {error}; give a run folder that pretrain.py or finetune.py made") from None
-    if subset.sha256 != config["sha256"]:
-        raise UserError(f"{subset.path}: not the images that {folder} was trained on (checksum); make the subset again with its settings")
+    if not same:
+        raise UserError(f"{subset.path}: not the images and rows that {folder} was trained on (checksum); make the subset again as it was")
     load_exactly(encoder, load_tensors(folder / "encoder.pt"), folder / "encoder.pt")
-    return config, subset, encoder.eval().requires_grad_(False)
+    return config, subset.shrink() if smoke else subset, encoder.eval().requires_grad_(False)
 
 
 def load_exactly(module, state, path):
@@ -643,7 +664,7 @@ def predict_folder(network, subset, folder, csv_path, device):
     network: [B, 3, H, W] -> logits [B, 2]. UserError for a folder without images or an image that cannot be read.
     """
     from tqdm import tqdm
-    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."))
+    files = image_files(Path(folder))
     if not files:
         raise UserError(f"--predict {folder}: no image ({', '.join(sorted(IMAGE_SUFFIXES))}) below this folder")
     side, channels = subset.images.shape[1], subset.images.shape[3]

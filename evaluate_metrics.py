@@ -282,7 +282,7 @@ def parse_args():
     parser.add_argument("--batch-size", type=at_least(1), default=256, help="images embedded at a time")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the augmented views")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one")
-    parser.add_argument("--smoke", action="store_true", help="at most 64 images of a class, PCA picture")
+    parser.add_argument("--smoke", action="store_true", help="a few images, PCA picture")
     args = parser.parse_args()
     if bool(args.runs) == bool(args.embeddings):
         raise UserError("give a run folder or --embeddings z.npz, one of the two; --help lists what there is")
@@ -297,7 +297,7 @@ def share_or_count(text):
 
 def open_run(run, args, device):
     """(source, out, what decides the result, a function that embeds the test split) of a run folder."""
-    config, subset, encoder = load_run(run)
+    config, subset, encoder = load_run(run, args.smoke)
     head = None                                                                         # supervised from scratch: there is none
     if "projection_dim" in config:
         model = ContrastiveModel(config["arch"], config["projection_dim"])
@@ -308,8 +308,6 @@ def open_run(run, args, device):
         head = model.head.eval().requires_grad_(False).to(device)
     rows = subset.splits["test"]
     labels = torch.from_numpy(subset.labels[rows])
-    keep = kept(labels, args.smoke)
-    rows, labels = rows[keep], labels[keep]
     title = f"{subset.name} {subset.ratio}, {config.get('method', config.get('loss', 'supervised'))}"
     facts = {**settings(args, labels, subset.classes, subset.minority, 2, title), "split": "test", "batch_size": args.batch_size,
              "encoder_sha256": state_sha256(encoder)}
@@ -346,8 +344,9 @@ def open_embeddings(args):
         raise UserError(f"{path}: {error}; {needs}") from None
     if len(z) == 1:
         print("one view: SAD and SAA compare views of the same image and stay empty (null)")
-    keep = kept(labels, args.smoke)
-    z, labels = z[:, keep], labels[keep]
+    if args.smoke:
+        keep = torch.cat([(labels == c).nonzero().squeeze(1)[:32] for c in (0, 1)]).sort().values
+        z, labels = z[:, keep], labels[keep]
     facts = {**settings(args, labels, ["class 0", "class 1"], int(labels.sum() * 2 <= len(labels)), len(z), path.stem), "split": None,
              "embeddings_sha256": sha256(path)}
     return path, args.out or path.with_name(f"{path.stem}_metrics"), facts, lambda: (labels, {"embeddings": (z, z[0])})
@@ -357,19 +356,13 @@ def settings(args, labels, classes, minority, views, title):
     """What decides the result, for metrics.json: the same settings again need no new evaluation."""
     n = torch.bincount(labels, minlength=2).tolist()
     if 0 in n:
-        raise UserError(f"{args.run}: its test split has no image of class {classes[n.index(0)]}; make the subset again")
+        raise UserError(f"{title}: the test split has no image of class {classes[n.index(0)]}; make the subset again")
     try:
         k = neighbors(args.neighborhood, views * sum(n))
     except ValueError as error:
         raise UserError(f"--neighborhood {args.neighborhood}: {error}") from None
     return {"title": title, "classes": classes, "minority": minority, "n": n, "views": views, "seed": args.seed,
             "neighborhood": args.neighborhood, "neighbors": k, "picture": args.picture, "smoke": args.smoke}
-
-
-def kept(labels, smoke):
-    """Positions to judge: all, or the first 64 of each class."""
-    positions = [(labels == c).nonzero().squeeze(1)[:64 if smoke else None] for c in (0, 1)]
-    return torch.cat(positions).sort().values
 
 
 def finished(path, facts):

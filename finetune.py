@@ -13,7 +13,6 @@ import math
 import os
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -51,7 +50,7 @@ def parse_args():
     parser.add_argument("--predict", type=Path, metavar="FOLDER", help="classify the images below this folder, with --csv")
     parser.add_argument("--csv", type=Path, metavar="OUT", help="where --predict writes file, probability, class")
     parser.add_argument("--out", type=Path, help="folder for everything written (default: see above)")
-    parser.add_argument("--smoke", action="store_true", help="tiny network, two epochs of two steps")
+    parser.add_argument("--smoke", action="store_true", help="tiny network, a few images, two epochs of two steps")
     args = parser.parse_args()
     if (args.predict is None) != (args.csv is None):
         raise UserError("--predict and --csv belong together: the folder to read and the table to write")
@@ -79,12 +78,12 @@ def main():
     subset.size = args.size or subset.size
     model = Classifier(encoder.requires_grad_(args.train == "all"), frozen=args.train == "head").to(device)
     frozen = state_sha256(model.encoder)
-    rows = subset.splits["train"]
+    rows = subset.shrink().splits["train"] if args.smoke else subset.splits["train"]
     if args.batch_size > len(rows):
         raise UserError(f"--batch-size {args.batch_size}: {subset.path} has only {len(rows)} training images; use --batch-size {len(rows)} or less")
     config = dict(**options, dataset=subset.name, ratio=subset.ratio, arch=arch, size=subset.size, epochs=args.epochs, batch_size=args.batch_size,
                   lr=args.lr, seed=args.seed, amp=amp, smoke=args.smoke, classes=subset.classes, minority=subset.minority,
-                  subset=os.path.relpath(subset.path, out), sha256=subset.sha256)
+                  subset=os.path.relpath(subset.path, out), sha256=subset.sha256, rows_sha256=subset.rows_sha256)
 
     # a new run, or the same one from its last checkpoint; `best` holds the weights of the best epoch so far
     start_run(out, config, device)

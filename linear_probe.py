@@ -38,7 +38,7 @@ def parse_args():
     parser.add_argument("--predict", type=Path, metavar="FOLDER", help="classify the images below this folder, with --csv")
     parser.add_argument("--csv", type=Path, metavar="OUT", help="where --predict writes file, probability, class")
     parser.add_argument("--out", type=Path, help="folder of probe.json, for one run (default: the run folder)")
-    parser.add_argument("--smoke", action="store_true", help="two strengths, or two epochs")
+    parser.add_argument("--smoke", action="store_true", help="a few images; two strengths, or two epochs")
     args = parser.parse_args()
     if (args.predict is None) != (args.csv is None):
         raise UserError("--predict and --csv belong together: the folder to read and the table to write")
@@ -51,7 +51,7 @@ def main():
     args = parse_args()
     device = pick_device(args.device)
     for run in args.runs:
-        config, subset, encoder = load_run(run)
+        _, subset, encoder = load_run(run, args.smoke)
         encoder.to(device)
         out = args.out or run
         settings = {"protocol": args.protocol, "smoke": args.smoke, "encoder_sha256": state_sha256(encoder),
@@ -72,7 +72,7 @@ def probe_run(encoder, subset, out, settings, device, args):
     val, test = (features(encoder, subset, subset.splits[split], device, args, desc=split) for split in ("val", "test"))
     fit = fit_cached if args.protocol == "cached" else fit_reference
     result = {"test": None, "val": None, "test_balanced_train": None, "val_balanced_train": None}
-    for ending, rows in (("", subset.splits["train"]), ("_balanced_train", balanced_rows(subset))):
+    for ending, rows in (("", subset.splits["train"]), ("_balanced_train", balanced_rows(subset, args.smoke))):
         if rows is not None:
             probe, chosen = fit(encoder, subset, rows, val, device, args)
             result.update({"val" + ending: probe_scores(probe, *val, subset), "test" + ending: probe_scores(probe, *test, subset),
@@ -98,12 +98,14 @@ def finished(out, settings):
     return False
 
 
-def balanced_rows(subset):
+def balanced_rows(subset, smoke):
     """Training rows of the 50-50 subset beside this one (same images), or None."""
     path = subset.path.with_name("50-50.json")
     if subset.ratio == "50-50" or not path.exists():
         return None
     sibling = load_subset(path)
+    if smoke:
+        sibling.shrink()
     return sibling.splits["train"] if sibling.sha256 == subset.sha256 else None
 
 

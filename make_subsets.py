@@ -10,7 +10,6 @@ Writes images.npy (uint8 [M, S, S, C], every image squeezed to a square), index.
 minority in train. The same command goes on where it was stopped; the same command and seed give the same bytes.
 """
 
-import argparse
 import csv
 import difflib
 import hashlib
@@ -32,10 +31,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common import SPLITS, UserError, cli, command_line, read_image, read_json, sha256, squeeze, whole, write_json
+from common import (IMAGE_SUFFIXES, SPLITS, ArgumentParser, UserError, at_least, cli, command_line, image_files, read_image, read_json, sha256,
+                    squeeze, whole, write_json)
 
 RATIOS = ("99-1", "95-5", "50-50", "natural")
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 CHUNK = 32                                             # images per job of a worker and per line of the journal
 # every draw has its own stream default_rng([seed, stream, class]), so that no draw moves another
 DRAW_SPLIT, DRAW_TRAIN, DRAW_VAL, DRAW_TEST = range(4)
@@ -210,7 +209,7 @@ def load_folder(args):
     found = [(image, label, part) for part, folder in groups.items() for label, name in enumerate(classes)
              for image in image_files(folder / name)]
     if not found:
-        raise UserError(f"{root}: no images below {' and '.join(classes)} ({' '.join(sorted(SUFFIXES))}); put them there")
+        raise UserError(f"{root}: no images below {' and '.join(classes)} ({' '.join(sorted(IMAGE_SUFFIXES))}); put them there")
     images, labels = [image for image, _, _ in found], np.array([label for _, label, _ in found], dtype=np.int64)
     split = np.array([part for _, _, part in found], dtype="<U5")
     patients = np.array([patient(args.patient, image, root) for image in images]) if args.patient else None
@@ -259,18 +258,6 @@ def file_source(args, images, root, labels, split, classes, **more):
 
 def subfolders(folder):
     return [f for f in sorted(folder.iterdir()) if f.is_dir() and not f.name.startswith(".")]
-
-
-def image_files(folder):
-    """Image files at any depth below a folder, sorted by path; hidden files and folders are skipped."""
-    def closed(error):
-        raise UserError(f"{error.filename}: {error.strerror}; make it readable")
-
-    found = []
-    for place, folders, files in os.walk(folder, onerror=closed if folder.exists() else None):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place, name) for name in files if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]
-    return sorted(found, key=lambda path: path.as_posix())
 
 
 def printable(name):
@@ -641,22 +628,22 @@ def finished(folder, settings, skip_bad):
 
 
 def parse_args():
-    p = argparse.ArgumentParser(description="Images on disk -> subsets/<dataset>/, decoded once, at several class ratios of train.",
-                                epilog="data sets: " + " ".join(DATASETS))
-    p.add_argument("dataset", metavar="DATASET", help="one of those below; digits needs no download")
-    p.add_argument("--data-root", default="data", metavar="D", help="folder of the images, or of the MedMNIST file (default: data)")
+    p = ArgumentParser("Images on disk -> subsets/<dataset>/, decoded once, at several class ratios of the training part.")
+    p.epilog = "data sets: " + " ".join(DATASETS)
+    p.add_argument("dataset", help="one of those below; digits needs no download")
+    p.add_argument("--data-root", default="data", metavar="D", help="folder of the images, or of the MedMNIST file")
     p.add_argument("--download", action="store_true", help="fetch a missing MedMNIST file into --data-root")
     p.add_argument("--minority", metavar="X", help="inat21: taxon of the rare class; folder: its class (default: rarer)")
     p.add_argument("--majority", metavar="Y", help="inat21: taxon of the other class")
     p.add_argument("--ratios", nargs="+", metavar="A-B", help=f"percent majority-minority in train (default: {' '.join(RATIOS)})")
-    p.add_argument("--seed", type=int, default=0, metavar="K", help="of splits and draws; the model's seed is another (default: 0)")
-    p.add_argument("--size", type=int, metavar="S", help="pixels of what the network sees (default: 224, digits 32); MedMNIST: which file")
-    p.add_argument("--store-size", type=int, metavar="S", help="largest side stored, pixels (default: size * 10/7 for files)")
+    p.add_argument("--seed", type=at_least(0), default=0, metavar="K", help="of splits and draws; the model's seed is another")
+    p.add_argument("--size", type=at_least(1), metavar="S", help="pixels of what the network sees (default: 224, digits 32); MedMNIST: which file")
+    p.add_argument("--store-size", type=at_least(1), metavar="S", help="largest side stored, pixels (default: size * 10/7 for files)")
     p.add_argument("--grayscale", action="store_true", help="store one channel, use the medical augmentation")
     p.add_argument("--patient", metavar="REGEX", help="folder: first group finds the patient in a file name; splits keep patients whole")
     p.add_argument("--skip-bad", action="store_true", help="leave unreadable images out instead of stopping")
-    p.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: all cores)")
-    p.add_argument("--out", default="subsets", help="folder above <dataset>/ (default: subsets)")
+    p.add_argument("--workers", type=at_least(1), metavar="N", help="processes that decode (default: all cores)")
+    p.add_argument("--out", default="subsets", help="folder above <dataset>/")
     p.add_argument("--name", help="another name for the <dataset> folder (default of folder: the data root's name)")
     args = p.parse_args()
 
@@ -665,9 +652,6 @@ def parse_args():
     for flag in ("download", "skip_bad", "grayscale", "minority", "majority", "patient"):
         if getattr(args, flag) and flag not in DATASETS[args.dataset][1]:
             raise UserError(f"--{flag.replace('_', '-')}: {args.dataset} does not take it; leave it out")
-    for flag, least in (("seed", 0), ("size", 1), ("store_size", 1), ("workers", 1)):
-        if getattr(args, flag) is not None and getattr(args, flag) < least:
-            raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be at least {least}")
     if args.ratios:
         args.ratios = list(dict.fromkeys(parse_ratio(text)[0] for word in args.ratios for text in word.split(",") if text))
     if args.name is None:

@@ -89,7 +89,7 @@ def parse_args():
     parser.add_argument("--watch-every", type=at_least(0), default=5, metavar="E", help="epochs between looks at the embedding; 0: never")
     parser.add_argument("--save-every", type=at_least(1), default=1, metavar="E", help="epochs between checkpoints")
     parser.add_argument("--out", type=Path, help="run folder (default: runs/<dataset>/<ratio>/<method>/seed<k>)")
-    parser.add_argument("--smoke", action="store_true", help="tiny network, two epochs of two steps")
+    parser.add_argument("--smoke", action="store_true", help="tiny network, a few images, two epochs of two steps")
     args = parser.parse_args()
     for method, options in OPTIONS.items():
         for option, default in options.items():
@@ -109,7 +109,7 @@ def main():
     subset.size = args.size or subset.size
     out = args.out or Path("runs", subset.name, subset.ratio, args.method, f"seed{args.seed}")
     amp, autocast, scaler = precision(device, args.amp)
-    rows = subset.splits["train"]
+    rows = subset.shrink().splits["train"] if args.smoke else subset.splits["train"]
     if args.batch_size > len(rows):
         raise UserError(f"--batch-size {args.batch_size}: {subset.path} has only {len(rows)} training images; use --batch-size {len(rows)} or less")
 
@@ -117,7 +117,7 @@ def main():
                   dataset=subset.name, ratio=subset.ratio, arch=args.arch, projection_dim=PROJECTION_DIM, size=subset.size, epochs=args.epochs,
                   batch_size=args.batch_size, lr=args.lr, warmup_epochs=args.warmup_epochs, temperature=args.temperature, seed=args.seed,
                   amp=amp, smoke=args.smoke, classes=subset.classes, minority=subset.minority, subset=os.path.relpath(subset.path, out),
-                  sha256=subset.sha256)
+                  sha256=subset.sha256, rows_sha256=subset.rows_sha256)
 
     # network, method, optimizer
     torch.manual_seed(args.seed)

@@ -39,6 +39,15 @@ def run_script(script, *args, cwd, code=0):
     return done
 
 
+def call(script, *args):
+    """Run a script's main() in this process."""
+    argv, sys.argv = sys.argv, [f"{script.__name__}.py", *map(str, args)]
+    try:
+        script.main()
+    finally:
+        sys.argv = argv
+
+
 def one_line(done, *words):
     """A user's mistake: one line on stderr that holds the words, and no traceback."""
     lines = [line for line in done.stderr.splitlines() if line.strip() and "\r" not in line]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import evaluate_metrics
-from common import ContrastiveModel, UserError, embed, load_subset, resnet, save_tensors, seeded, sha256, write_json
+from common import ContrastiveModel, UserError, embed, load_subset, save_tensors, seeded, sha256, write_json
 from conftest import ROOT, one_line, oracle, run_script
 from evaluate_metrics import (class_alignment_consistency, class_alignment_distance, entropy_uniformity, gaussian_potential,
                               sample_alignment_accuracy, sample_alignment_distance)
@@ -229,8 +229,9 @@ def run(tmp_path):
     model = ContrastiveModel("resnet18", 8)
     save_tensors(folder / "checkpoint.pt", {"model": model.state_dict()})
     save_tensors(folder / "encoder.pt", model.encoder.state_dict())
-    write_json(folder / "config.json", dict(method="supmin", dataset="noise", ratio="99-1", arch="resnet18", projection_dim=8,
-                                            subset="../../../../../subsets/noise/99-1.json", sha256=subset.sha256))
+    write_json(folder / "config.json", dict(method="supmin", dataset="noise", ratio="99-1", arch="resnet18", projection_dim=8, size=16,
+                                            subset="../../../../../subsets/noise/99-1.json", sha256=subset.sha256,
+                                            rows_sha256=subset.rows_sha256))
     return folder
 
 

@@ -461,7 +461,7 @@ def test_flags_that_make_no_sense(refused, tmp_path):
     for ratio in ("90-9", "1-99", "x", "nan-1", "99"):
         refused("digits", "--ratios", ratio, says=[f"--ratios {ratio}", "99-1"])
     for flag, value in (("--seed", -1), ("--size", 0), ("--store-size", 0), ("--workers", 0)):
-        refused("digits", flag, value, says=[f"{flag} {value}"])
+        refused("digits", flag, value, says=[flag, str(value)])
     for words in (["--download"], ["--grayscale"], ["--skip-bad"], ["--patient", "x"], ["--minority", "x"], ["--majority", "x"]):
         refused("digits", *words, says=[words[0], "does not take"])
     refused("digits", "--name", "a/b", says=["--name a/b"])

@@ -24,16 +24,7 @@ import linear_probe
 import make_subsets
 import pretrain
 from common import ContrastiveModel, UserError, load_run, load_subset, supcon_loss
-from conftest import ROOT, one_line, run_script
-
-
-def call(script, *args):
-    """Run a script's main() in this process."""
-    argv, sys.argv = sys.argv, [f"{script.__name__}.py", *map(str, args)]
-    try:
-        script.main()
-    finally:
-        sys.argv = argv
+from conftest import ROOT, call, one_line, run_script
 
 
 def log_of(run):
