@@ -132,12 +132,13 @@ def sha256(path):
     return digest.hexdigest()
 
 
-def command_line():
-    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+def command_line(others=()):
+    """The command as typed, without the words in `others`."""
+    return shlex.join(["python", Path(sys.argv[0]).name, *(word for word in sys.argv[1:] if word not in map(str, others))])
 
 
-def provenance(device):
-    """What a number needs beside it: command, versions, commit, hardware."""
+def provenance(device, others=()):
+    """What a number needs beside it: command, versions, commit, hardware. others: further runs of the same command."""
     def git(*words):
         try:
             done = subprocess.run(["git", "-C", Path(__file__).parent, *words], capture_output=True, text=True, timeout=10)
@@ -149,7 +150,7 @@ def provenance(device):
     if commit and git("status", "--porcelain", "--untracked-files=no"):
         commit += "-dirty"
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    return {"command": command_line(), "commit": commit or "unknown", "device": hardware, "python": platform.python_version(),
+    return {"command": command_line(others), "commit": commit or "unknown", "device": hardware, "python": platform.python_version(),
             "torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": np.__version__}
 
 
@@ -289,7 +290,7 @@ class Subset:
     def train_counts(self):
         return [self.counts["train"]["0"], self.counts["train"]["1"]]
 
-    def shrink(self, per_class=32):
+    def shrink(self, per_class=16):
         """For --smoke: keep at most so many rows of each class in every split."""
         for split, rows in self.splits.items():
             kept = [rows[self.labels[rows] == c][:per_class] for c in (0, 1)]

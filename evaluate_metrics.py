@@ -265,7 +265,8 @@ def evaluate(source, out, facts, spaces, args, device):
         title = f"{facts['title']}, {space}\nSAA {saa} %, CAC {cac} % (majority / minority)"
         draw(out, embeddings[space][1].numpy(), labels.numpy(), facts["classes"], facts["minority"], args.picture, args.seed, title)
     nested = {"encoder": values["encoder"]} if "encoder" in values else {}
-    write_json(out / "metrics.json", {**values[space], "space": space, **nested, **facts, "provenance": provenance(device)})
+    others = [run for run in args.runs if run != source]
+    write_json(out / "metrics.json", {**values[space], "space": space, **nested, **facts, "provenance": provenance(device, others)})
 
     print_table(values, facts)
     pictures = [] if args.picture == "none" else [out / "embedding.png", out / "embedding.npz"]

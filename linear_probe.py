@@ -59,7 +59,8 @@ def main():
         if finished(out, settings):
             print(f"finished already: {out / 'probe.json'}")
         else:
-            probe_run(encoder, subset, out, settings, device, args)
+            facts = provenance(device, others=[other for other in args.runs if other != run])
+            probe_run(encoder, subset, out, settings, device, args, facts)
         if args.predict:
             probe = nn.Linear(encoder.dim, 2)
             load_exactly(probe, load_tensors(out / "probe.pt"), out / "probe.pt")
@@ -67,7 +68,7 @@ def main():
     print("next: python evaluate_metrics.py " + " ".join(map(str, args.runs[:3])) + (" ..." if len(args.runs) > 3 else ""))
 
 
-def probe_run(encoder, subset, out, settings, device, args):
+def probe_run(encoder, subset, out, settings, device, args, facts):
     """Train both probes of one run, read the test split once for each, write probe.json and probe.pt."""
     val, test = (features(encoder, subset, subset.splits[split], device, args, desc=split) for split in ("val", "test"))
     fit = fit_cached if args.protocol == "cached" else fit_reference
@@ -81,7 +82,7 @@ def probe_run(encoder, subset, out, settings, device, args):
                 save_tensors(out / "probe.pt", probe.state_dict())
     if state_sha256(encoder) != settings["encoder_sha256"]:
         raise RuntimeError("the probe changed the encoder it was to leave frozen")
-    write_json(out / "probe.json", {**result, **settings, "classes": subset.classes, "minority": subset.minority, "provenance": provenance(device)})
+    write_json(out / "probe.json", {**result, **settings, "classes": subset.classes, "minority": subset.minority, "provenance": facts})
     print_scores(result, subset)
     print(f"wrote {out / 'probe.json'}")
 

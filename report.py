@@ -340,6 +340,7 @@ def cell_text(value, n, digits):
     if not isinstance(value, tuple):
         return value
     mean, std, values = value
+    mean = round(mean, digits) + 0.0                                 # no -0.000
     return f"{mean:.{digits}f} ± {'-' if std is None else f'{std:.{digits}f}'}" + (f" (n {len(values)})" if len(values) != n else "")
 
 
@@ -449,7 +450,8 @@ def headlines(groups):
             return {g["name"]: float(np.mean([value[0] for value in values])) for g, values in known if None not in values}
 
         said = []
-        for title, keys in (("SAA over both classes:", ("saa_minority", "saa_majority")), ("balanced accuracy:", ("balanced_accuracy",))):
+        for title, keys in (("SAA over both classes:", ("saa_minority", "saa_majority")),
+                            ("CAC:", ("cac_minority", "cac_majority")), ("balanced accuracy:", ("balanced_accuracy",))):
             if values := means(*keys):
                 said.append(f"{title} " + ", ".join(f"{name} {value:.1f} %" for name, value in values.items()))
         text = "; ".join(said) or "nothing measured yet"
@@ -726,16 +728,16 @@ def legend_maps(figure, axes):
 
 
 def overview_figure(groups, runs, dataset):
-    """The story at a glance, for the most imbalanced ratio: maps above, bars of SAA and balanced accuracy below. None without a value."""
+    """The story at a glance, for the most imbalanced ratio: maps above, bars of SAA, CAC and balanced accuracy below. None without a value."""
     from matplotlib.figure import Figure
     part = headline_groups(groups, dataset)
     maps = [embedding_of(g, runs) for g in part]
-    bars = {("saa_minority", "saa_majority"): "SAA (%)", ("balanced_accuracy",): "balanced test accuracy (%)"}
+    bars = {("saa_minority", "saa_majority"): "SAA (%)", ("cac_minority", "cac_majority"): "CAC (%)", ("balanced_accuracy",): "balanced test accuracy (%)"}
     bars = {keys: title for keys, title in bars.items() if any(measured(g, keys[0]) for g in part)}
     if not any(maps) and not bars:
         return None
     any_map = any(found is not None for found in maps)
-    width = max(8, 2.3 * len(part))
+    width = max(10, 2.5 * len(part))
     heights = [2.9] * any_map + [3.3] * bool(bars)
     figure = Figure(figsize=(width, sum(heights) + 0.4), layout="constrained")
     share = part[0]["minority_percent"]

@@ -128,17 +128,32 @@ demo_list() {  # the demo's training: small enough for a laptop, long enough to 
     done
 }
 
-run_list() {  # run the commands on standard input one after the other; a failed one does not stop the rest
-    local line failed=() commands
-    mapfile -t commands
-    for line in "${commands[@]}"; do
-        echo; echo "[$((++count))/${#commands[@]}] $line"
-        bash -c "$line" < /dev/null || failed+=("$line")
-    done
-    if [ ${#failed[@]} -gt 0 ]; then
-        printf '\n%d of %d commands failed; the same command tries them again:\n' ${#failed[@]} ${#commands[@]} >&2
-        printf '  %s\n' "${failed[@]}" >&2
-        exit 1
+run_list() {  # run the commands on standard input, $1 at a time; a failed one does not stop the rest
+    local list n=0 line
+    list=$(cat)
+    export -f run_one
+    export JOBS=$1 FAILED; FAILED=$(mktemp)
+    # shellcheck disable=SC2016  # $1 is for the inner bash
+    while IFS= read -r line; do
+        n=$((n + 1)); printf '%s\0' "[$n/$(wc -l <<< "$list" | tr -d ' ')] $line"
+    done <<< "$list" | xargs -0 -n 1 -P "$JOBS" bash -c 'run_one "$1"' _
+    if [ -s "$FAILED" ]; then
+        echo; echo "failed ($(wc -l < "$FAILED" | tr -d ' ')); the same command tries these again:"; cat "$FAILED"; exit 1
+    fi >&2
+    rm "$FAILED"
+}
+
+run_one() {  # "[k/n] COMMAND": alone with its progress bars, in company as one line when it is done
+    local command=${1#*] } output started=$SECONDS
+    if [ "$JOBS" = 1 ]; then
+        printf '\n%s\n' "$1"
+        bash -c "$command" < /dev/null || echo "  $command" >> "$FAILED"
+    elif output=$(bash -c "$command" 2>&1 < /dev/null); then
+        printf '%s  %d s\n' "$1" $((SECONDS - started))
+        tr '\r' '\n' <<< "$output" | awk '/^epoch/ { last = $0 } /^  WARNING/ { last = last "\n" $0 } END { if (last) print last }'
+    else
+        printf '%s  FAILED\n%s\n' "$1" "$(tr '\r' '\n' <<< "$output" | tail -n 3)"
+        echo "  $command" >> "$FAILED"
     fi
 }
 
@@ -160,14 +175,16 @@ END
 caller=$PWD
 cd "$here"
 case $DATA_ROOT in /*) ;; *) DATA_ROOT=$caller/$DATA_ROOT ;; esac
-count=0
 case ${1:-grid} in
     demo)
         setup requirements.txt
         "$PYTHON" make_subsets.py digits
-        demo_list | run_list
-        "$PYTHON" linear_probe.py runs/demo/*/*/seed*
-        "$PYTHON" evaluate_metrics.py runs/demo/*/*/seed* --picture pca
+        cores=$(getconf _NPROCESSORS_ONLN)
+        jobs=$((cores < 4 ? cores : 4))           # small networks gain more from company than from threads
+        export OMP_NUM_THREADS=$((cores / jobs))
+        echo "training 16 small networks on $cores cores, $jobs at a time (about ten minutes on two cores)"
+        demo_list | run_list "$jobs"
+        printf '%s\n' "$PYTHON linear_probe.py runs/demo/*/*/seed*" "$PYTHON evaluate_metrics.py runs/demo/*/*/seed* --picture pca" | run_list "$jobs"
         "$PYTHON" report.py runs/demo
         ;;
     test)
@@ -178,8 +195,9 @@ case ${1:-grid} in
         name_missing
         setup requirements.txt
         make_subsets
-        list | run_list
+        failed=0; list | run_list 1 || failed=1
         "$PYTHON" report.py runs
+        exit $failed
         ;;
     --list)
         name_missing >&2

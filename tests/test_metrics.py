@@ -257,7 +257,7 @@ def test_a_run_as_its_user_evaluates_it(run, tmp_path, monkeypatch, capsys):
     assert (run / "embedding.png").read_bytes().startswith(b"\x89PNG")
 
     call(monkeypatch, run, "--device", "cpu")                                           # the same again
-    assert "done before" in capsys.readouterr().out
+    assert "finished already" in capsys.readouterr().out
     with pytest.raises(UserError, match="neighborhood.*--out"):
         call(monkeypatch, run, "--neighborhood", 5)
     assert read(run / "metrics.json") == found

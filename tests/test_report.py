@@ -237,7 +237,7 @@ def test_headline_says_what_the_numbers_say(tmp_path):
         make_run(tmp_path, method, ratio="50-50", saa=[80, 80], probe=0.99)
     line, = report.headlines(list(groups_of(tmp_path).values()))
     gap = math.log(511) - 6.2
-    assert line == ("digits 99-1 (1 seed), SAA over both classes: supcon 1.5 %, supmin 12.5 %; balanced accuracy: supcon 60.0 %, supmin 80.0 %. "
+    assert line == ("digits 99-1 (1 seed), SAA over both classes: supcon 1.5 %, supmin 12.5 %; CAC: supcon 1.5 %, supmin 1.5 %; balanced accuracy: supcon 60.0 %, supmin 80.0 %. "
                     f"The final loss nearest to its collapse value is that of supcon, {gap:.3f} nats below it.")
 
 
@@ -318,7 +318,7 @@ def test_embedding_is_the_lowest_seed_that_has_one(tmp_path):
     for seed in (0, 3, 10):
         make_run(tmp_path, seed=seed, embedding=seed > 0)
     g, = report.group(report.collect(tmp_path))
-    row, xy, rare = report.embedding_of(g, tmp_path)
+    row, xy, rare, _ = report.embedding_of(g, tmp_path)
     assert row["seed"] == 3 and xy.shape == (40, 2) and rare.sum() == 20
 
 
