@@ -79,7 +79,9 @@ def cli(main):
     except UserError as error:
         status, message = 2, str(error)
     except KeyboardInterrupt:
-        status, message = 130, "stopped; the same command goes on from the last checkpoint"
+        status, message = 130, "stopped; the same command goes on from what is finished"
+    except torch.cuda.OutOfMemoryError:
+        status, message = 1, "out of GPU memory; use a smaller --batch-size"
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             status, message = 2, f"{error.filename}: {error.strerror}; choose a place you may write to with --out"
@@ -154,14 +156,24 @@ def provenance(device, others=()):
             "torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": np.__version__}
 
 
+RUN_FILES = ("config.json", "log.jsonl", "checkpoint.pt", "encoder.pt", "curves.png", "probe.json", "probe.pt", "metrics.json",
+             "embedding.png", "embedding.npz", "finetune.json")
+
+
 def start_run(folder, config, device):
     """Begin a run folder, or take up one that the same settings began: config.json and the first line of log.jsonl.
 
-    config holds whatever decides the result, so another value of any of it in the folder's config.json is refused.
+    config holds whatever decides the result, so another value of any of it in the folder's config.json is refused. Only a smoke run
+    gives way to a real one.
     """
     folder = Path(folder)
     if (folder / "config.json").exists():
         old = read_json(folder / "config.json", "delete the folder or choose another with --out")
+        if old.get("smoke") and not config["smoke"]:
+            print(f"{folder}: held a smoke run, which makes room")
+            for name in RUN_FILES:
+                (folder / name).unlink(missing_ok=True)
+            old = config
         differ = [f"{key} {old.get(key)!r} there, {config.get(key)!r} now" for key in {**old, **config} if old.get(key) != config.get(key)]
         if differ:
             raise UserError(f"{folder}: made with other settings ({'; '.join(differ[:4])}); delete it or choose another folder with --out")
@@ -247,6 +259,11 @@ def image_files(folder):
     return sorted(found, key=lambda path: path.as_posix())
 
 
+def printable(name):
+    """A file name that can be printed and written as UTF-8, whatever bytes the disk has."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
 def read_image(path, grayscale=False):
     """Decode an image file with Pillow, turned upright by its EXIF tag. Returns uint8 [H, W, C], C = 1 or 3."""
     from PIL import Image, ImageOps
@@ -298,14 +315,17 @@ class Subset:
         return self
 
 
-def load_subset(path):
-    """Open subsets/<dataset>/<ratio>.json. UserError when a file is missing, or not what make_subsets.py wrote (checksum)."""
+def load_subset(path, verify=True):
+    """Open subsets/<dataset>/<ratio>.json. UserError when a file is missing, or not what make_subsets.py wrote.
+
+    verify: compare the checksums of images.npy and index.csv; not needed twice for two ratios of one folder.
+    """
     path = Path(path)
     remake = "make it with make_subsets.py"
     record = read_json(path, remake)
     folder = path.parent
     try:
-        if sha256(folder / "images.npy") != record["images_sha256"] or sha256(folder / "index.csv") != record["index_sha256"]:
+        if verify and (sha256(folder / "images.npy") != record["images_sha256"] or sha256(folder / "index.csv") != record["index_sha256"]):
             raise UserError(f"{folder}: images.npy or index.csv is not what {path.name} was made with (checksum); make the subset again")
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         with open(folder / "index.csv", newline="", encoding="utf-8") as file:
@@ -597,6 +617,11 @@ def state_sha256(module):
 # ------------------------------------------------------------------------------------------------------------------
 
 
+def save_checkpoint(folder, parts, epoch, config):
+    """Write checkpoint.pt: the state_dict of every part (name -> module, optimizer, ...), the epoch to go on with, the settings."""
+    save_tensors(Path(folder) / "checkpoint.pt", {**{name: part.state_dict() for name, part in parts.items()}, "epoch": epoch, "config": config})
+
+
 def resume(folder, parts, config):
     """Load checkpoint.pt into `parts` (name -> whatever has load_state_dict); returns the epoch to go on with, 0 without a checkpoint."""
     path = Path(folder) / "checkpoint.pt"
@@ -623,7 +648,7 @@ def warmup_cosine(epoch, epochs, lr, warmup_epochs=10):
 def precision(device, amp):
     """autocast and gradient scaler for --amp. One path for all: switched off they do nothing. auto: bf16 where the GPU has it."""
     if amp == "auto":
-        amp = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "off"
+        amp = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "off"
     if amp == "fp16" and device.type == "cpu":
         raise UserError("--amp fp16: needs a CUDA device; use --amp bf16 or off on the CPU")
     autocast = torch.autocast(device.type, dtype=torch.float16 if amp == "fp16" else torch.bfloat16, enabled=amp != "off")
@@ -656,6 +681,8 @@ def embed(network, subset, rows, device, batch_size=256, views=0, generator=None
         out.append(network(normalize(x.flatten(0, 1), subset.mean, subset.std)).float().cpu().unflatten(0, (len(x), -1)))
     network.train(was_training)
     z = torch.cat(out, dim=1)
+    if not z.isfinite().all():
+        raise UserError("the network's output is not finite: training diverged; try a lower --lr or --amp off, in another folder")
     return z if views else z[0]
 
 
@@ -677,12 +704,12 @@ def predict_folder(network, subset, folder, csv_path, device):
             try:
                 pixels = read_image(path, grayscale=channels == 1)
             except Exception as error:                            # Pillow raises many kinds for a damaged file
-                raise UserError(f"{path}: cannot be read as an image ({error}); remove it or repair it") from None
+                raise UserError(f"{printable(path)}: cannot be read as an image ({error}); remove it or repair it") from None
             image = torch.from_numpy(squeeze(pixels, side).copy()).permute(2, 0, 1)[None].to(device)
             x = normalize(center_view(image, torch.tensor([pixels.shape[:2]]), subset.size), subset.mean, subset.std)
             with torch.no_grad():
                 p = network(x).double().softmax(1)[0].cpu()
-            table.writerow([path.relative_to(folder), f"{p[subset.minority]:.6f}", subset.classes[int(p[1] > 0.5)]])
+            table.writerow([printable(path.relative_to(folder)), f"{p[subset.minority]:.6f}", subset.classes[int(p[1] > 0.5)]])
     print(f"wrote {csv_path}: {len(files)} images")
 
 
@@ -693,6 +720,8 @@ def scores(probabilities, labels, minority):
     """
     from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+    if len(np.unique(labels)) < 2:
+        raise UserError(f"all {len(labels)} images to be scored are of one class; AUROC needs both")
     predicted = (probabilities > 0.5).astype(int)
     return {"accuracy": float(accuracy_score(labels, predicted)), "balanced_accuracy": float(balanced_accuracy_score(labels, predicted)),
             "auroc": float(roc_auc_score(labels == minority, probabilities if minority else 1 - probabilities)),

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from common import (ArgumentParser, ImageBatches, UserError, at_least, augment, center_view, class_weights, cli, embed, focal_loss, load_run,
-                    load_subset, log_line, normalize, pick_device, precision, predict_folder, provenance, resnet, resume, rewind_log,
-                    save_tensors, scores, seeded, shuffled_batches, start_run, state_sha256, warmup_cosine, write_json)
+                    load_subset, log_line, normalize, pick_device, precision, predict_folder, provenance, read_json, resnet, resume, rewind_log,
+                    save_checkpoint, save_tensors, scores, seeded, shuffled_batches, start_run, state_sha256, warmup_cosine, write_json)
 
 LOSSES = {
     "ce": lambda logits, targets, weights, gamma: F.cross_entropy(logits, targets),
@@ -32,13 +32,13 @@ LOSSES = {
 
 def parse_args():
     parser = ArgumentParser("Fine-tune a run, or train a supervised baseline from scratch on a subset.",
-                            smoke=dict(arch="resnet18", epochs=2, batch_size=16))
+                            smoke=dict(epochs=2, batch_size=16))
     parser.add_argument("source", type=Path, help="run folder to fine-tune, or subsets/<dataset>/<ratio>.json to train from scratch")
     parser.add_argument("--loss", choices=LOSSES, default="weighted_ce", help="weights are inverse class frequencies of the training rows")
-    parser.add_argument("--gamma", type=at_least(0, float), default=2.0, help="of the focal loss")
+    parser.add_argument("--gamma", type=at_least(0, float), help="of the focal loss (default: 2)")
     parser.add_argument("--train", choices=["all", "head"], default="all", help="head: the encoder stays frozen, in eval mode")
     parser.add_argument("--no-augment", action="store_true", help="train on the evaluation view, as the reference's baseline does")
-    parser.add_argument("--arch", default="resnet50", help="from scratch only: any torchvision ResNet")
+    parser.add_argument("--arch", help="from scratch: any torchvision ResNet (default: resnet50)")
     parser.add_argument("--size", type=at_least(8), metavar="S", help="side of what the network sees, pixels (default: the run's or subset's)")
     parser.add_argument("--epochs", type=at_least(1), default=100, help="passes over the training images")
     parser.add_argument("--batch-size", type=at_least(2), default=256, help="images")
@@ -54,6 +54,15 @@ def parse_args():
     args = parser.parse_args()
     if (args.predict is None) != (args.csv is None):
         raise UserError("--predict and --csv belong together: the folder to read and the table to write")
+    if not args.source.exists():
+        raise UserError(f"{args.source}: no such run folder or subset file; pretrain.py makes runs, make_subsets.py subsets")
+    if args.arch and args.source.is_dir():
+        raise UserError(f"--arch {args.arch}: is for training from scratch; {args.source} has its network")
+    if args.train == "head" and not args.source.is_dir():
+        raise UserError(f"--train head: needs a run folder with a trained encoder, {args.source} is none")
+    if args.gamma is not None and args.loss != "focal":
+        raise UserError(f"--gamma: is read by --loss focal only, not by {args.loss}")
+    args.gamma = 2.0 if args.gamma is None else args.gamma
     return args
 
 
@@ -69,10 +78,9 @@ def main():
         run, subset, encoder = load_run(args.source)
         arch, out, summary = run["arch"], args.out or args.source / "finetune", (args.out or args.source) / "finetune.json"
         options["encoder_sha256"] = state_sha256(encoder)
-    elif args.train == "head":
-        raise UserError(f"--train head: needs a run folder with a trained encoder, {args.source} is none")
     else:
-        subset, arch, encoder = load_subset(args.source), args.arch, resnet(args.arch)
+        arch = args.arch or ("resnet18" if args.smoke else "resnet50")
+        subset, encoder = load_subset(args.source), resnet(arch)
         out = args.out or Path("runs", subset.name, subset.ratio, args.loss, f"seed{args.seed}")
         summary, options = out / "finetune.json", {"method": args.loss, **options}
     subset.size = args.size or subset.size
@@ -105,18 +113,19 @@ def main():
             log_line(out, epoch=epoch, **stats, **{f"val_{name}": value for name, value in validation.items()})
             bar.set_postfix(loss=f"{stats['loss']:.3f}", auroc=f"{validation['auroc']:.3f}", refresh=False)
             if epoch + 1 == args.epochs or (epoch + 1) % args.save_every == 0:
-                save_tensors(out / "checkpoint.pt", {**{name: part.state_dict() for name, part in parts.items()}, "epoch": epoch + 1, "config": config})
+                save_checkpoint(out, parts, epoch + 1, config)
 
     # the epoch that validation chose, on the test split
     model.load_state_dict(best.weights)
     if args.train == "head" and state_sha256(model.encoder) != frozen:
         raise RuntimeError("fine-tuning the head changed the encoder it was to leave frozen")
-    if not summary.exists():
+    settings = {**options, **{key: config[key] for key in ("epochs", "batch_size", "lr", "seed", "size", "smoke", "classes", "minority")}}
+    old = read_json(summary, "delete it") if summary.exists() else {}
+    if any(old.get(key) != value for key, value in settings.items()):
         if not args.source.is_dir():
             save_tensors(out / "encoder.pt", model.encoder.state_dict())
         result = {split: evaluate(model, subset, split, device, args) for split in ("val", "test")}
-        write_json(summary, {**result, **options, "best_epoch": best.epoch + 1, "epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr, "seed": args.seed, "smoke": args.smoke,
-                             "classes": subset.classes, "minority": subset.minority, "provenance": provenance(device)})
+        write_json(summary, {**result, **settings, "best_epoch": best.epoch + 1, "provenance": provenance(device)})
         print(f"test, epoch {best.epoch + 1} of {args.epochs}: " + "  ".join(f"{name} {100 * value:.1f} %" for name, value in result["test"].items()))
         print(f"wrote {summary}\nnext: python report.py runs")
     else:

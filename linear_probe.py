@@ -30,7 +30,8 @@ LR = 3e-4                                                        # of Adam in th
 def parse_args():
     parser = ArgumentParser("Linear probe of a finished run.", smoke=dict(epochs=2, batch_size=64))
     parser.add_argument("runs", metavar="run", type=Path, nargs="+", help="run folder from pretrain.py or finetune.py, or several")
-    parser.add_argument("--protocol", choices=["cached", "reference"], default="cached", help="cached: convex fit on features; reference: Adam, augmented")
+    parser.add_argument("--protocol", choices=["cached", "reference"], default="cached",
+                        help="cached: convex fit on features; reference: Adam, augmented")
     parser.add_argument("--epochs", type=at_least(1), default=100, help="reference protocol only")
     parser.add_argument("--batch-size", type=at_least(1), default=1024, help="images; cached protocol: of the feature pass only")
     parser.add_argument("--seed", type=at_least(0), default=0, help="reference protocol: of weights, order and augmentation")
@@ -54,13 +55,14 @@ def main():
         _, subset, encoder = load_run(run, args.smoke)
         encoder.to(device)
         out = args.out or run
-        settings = {"protocol": args.protocol, "smoke": args.smoke, "encoder_sha256": state_sha256(encoder),
+        balanced, balanced_sha256 = balanced_rows(subset, args.smoke)
+        settings = {"protocol": args.protocol, "smoke": args.smoke, "encoder_sha256": state_sha256(encoder), "balanced_sha256": balanced_sha256,
                     **({"epochs": args.epochs, "batch_size": args.batch_size, "seed": args.seed} if args.protocol == "reference" else {})}
         if finished(out, settings):
             print(f"finished already: {out / 'probe.json'}")
         else:
             facts = provenance(device, others=[other for other in args.runs if other != run])
-            probe_run(encoder, subset, out, settings, device, args, facts)
+            probe_run(encoder, subset, balanced, out, settings, device, args, facts)
         if args.predict:
             probe = nn.Linear(encoder.dim, 2)
             load_exactly(probe, load_tensors(out / "probe.pt"), out / "probe.pt")
@@ -68,12 +70,12 @@ def main():
     print("next: python evaluate_metrics.py " + " ".join(map(str, args.runs[:3])) + (" ..." if len(args.runs) > 3 else ""))
 
 
-def probe_run(encoder, subset, out, settings, device, args, facts):
+def probe_run(encoder, subset, balanced, out, settings, device, args, facts):
     """Train both probes of one run, read the test split once for each, write probe.json and probe.pt."""
     val, test = (features(encoder, subset, subset.splits[split], device, args, desc=split) for split in ("val", "test"))
     fit = fit_cached if args.protocol == "cached" else fit_reference
     result = {"test": None, "val": None, "test_balanced_train": None, "val_balanced_train": None}
-    for ending, rows in (("", subset.splits["train"]), ("_balanced_train", balanced_rows(subset, args.smoke))):
+    for ending, rows in (("", subset.splits["train"]), ("_balanced_train", balanced)):
         if rows is not None:
             probe, chosen = fit(encoder, subset, rows, val, device, args)
             result.update({"val" + ending: probe_scores(probe, *val, subset), "test" + ending: probe_scores(probe, *test, subset),
@@ -89,7 +91,7 @@ def probe_run(encoder, subset, out, settings, device, args, facts):
 
 def finished(out, settings):
     """True if probe.json holds these settings. A probe of the other protocol moves aside, to be lost to nobody."""
-    if not (out / "probe.json").exists():
+    if not (out / "probe.json").exists() or not (out / "probe.pt").exists():
         return False
     old = read_json(out / "probe.json", "delete it")
     if all(old.get(key) == value for key, value in settings.items()):
@@ -100,14 +102,14 @@ def finished(out, settings):
 
 
 def balanced_rows(subset, smoke):
-    """Training rows of the 50-50 subset beside this one (same images), or None."""
+    """Training rows of the 50-50 subset beside this one, and the checksum of its rows; None, None where there is none."""
     path = subset.path.with_name("50-50.json")
     if subset.ratio == "50-50" or not path.exists():
-        return None
-    sibling = load_subset(path)
-    if smoke:
-        sibling.shrink()
-    return sibling.splits["train"] if sibling.sha256 == subset.sha256 else None
+        return None, None
+    sibling = load_subset(path, verify=False)                    # its images.npy is the one that was verified with the run
+    if sibling.sha256 != subset.sha256:
+        return None, None
+    return (sibling.shrink() if smoke else sibling).splits["train"], sibling.rows_sha256
 
 
 def features(encoder, subset, rows, device, args, desc):
@@ -126,15 +128,17 @@ def fit_cached(encoder, subset, rows, val, device, args):
     """Logistic regression with balanced class weights on standardised features of the evaluation view; C by validation AUROC."""
     from sklearn.linear_model import LogisticRegression
     x, y = features(encoder, subset, rows, device, args, desc="train")
-    mean, std = x.mean(0), x.std(0).clamp(min=1e-6)
+    x, x_val = x.double(), val[0].double()
+    mean, std = x.mean(0), x.std(0)
+    std[std < 1e-6] = torch.inf                                  # a feature that never changes gets no weight
     best_auroc = -1.0
     for strength in tqdm(STRENGTHS[2:4] if args.smoke else STRENGTHS, desc="strengths", leave=False):
-        fitted = LogisticRegression(C=strength, class_weight="balanced", max_iter=1000).fit(((x - mean) / std).numpy(), y)
-        p = fitted.predict_proba(((val[0] - mean) / std).numpy())[:, 1]
+        fitted = LogisticRegression(C=strength, class_weight="balanced", max_iter=5000, tol=1e-6).fit(((x - mean) / std).numpy(), y)
+        p = fitted.predict_proba(((x_val - mean) / std).numpy())[:, 1]
         auroc = scores(p, val[1], subset.minority)["auroc"]
         if auroc > best_auroc:                                   # a tie keeps the stronger regularisation
             best, best_auroc, chosen = fitted, auroc, {"C": strength, "val_auroc": auroc}
-    weight = torch.from_numpy(best.coef_[0]).float() / std       # undo the standardisation: the probe takes raw features
+    weight = torch.from_numpy(best.coef_[0]) / std       # undo the standardisation: the probe takes raw features
     bias = float(best.intercept_[0]) - float(weight @ mean)
     probe = nn.Linear(x.shape[1], 2)
     with torch.no_grad():                                        # logits -t/2 and t/2: their softmax is the sigmoid of t

@@ -8,7 +8,8 @@ views and P(i) the positives of view i, every contrastive loss here is
 
 and the methods differ in P(i) alone. Equation (1) is L_out of Khosla et al. 2020 (arXiv:2004.11362), as a mean over
 anchors and without the factor temperature / base_temperature that SupContrast's code puts in front of it.
-If all embeddings are equal, (1) is log(V*N - 1) whatever P is: the collapse value.
+If all embeddings are equal, (1) is log(V*N - 1) whatever views are in P: the collapse value. (A prototype in P, as in Supervised
+Prototypes, moves it.)
 """
 
 import math
@@ -49,6 +50,8 @@ def supmin_loss(z, labels, minority, temperature=0.07, supervised_majority=None)
     """
     supervised = labels == minority                                                     # [N]
     if supervised_majority is not None:
+        if supervised_majority.shape != labels.shape:
+            raise ValueError(f"supervised_majority must be [{len(labels)}], one per image, not {list(supervised_majority.shape)}")
         supervised = supervised | supervised_majority
     supervised = supervised.repeat(z.shape[1])                                          # [V*N]
     both_supervised = supervised[:, None] & supervised[None, :]
@@ -113,7 +116,8 @@ def focal_loss(logits, targets, gamma=2.0, weights=None):
     """
     with torch.autocast(logits.device.type, enabled=False):
         log_p = _at_least_float32(logits).log_softmax(dim=1).gather(1, targets[:, None].long()).squeeze(1)   # [B]
-        loss = -((1 - log_p.exp()) ** gamma) * log_p
+        one_minus_p = -torch.expm1(log_p)
+        loss = -(one_minus_p.clamp(min=torch.finfo(log_p.dtype).tiny) ** gamma) * log_p          # 0 ** (gamma - 1) has no gradient
         if weights is not None:
             loss = loss * weights.to(loss)[targets.long()]
         return loss.mean()
@@ -127,8 +131,8 @@ def _at_least_float32(x):
 
 def _rows(z):
     """[N, V, D] -> [V*N, D], view-major, in float32 or better."""
-    if z.ndim != 3 or z.shape[1] < 2:
-        raise ValueError(f"embeddings must be [N, V, D] with at least two views, not {list(z.shape)}")
+    if z.ndim != 3 or z.shape[0] < 1 or z.shape[1] < 2:
+        raise ValueError(f"embeddings must be [N, V, D] with at least one image and two views, not {list(z.shape)}")
     return _at_least_float32(z).transpose(0, 1).flatten(0, 1)
 
 

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common import (IMAGE_SUFFIXES, SPLITS, ArgumentParser, UserError, at_least, cli, command_line, image_files, read_image, read_json, sha256,
+from common import (IMAGE_SUFFIXES, SPLITS, ArgumentParser, UserError, at_least, cli, command_line, image_files, printable, read_image, read_json, sha256,
                     squeeze, whole, write_json)
 
 RATIOS = ("99-1", "95-5", "50-50", "natural")
@@ -258,11 +258,6 @@ def file_source(args, images, root, labels, split, classes, **more):
 
 def subfolders(folder):
     return [f for f in sorted(folder.iterdir()) if f.is_dir() and not f.name.startswith(".")]
-
-
-def printable(name):
-    """A file name that can be printed and written as UTF-8, whatever bytes the disk has."""
-    return os.fsencode(name).decode("utf-8", "replace")
 
 
 # name: (loader, flags that only some data sets take). A new data set is a loader that returns a Source, and a line here.

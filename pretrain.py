@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from common import (ArgumentParser, ContrastiveModel, ImageBatches, UserError, antipodal_prototypes, at_least, augment, cli, collapse_value,
                     draw_supervised_majority, embed, load_subset, log_line, normalize, ntxent_loss, pick_device,
-                    precision, read_log, resume, rewind_log, save_tensors, seeded, shuffled_batches, start_run, supcon_loss, supmin_loss, suppro_loss,
+                    precision, read_log, resume, rewind_log, save_checkpoint, save_tensors, seeded, shuffled_batches, start_run, supcon_loss, supmin_loss, suppro_loss,
                     warmup_cosine, whole)
 from evaluate_metrics import class_alignment_consistency, sample_alignment_accuracy
 
@@ -74,8 +74,9 @@ def parse_args():
                             smoke=dict(arch="resnet18", epochs=2, batch_size=16, watch_every=1))
     parser.add_argument("subset", type=Path, help="subsets/<dataset>/<ratio>.json, from make_subsets.py")
     parser.add_argument("--method", choices=METHODS, default="supmin", help="what is contrasted")
-    parser.add_argument("--majority-supervision", type=float, metavar="R", help="supmin: share of majority images supervised too, 0 to 1 (default: 0)")
-    parser.add_argument("--margin", type=float, metavar="M", help="suppro: prototypes pull until cosine M/2 (default: 1)")
+    parser.add_argument("--majority-supervision", type=at_least(0, float), metavar="R",
+                        help="supmin: share of majority images supervised too, 0 to 1 (default: 0)")
+    parser.add_argument("--margin", type=at_least(0, float), metavar="M", help="suppro: prototypes pull until cosine M/2 (default: 1)")
     parser.add_argument("--size", type=at_least(8), metavar="S", help="side of what the network sees, pixels (default: the subset's)")
     parser.add_argument("--temperature", type=at_least(1e-3, float), default=0.07, help="of the similarities")
     parser.add_argument("--arch", default="resnet50", help="any torchvision ResNet")
@@ -97,7 +98,7 @@ def parse_args():
                 raise UserError(f"--{option.replace('_', '-')}: is read by --method {method} only, not by {args.method}")
             if getattr(args, option) is None:
                 setattr(args, option, default)
-    if not 0 <= args.majority_supervision <= 1:
+    if args.majority_supervision > 1:
         raise UserError(f"--majority-supervision {args.majority_supervision}: must lie between 0 and 1")
     return args
 
@@ -112,6 +113,9 @@ def main():
     rows = subset.shrink().splits["train"] if args.smoke else subset.splits["train"]
     if args.batch_size > len(rows):
         raise UserError(f"--batch-size {args.batch_size}: {subset.path} has only {len(rows)} training images; use --batch-size {len(rows)} or less")
+
+    if args.watch_every and len(subset.splits["val"]) < 10:
+        raise UserError(f"{subset.path}: has only {len(subset.splits['val'])} validation images, too few to watch; use --watch-every 0")
 
     config = dict(method=args.method, **{option: getattr(args, option) for option in OPTIONS.get(args.method, {})},
                   dataset=subset.name, ratio=subset.ratio, arch=args.arch, projection_dim=PROJECTION_DIM, size=subset.size, epochs=args.epochs,
@@ -146,15 +150,15 @@ def main():
             last = epoch + 1 == args.epochs
             if args.watch_every and ((epoch + 1) % args.watch_every == 0 or last):
                 stats.update(watch(model, subset, device, args))
-                stats["collapsed"] = bool(epoch >= args.warmup_epochs and stats["collapse_gap"] < COLLAPSED["gap"]
-                                          and np.mean(stats["val_saa"]) < COLLAPSED["saa"])
+                # a network that has hardly been trained sends all images to nearly one point, too
+                stats["collapsed"] = epoch >= min(args.warmup_epochs, args.epochs // 2) and not args.smoke and has_collapsed(stats)
                 tqdm.write(progress_line(epoch, stats, args, subset))
             log_line(out, epoch=epoch, **stats)
             if last or (epoch + 1) % args.save_every == 0:
-                save_tensors(out / "checkpoint.pt", {**{name: part.state_dict() for name, part in parts.items()}, "epoch": epoch + 1, "config": config})
+                save_checkpoint(out, parts, epoch + 1, config)
 
-    save_tensors(out / "encoder.pt", model.encoder.state_dict())
     draw_curves(out, args)
+    save_tensors(out / "encoder.pt", model.encoder.state_dict())                                  # last: it says that the run is finished
     print(f"wrote {out / 'encoder.pt'} and {out / 'curves.png'}\nnext: python linear_probe.py {out}")
 
 
@@ -195,12 +199,14 @@ def watch(model, subset, device, args):
         rows = np.sort(np.random.default_rng(0).choice(rows, WATCHED, replace=False))
     z = embed(model, subset, rows, device, args.batch_size, views=2, generator=seeded(0))         # the same views at every look
     labels = torch.from_numpy(subset.labels[rows])
-    try:
-        return {"val_saa": [round(v, 3) for v in sample_alignment_accuracy(z, labels).tolist()],
-                "val_cac": [round(v, 3) for v in class_alignment_consistency(z, labels).tolist()],
-                "val_knn": round(knn_balanced_accuracy(z[0], labels), 3)}
-    except ValueError as error:
-        raise UserError(f"{subset.path}: the validation split is too small to watch ({error}); use --watch-every 0") from None
+    return {"val_saa": [round(v, 3) for v in sample_alignment_accuracy(z, labels).tolist()],
+            "val_cac": [round(v, 3) for v in class_alignment_consistency(z, labels).tolist()],
+            "val_knn": round(knn_balanced_accuracy(z[0], labels), 3)}
+
+
+def has_collapsed(stats):
+    """The loss sits on its collapse value, and views do not find each other."""
+    return bool(abs(stats["collapse_gap"]) < COLLAPSED["gap"] and np.mean(stats["val_saa"]) < COLLAPSED["saa"])
 
 
 def knn_balanced_accuracy(z, labels, k=5):
@@ -216,14 +222,15 @@ def describe_batches(subset, batch_size):
     def log_choose(n, k):
         return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
     none = math.exp(log_choose(total - minority, batch_size) - log_choose(total, batch_size)) if batch_size <= total - minority else 0.0
-    print(f"  {minority} of {total} training images are '{subset.classes[subset.minority]}' (minority): {batch_size * minority / total:.2f} expected per "
-          f"batch of {batch_size}, none in {none:.1%} of the batches; collapse value of the loss log({2 * batch_size - 1}) = {collapse_value(batch_size):.3f}")
+    print(f"  {minority} of {total} training images are '{subset.classes[subset.minority]}' (minority): {batch_size * minority / total:.2f} "
+          f"expected per batch of {batch_size}, none in {none:.1%} of the batches\n"
+          f"  collapse value of the loss: log({2 * batch_size - 1}) = {collapse_value(batch_size):.3f}")
 
 
 def progress_line(epoch, stats, args, subset):
     order = [subset.minority, 1 - subset.minority]
     saa, cac = ("/".join(f"{stats[key][c]:.1f}" for c in order) for key in ("val_saa", "val_cac"))
-    line = (f"epoch {epoch + 1}/{args.epochs}  loss {stats['loss']:.3f} (collapse {collapse_value(args.batch_size):.3f})  lr {stats['lr']:.4f}  validation, "
+    line = (f"epoch {epoch + 1}/{args.epochs}  loss {stats['loss']:.3f} (collapse {collapse_value(args.batch_size):.3f})  lr {stats['lr']:.4f}  "
             f"minority/majority: SAA {saa} %  CAC {cac} %  kNN {stats['val_knn']:.1f} %  {stats['images_per_s']:.0f} images/s")
     if torch.cuda.is_available():
         line += f"  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"

@@ -181,12 +181,16 @@ def name_methods(rows):
     """
     settings = [json.loads(row["settings"]) for row in rows]
     every = sorted({key for s in settings for key in s} - set(DEFAULTS))
-    values = {}                                                      # how often each setting has each value
+
+    def among(row, key):                                             # the runs whose commonest value of a setting goes without saying
+        return row["dataset"], row["ratio"] if key == "rows_sha256" else row["kind" if key in COMPARED else "method"], key
+
+    values = {}                                                      # how often each setting has each value there
     for row, s in zip(rows, settings):
         for key in every:
-            values.setdefault((row["dataset"], row["kind" if key in COMPARED else "method"], key), Counter())[json.dumps(s.get(key))] += 1
+            values.setdefault(among(row, key), Counter())[json.dumps(s.get(key))] += 1
     for row, s in zip(rows, settings):
-        usual = {key: values[row["dataset"], row["kind" if key in COMPARED else "method"], key].most_common(1)[0][0] for key in every}
+        usual = {key: values[among(row, key)].most_common(1)[0][0] for key in every}
         options = [key for key in s if key in DEFAULTS] + [key for key in every if json.dumps(s.get(key)) != usual[key]]
         row["label"] = row["method"] + (f" ({', '.join(setting_text(key, s.get(key)) for key in options)})" if options else "")
 

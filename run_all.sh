@@ -3,23 +3,23 @@
 #
 #   bash run_all.sh demo        digits, 99-1 and 50-50: SupCon collapses, two losses repair it (minutes on a laptop CPU, no download)
 #   bash run_all.sh             the paper's grid over the data sets found under DATA_ROOT; may be killed and run again
-#   bash run_all.sh --list      the same as one command per line, e.g. for a SLURM array or GNU parallel
-#   bash run_all.sh --dry-run   how many runs and images that is, and how long from the speed of runs already made
+#   bash run_all.sh subsets     its first part alone: the subsets of what is found
+#   bash run_all.sh --list      its runs, one command per line, e.g. for a SLURM array or GNU parallel (after subsets)
+#   bash run_all.sh --dry-run   how many runs and images that is, and how long at the speed of runs already made
 #   bash run_all.sh test        the tests
 #
-# demo, test and the grid set up what is missing: an active Python that satisfies requirements.txt is used as it is,
+# demo, test, subsets and the grid set up what is missing: an active Python that satisfies requirements.txt is used as it is,
 # else a virtual environment .venv beside this file.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 # what the grid is made of; every name can be set from outside, e.g.  SEEDS="0" RATIOS="95-5" bash run_all.sh
-DATA_ROOT=${DATA_ROOT:-data}                       # holds breastmnist_224.npz, pneumoniamnist_224.npz, and iNaturalist's train/ and val/
-METHODS=${METHODS:-"supcon supmin suppro ntxent"}  # rows of the paper's tables
-BASELINES=${BASELINES:-"weighted_ce focal"}        # supervised, from scratch
-SEEDS=${SEEDS:-"0 1 2"}
-IMBALANCES=${RATIOS:-"99-1 95-5 50-50"}            # of the data sets that are cut to a ratio
-NATURAL=${RATIOS:-"natural"}                       # of the medical sets, which are imbalanced as they come
-FLAGS=${FLAGS:-}                                   # added to every training command, e.g. FLAGS="--epochs 10 --arch resnet18"
+DATA_ROOT=${DATA_ROOT-data}                        # holds breastmnist_224.npz, pneumoniamnist_224.npz, and iNaturalist's train/ and val/
+METHODS=${METHODS-"supcon supmin suppro ntxent"}   # rows of the paper's tables
+BASELINES=${BASELINES-"weighted_ce focal"}         # supervised, from scratch
+SEEDS=${SEEDS-"0 1 2"}
+RATIOS=${RATIOS-}                                  # unset: 99-1 95-5 50-50 for iNaturalist, natural for the medical sets
+FLAGS=${FLAGS-}                                    # added to every training command, e.g. FLAGS="--epochs 10 --warmup-epochs 1"
 
 
 setup() {  # setup FILE: a Python that satisfies the requirements in FILE, as $PYTHON
@@ -45,7 +45,10 @@ satisfied() {  # is every requirement of file $1 (and of the files it names with
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from pip._vendor.packaging.requirements import Requirement
+try:
+    from packaging.requirements import Requirement
+except ImportError:
+    from pip._vendor.packaging.requirements import Requirement
 def check(name):
     for line in Path(name).read_text().splitlines():
         if line.startswith("-r "):
@@ -59,23 +62,29 @@ END
 }
 
 
-found() {  # the data sets under DATA_ROOT, one per line: make_subsets.py's arguments
-    local set size pair
+found() {  # the data sets under DATA_ROOT, one per line: name, size or -, folder, separated by tabs
+    local set size root pair minority majority
     for set in breastmnist pneumoniamnist; do
         for size in 224 128 64 28; do
-            if [ -f "$DATA_ROOT/$set$([ $size = 28 ] || echo _$size).npz" ]; then echo "$set --size $size"; break; fi
+            if [ -f "$DATA_ROOT/$set$([ $size = 28 ] || echo _$size).npz" ]; then printf '%s\t%s\t%s\n' $set $size "$DATA_ROOT"; break; fi
         done
     done
-    for set in "$DATA_ROOT" "$DATA_ROOT/inat21" "$DATA_ROOT/inat21_mini"; do
-        for pair in plants:Quercus:Saxifragales insects:Apidae:Vespidae mammals:Artiodactyla:Carnivora; do
-            IFS=: read -r pair minority majority <<< "$pair"
-            if holds "$set/train" "$minority" && holds "$set/train" "$majority"; then echo "inat21-$pair"; fi
+    for pair in plants:Quercus:Saxifragales insects:Apidae:Vespidae mammals:Artiodactyla:Carnivora; do
+        IFS=: read -r pair minority majority <<< "$pair"
+        for root in "$DATA_ROOT" "$DATA_ROOT/inat21" "$DATA_ROOT/inat21_mini"; do
+            if holds "$root/train" "$minority" && holds "$root/train" "$majority" && [ -d "$root/val" ]; then
+                printf 'inat21-%s\t-\t%s\n' "$pair" "$root"; break
+            fi
         done
-    done | sort -u
+    done
 }
 
 holds() {  # does folder $1 have categories of taxon $2?
     compgen -G "$1/*_$2_*" > /dev/null
+}
+
+ratios() {  # of data set $1
+    if [ -n "$RATIOS" ]; then echo "$RATIOS"; else case $1 in inat21-*) echo 99-1 95-5 50-50 ;; *) echo natural ;; esac; fi
 }
 
 name_missing() {
@@ -89,18 +98,19 @@ name_missing() {
     [ -n "$have" ] || { echo "run_all.sh: no data set under $DATA_ROOT; set DATA_ROOT, or try 'bash run_all.sh demo', which needs no data" >&2; exit 2; }
 }
 
-make_subsets() {
-    local arguments
-    found | while read -r arguments; do
-        # shellcheck disable=SC2086  # the arguments are words
-        "$PYTHON" make_subsets.py $arguments --data-root "$DATA_ROOT" < /dev/null
-    done
+make_subsets() {  # with 50-50 always, for the probe on balanced rows; one that fails does not stop the others
+    local set size root failed=0
+    while IFS=$'\t' read -r set size root; do
+        # shellcheck disable=SC2046  # the ratios are words
+        "$PYTHON" make_subsets.py "$set" --data-root "$root" $([ "$size" = - ] || echo "--size $size") --ratios $(ratios "$set") 50-50 < /dev/null || failed=1
+    done <<< "$(found)"
+    return $failed
 }
 
-list() {  # the grid, one command per line; each returns at once where its work is finished
+list() {  # the grid's runs, one command per line; each returns at once where its work is finished
     local set seed method ratio out subset
-    found | while read -r set _; do
-        for ratio in $(case $set in inat21-*) echo "$IMBALANCES" ;; *) echo "$NATURAL" ;; esac); do
+    found | while IFS=$'\t' read -r set _; do
+        for ratio in $(ratios "$set"); do
             for seed in $SEEDS; do
                 subset=subsets/$set/$ratio.json
                 for method in $METHODS; do
@@ -157,18 +167,28 @@ run_one() {  # "[k/n] COMMAND": alone with its progress bars, in company as one 
     fi
 }
 
-estimate() {  # from the time that finished runs of the same data set took
-    "$PYTHON" - << 'END'
-import json, sys, collections, pathlib
-took = collections.defaultdict(list)
-for log in pathlib.Path("runs").glob("*/*/*/seed*/log.jsonl"):
-    if (log.parent / "encoder.pt").exists():
-        took[log.parts[1]].append(sum(json.loads(line).get("seconds", 0) for line in log.read_text().splitlines()))
-for name, seconds in took.items():
-    print(f"measured: {name} {sum(seconds) / len(seconds) / 3600:.3f} h per run (mean of {len(seconds)})")
-if not took:
-    print("measured: nothing yet; the first finished run of a data set gives the time per run")
-END
+estimate() {  # of the list on standard input: runs, images to train on, hours at the speed of finished runs of the same data set
+    python3 -c '
+import collections, glob, json, pathlib, re, sys
+runs, left, images = collections.Counter(), collections.Counter(), collections.Counter()
+for line in sys.stdin:
+    subset, data, ratio = re.search(r"(subsets/([^/]+)/([^/ ]+)\.json)", line).groups()
+    method, seed = re.search(r"--(?:method|loss) (\S+) --seed (\d+)", line).groups()
+    runs[data] += 1
+    if pathlib.Path(f"runs/{data}/{ratio}/{method}/seed{seed}/encoder.pt").exists():
+        continue
+    left[data] += 1
+    epochs = re.findall(r"--epochs (\d+)", line)
+    if pathlib.Path(subset).exists():
+        counts = json.loads(pathlib.Path(subset).read_text())["counts"]["train"]
+        images[data] += sum(counts.values()) * int(epochs[-1] if epochs else 100)
+for data in runs:
+    speeds = [json.loads(row).get("images_per_s") for log in glob.glob(f"runs/{data}/*/*/seed*/log.jsonl") for row in open(log)]
+    speeds = [speed for speed in speeds if speed]
+    work = f"{images[data]:,} training images" if images[data] else "images not counted (bash run_all.sh subsets)" if left[data] else "nothing left"
+    time = f", about {images[data] * len(speeds) / sum(speeds) / 3600:.1f} h at the mean of measured epochs" if speeds and images[data] else ", speed not measured yet"
+    print(f"{data}: {runs[data]} runs, {left[data]} to do: {work}{time if left[data] else str()}")
+'
 }
 
 
@@ -194,10 +214,16 @@ case ${1:-grid} in
     grid)
         name_missing
         setup requirements.txt
-        make_subsets
-        failed=0; list | run_list 1 || failed=1
+        failed=0
+        make_subsets || failed=1
+        list | run_list 1 || failed=1
         "$PYTHON" report.py runs
         exit $failed
+        ;;
+    subsets)
+        name_missing
+        setup requirements.txt
+        make_subsets
         ;;
     --list)
         name_missing >&2
@@ -206,13 +232,12 @@ case ${1:-grid} in
         ;;
     --dry-run)
         name_missing
-        PYTHON=${PYTHON:-python3}
+        PYTHON=${PYTHON:-python}
         list
-        echo "$(list | wc -l) commands"
-        estimate
+        list | estimate
         ;;
     *)
-        echo "run_all.sh: $1 is none of demo, test, --list, --dry-run; without a word it runs the grid" >&2
+        echo "run_all.sh: $1 is none of demo, test, subsets, --list, --dry-run; without a word it runs the grid" >&2
         exit 2
         ;;
 esac

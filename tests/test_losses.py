@@ -92,6 +92,12 @@ def test_schedule_shorter_than_its_warmup_stays_finite():
     assert all(0.1 <= warmup_cosine(e, 3, 1.0, 10) < 0.4 for e in range(3))
 
 
+def test_focal_loss_has_a_gradient_where_the_network_is_certain():
+    for gamma in (0.0, 0.5, 2.0):
+        value, grad = value_and_grad(lambda x: focal_loss(x, torch.tensor([0]), gamma), np.array([[50.0, 0.0]], dtype=np.float32))
+        assert np.isfinite(value) and np.isfinite(grad).all()
+
+
 def fixture_f5():
     """Five images, two views, on the circle (degrees); the golden values below belong to it."""
     angles = torch.tensor([[0, 10], [20, 40], [200, 220], [90, 100], [130, 150]], dtype=torch.float64) * math.pi / 180
@@ -216,10 +222,12 @@ def test_majority_draw_has_its_size_stays_in_the_majority_and_repeats():
 
 def test_wrong_shapes_and_counts_are_refused():
     z, y = random_batch()
-    with pytest.raises(ValueError, match="at least two views"):
+    with pytest.raises(ValueError, match="two views"):
         ntxent_loss(z[:, :1])
     with pytest.raises(ValueError, match="need labels"):
         supcon_loss(z, y[:-1])
+    with pytest.raises(ValueError, match="one per image"):
+        supmin_loss(z, y, 1, supervised_majority=torch.tensor([True]))
     with pytest.raises(ValueError, match="two positive counts"):
         class_weights([0, 5])
 

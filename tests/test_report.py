@@ -23,7 +23,7 @@ def make_run(runs, method="supcon", seed=0, ratio="99-1", dataset="digits", fold
     path.mkdir(parents=True)
     supervised = method in ("ce", "weighted_ce", "focal")
     config = {"method": method, "dataset": dataset, "ratio": ratio, "arch": "resnet18", "size": 32, "epochs": 30, "batch_size": 256, "seed": seed,
-              "smoke": False, "minority": minority, "classes": ["a", "b"], "subset": "../no.json", **({} if supervised else {"projection_dim": 128}), **config}
+              "smoke": False, "minority": minority, "classes": ["a", "b"], "subset": "../no.json", "rows_sha256": ratio, **({} if supervised else {"projection_dim": 128}), **config}
     write(path / "config.json", config)
     lines = [{"command": f"python pretrain.py subsets/{dataset}/{ratio}.json --method {method} --seed {seed}", "commit": "abc1234", "device": "a device",
               "torch": "2.11"}, {"epoch": 0, "loss": 9.0}, {"epoch": 1, "loss": loss}]

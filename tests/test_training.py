@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -137,8 +138,23 @@ def test_watch_counts_minority_images_per_batch_and_flags_collapse(workplace, ca
     z = torch.nn.functional.normalize(torch.randn(200, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     labels = (z[:, 0] > 0).long()
     assert pretrain.knn_balanced_accuracy(z, labels) > 75 > 60 > pretrain.knn_balanced_accuracy(z, torch.arange(200) % 2)
-    call(pretrain, "subsets/digits/99-1.json", "--method", "supcon", "--smoke", "--warmup-epochs", 0, "--lr", 0, "--out", "still")
-    assert log_of(Path("still"))[-1]["collapsed"] is True        # an untrained network sends all images to nearly one point
+
+
+def test_watch_tells_a_collapse_from_a_spread_embedding(workplace):
+    subset = load_subset("subsets/digits/99-1.json")
+    args = SimpleNamespace(batch_size=64)
+
+    class Constant(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.normalize(torch.ones(len(x), 8), dim=1)
+
+    class Pixels(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.normalize(x[:, 0].flatten(1), dim=1)
+    for network, loss, collapsed in ((Constant(), common.collapse_value(64), True), (Pixels(), common.collapse_value(64), False), (Constant(), 3.0, False)):
+        stats = {"collapse_gap": common.collapse_value(64) - loss, **pretrain.watch(network, subset, torch.device("cpu"), args)}
+        assert pretrain.has_collapsed(stats) == collapsed
+    assert stats["val_saa"] == pytest.approx([100 / 357] * 2, abs=1e-3)                          # chance: one of the 357 other views
 
 
 # probe and fine-tuning ------------------------------------------------------------------------------------------------
@@ -166,11 +182,48 @@ def test_probe_equals_scikit_learn_on_torchvision_features(run, workplace):
         assert set(probe[key]) == {"accuracy", "balanced_accuracy", "auroc", "f1"}
 
 
+def test_a_probe_that_touches_the_encoder_is_caught(run, workplace, monkeypatch):
+    fit = linear_probe.fit_cached
+
+    def careless(encoder, *args):
+        encoder.bn1.running_mean += 1e-6
+        return fit(encoder, *args)
+    monkeypatch.setattr(linear_probe, "fit_cached", careless)
+    with pytest.raises(RuntimeError, match="leave frozen"):
+        call(linear_probe, run, "--out", "careless")
+    assert not Path("careless/probe.json").exists()
+
+
+def test_a_real_run_takes_the_place_of_a_smoke_run_and_of_nothing_else(run, workplace):
+    shutil.copytree(run, "runs/digits/99-1/supmin/seed7")
+    place = Path("runs/digits/99-1/supmin/seed7")
+    (place / "notes.txt").write_text("mine")
+    call(pretrain, "subsets/digits/99-1.json", "--method", "supmin", "--arch", "resnet18", "--size", 16, "--epochs", 1, "--batch-size", 313, "--out", place)
+    assert json.loads((place / "config.json").read_text())["epochs"] == 1 and (place / "notes.txt").exists()
+    with pytest.raises(UserError, match="smoke False there, True now"):
+        call(pretrain, "subsets/digits/99-1.json", "--method", "supmin", "--smoke", "--out", place)
+
+
 def test_reference_protocol_keeps_the_other_probe_and_trains(run, workplace):
     call(linear_probe, run)
+    before = common.load_tensors(run / "probe.pt")
     call(linear_probe, run, "--protocol", "reference", "--epochs", 3)
-    assert json.loads((run / "probe.json").read_text())["protocol"] == "reference"
+    probe = json.loads((run / "probe.json").read_text())
+    assert probe["protocol"] == "reference" and 1 <= probe["chosen"]["epoch"] <= 3 and not equal(before, common.load_tensors(run / "probe.pt"))
     assert json.loads((run / "probe_cached.json").read_text())["protocol"] == "cached"
+
+
+def test_balanced_subset_made_later_is_probed(run, workplace):
+    call(linear_probe, run)
+    balanced = Path("subsets/digits/50-50.json")
+    balanced.rename("50-50.json")
+    try:
+        call(linear_probe, run)
+        assert json.loads((run / "probe.json").read_text())["test_balanced_train"] is None
+    finally:
+        Path("50-50.json").rename(balanced)
+    call(linear_probe, run)
+    assert json.loads((run / "probe.json").read_text())["test_balanced_train"]["accuracy"] > 0.5
 
 
 def test_predict_writes_a_probability_for_every_image(run, workplace):
@@ -309,6 +362,24 @@ def test_a_subset_file_edited_by_hand_is_refused(workplace, change, words):
     Path("subsets/digits/edited.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match=words):
         load_subset("subsets/digits/edited.json")
+
+
+@pytest.mark.parametrize("args, words", [
+    (["runs/nowhere"], "runs/nowhere: no such run folder"),
+    (["subsets/digits/99-1.json", "--train", "head"], "--train head: needs a run"),
+    (["subsets/digits/99-1.json", "--gamma", "1"], "--gamma: is read by --loss focal"),
+    (["runs/digits/99-1/supmin/seed0", "--arch", "resnet18"], "--arch resnet18: is for training from scratch"),
+    (["subsets/digits/99-1.json", "--predict", "new"], "--predict and --csv"),
+])
+def test_finetune_refuses(run, workplace, args, words):
+    with pytest.raises(UserError, match=words):
+        call(finetune, *args, "--out", "refused")
+    assert not Path("refused").exists()
+
+
+def test_diverged_training_is_one_line(workplace):
+    with pytest.raises(UserError, match="not finite"):
+        call(finetune, "subsets/digits/99-1.json", "--smoke", "--lr", 1e12, "--out", "diverged")
 
 
 def test_an_output_that_cannot_be_written_is_one_line(workplace):

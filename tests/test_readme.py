@@ -1,0 +1,84 @@
+"""What the README and run_all.sh promise to type is what the scripts take."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import evaluate_metrics
+import finetune
+import linear_probe
+import make_subsets
+import pretrain
+import report
+from conftest import ROOT, call
+
+SCRIPTS = {f"{module.__name__}.py": module for module in (make_subsets, pretrain, linear_probe, evaluate_metrics, finetune, report)}
+
+
+def parse(command, monkeypatch):
+    """Let a script parse a command line without doing what it says."""
+    script, *words = shlex.split(command, comments=True)[1:]
+    monkeypatch.setattr(Path, "exists", lambda path: True)                                       # a run folder or a subset file, by its name
+    monkeypatch.setattr(Path, "is_dir", lambda path: not path.suffix)
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    return SCRIPTS[script].parse_args()
+
+
+def readme_commands():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    heads = "".join(module.__doc__ for module in SCRIPTS.values())
+    return re.findall(r"^\s*(python \w+\.py .*?)(?:\s{2,}.*)?$", text + heads, re.MULTILINE)
+
+
+def test_the_readme_and_the_scripts_show_commands():
+    shown = {command.split()[1] for command in readme_commands()}
+    assert shown == SCRIPTS.keys() and len(readme_commands()) > 15
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_every_command_shown_is_understood(command, monkeypatch):
+    parse(command, monkeypatch)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_fits_a_screen(script, capsys):
+    with pytest.raises(SystemExit) as end:
+        call(SCRIPTS[script], "--help")
+    lines = capsys.readouterr().out.splitlines()
+    assert end.value.code == 0 and len(lines) <= 40 and max(map(len, lines)) <= 120
+
+
+def run_all(*words, **variables):
+    return subprocess.run(["bash", str(ROOT / "run_all.sh"), *words], capture_output=True, text=True, timeout=60, env={**os.environ, **variables})
+
+
+def test_the_grid_lists_what_is_found_and_names_what_is_missing(tmp_path, monkeypatch):
+    root = tmp_path / "a data root"
+    for part in ("train", "val"):
+        for name in ("00002_Animalia_Chordata_Mammalia_Artiodactyla_Bovidae_Bison_bison", "00008_Animalia_Chordata_Mammalia_Carnivora_Ailuridae_A_f"):
+            (root / part / name).mkdir(parents=True)
+    (root / "breastmnist.npz").touch()
+    done = run_all("--list", DATA_ROOT=str(root), SEEDS="0 1")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) == len(set(lines)) == 2 * (4 + 2) * (1 + 3)       # seeds, methods, ratios
+    assert all(f"not found: {name}" in done.stderr for name in ("pneumoniamnist", "inat21-plants", "inat21-insects"))
+    assert "mammals" not in done.stderr
+    for line in lines:
+        for command in line.split(" && "):
+            parse(command, monkeypatch)
+    narrow = run_all("--list", DATA_ROOT=str(root), SEEDS="3", METHODS="supmin", BASELINES="", RATIOS="90-10", FLAGS="--epochs 10").stdout.splitlines()
+    assert len(narrow) == 2 and all("90-10.json --method supmin --seed 3 --epochs 10" in line for line in narrow)
+    assert "inat21-mammals: 36 runs, 36 to do" in run_all("--dry-run", DATA_ROOT=str(root), SEEDS="0 1").stdout
+
+
+def test_without_data_the_grid_says_so(tmp_path):
+    for words in ([], ["--list"], ["--dry-run"]):
+        done = run_all(*words, DATA_ROOT=str(tmp_path))
+        assert done.returncode == 2 and "no data set under" in done.stderr and "demo" in done.stderr
+    done = run_all("dmo")
+    assert done.returncode == 2 and "dmo is none of demo, test" in done.stderr
