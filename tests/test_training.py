@@ -168,7 +168,7 @@ def test_probe_equals_scikit_learn_on_torchvision_features(run, workplace):
     network = torchvision.models.resnet18()
     network.load_state_dict(torch.load(run / "encoder.pt", weights_only=True), strict=False)
     network.fc = torch.nn.Identity()
-    x = common.center_view(torch.from_numpy(subset.images[:]).permute(0, 3, 1, 2), torch.from_numpy(subset.sizes), subset.size)
+    x = common.center_view(torch.from_numpy(subset.images[:].copy()).permute(0, 3, 1, 2), torch.from_numpy(subset.sizes), subset.size)
     with torch.no_grad():
         x = network.eval()(common.normalize(x, subset.mean, subset.std)).double().numpy()
     balanced = load_subset("subsets/digits/50-50.json")
