@@ -524,15 +524,22 @@ def embed(network, subset, rows, device, batch_size=256, views=0, generator=None
     return z if views else z[0]
 
 
-def predict_folder(network, subset, folder, csv_path, device):
-    """Write file, probability of the minority class, predicted class for every image below `folder`, prepared like the subset's.
+def images_to_predict(folder, csv_path):
+    """The images below --predict, found before any long work; none without --predict. UserError for one flag without the other, or no image."""
+    if (folder is None) != (csv_path is None):
+        raise UserError("--predict and --csv belong together: the folder to read and the table to write")
+    files = image_files(folder) if folder else []
+    if folder and not files:
+        raise UserError(f"--predict {folder}: no image ({', '.join(sorted(IMAGE_SUFFIXES))}) below this folder")
+    return files
 
-    network: [B, 3, H, W] -> logits [B, 2]. UserError for a folder without images or an image that cannot be read.
+
+def predict_folder(network, subset, folder, files, csv_path, device):
+    """Write file, probability of the minority class, predicted class for every image of `folder`, prepared like the subset's.
+
+    network: [B, 3, H, W] -> logits [B, 2]; files: from images_to_predict. UserError for an image that cannot be read.
     """
     from tqdm import tqdm
-    files = image_files(Path(folder))
-    if not files:
-        raise UserError(f"--predict {folder}: no image ({', '.join(sorted(IMAGE_SUFFIXES))}) below this folder")
     side, channels = subset.images.shape[1], subset.images.shape[3]
     network.eval()
     with whole(csv_path) as part, open(part, "w", newline="", encoding="utf-8") as file:

@@ -18,9 +18,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import (ArgumentParser, ImageBatches, UserError, at_least, augment, center_view, class_weights, cli, embed, focal_loss, load_run,
-                    load_subset, log_line, normalize, pick_device, precision, predict_folder, provenance, read_json, resnet, resume, rewind_log,
-                    save_checkpoint, save_tensors, scores, seeded, shuffled_batches, start_run, state_sha256, warmup_cosine, write_json)
+from common import (ArgumentParser, ImageBatches, UserError, at_least, augment, center_view, class_weights, cli,
+                    embed, focal_loss, images_to_predict, load_run, load_subset, log_line, normalize, pick_device,
+                    precision, predict_folder, provenance, read_json, resnet, resume, rewind_log, save_checkpoint,
+                    save_tensors, scores, seeded, shuffled_batches, start_run, state_sha256, warmup_cosine, write_json)
 
 LOSSES = {
     "ce": lambda logits, targets, weights, gamma: F.cross_entropy(logits, targets),
@@ -52,8 +53,7 @@ def parse_args():
     parser.add_argument("--out", type=Path, help="folder for everything written (default: see above)")
     parser.add_argument("--smoke", action="store_true", help="tiny network, a few images, two epochs of two steps")
     args = parser.parse_args()
-    if (args.predict is None) != (args.csv is None):
-        raise UserError("--predict and --csv belong together: the folder to read and the table to write")
+    args.new_images = images_to_predict(args.predict, args.csv)
     if not args.source.exists():
         raise UserError(f"{args.source}: no such run folder or subset file; pretrain.py makes runs, make_subsets.py subsets")
     if args.arch and args.source.is_dir():
@@ -131,7 +131,7 @@ def main():
     else:
         print(f"finished already: {summary}")
     if args.predict:
-        predict_folder(model, subset, args.predict, args.csv, device)
+        predict_folder(model, subset, args.predict, args.new_images, args.csv, device)
 
 
 class Classifier(nn.Module):

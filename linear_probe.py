@@ -19,9 +19,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import (ArgumentParser, ImageBatches, UserError, at_least, augment, class_weights, cli, embed, load_exactly, load_run, load_subset,
-                    load_tensors, normalize, pick_device, predict_folder, provenance, read_json, save_tensors, scores, seeded, state_sha256,
-                    warmup_cosine, write_json)
+from common import (ArgumentParser, ImageBatches, UserError, at_least, augment, class_weights, cli, embed,
+                    images_to_predict, load_exactly, load_run, load_subset, load_tensors, normalize, pick_device,
+                    predict_folder, provenance, read_json, save_tensors, scores, seeded, state_sha256, warmup_cosine,
+                    write_json)
 
 STRENGTHS = [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]                  # C of scikit-learn's LogisticRegression: weight of the data against the L2 norm
 LR = 3e-4                                                        # of Adam in the reference protocol
@@ -33,7 +34,7 @@ def parse_args():
     parser.add_argument("--protocol", choices=["cached", "reference"], default="cached",
                         help="cached: convex fit on features; reference: Adam, augmented")
     parser.add_argument("--epochs", type=at_least(1), default=100, help="reference protocol only")
-    parser.add_argument("--batch-size", type=at_least(1), default=1024, help="images; cached protocol: of the feature pass only")
+    parser.add_argument("--batch-size", type=at_least(1), default=1024, help="images, of the reference protocol")
     parser.add_argument("--seed", type=at_least(0), default=0, help="reference protocol: of weights, order and augmentation")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one")
     parser.add_argument("--predict", type=Path, metavar="FOLDER", help="classify the images below this folder, with --csv")
@@ -41,8 +42,7 @@ def parse_args():
     parser.add_argument("--out", type=Path, help="folder of probe.json, for one run (default: the run folder)")
     parser.add_argument("--smoke", action="store_true", help="a few images; two strengths, or two epochs")
     args = parser.parse_args()
-    if (args.predict is None) != (args.csv is None):
-        raise UserError("--predict and --csv belong together: the folder to read and the table to write")
+    args.new_images = images_to_predict(args.predict, args.csv)
     if len(args.runs) > 1 and (args.out or args.predict):
         raise UserError("--out and --predict: are meant for one run; give a single run folder")
     return args
@@ -66,7 +66,7 @@ def main():
         if args.predict:
             probe = nn.Linear(encoder.dim, 2)
             load_exactly(probe, load_tensors(out / "probe.pt"), out / "probe.pt")
-            predict_folder(nn.Sequential(encoder, probe.to(device)), subset, args.predict, args.csv, device)
+            predict_folder(nn.Sequential(encoder, probe.to(device)), subset, args.predict, args.new_images, args.csv, device)
     print("next: python evaluate_metrics.py " + " ".join(map(str, args.runs[:3])) + (" ..." if len(args.runs) > 3 else ""))
 
 
@@ -114,7 +114,7 @@ def balanced_rows(subset, smoke):
 
 def features(encoder, subset, rows, device, args, desc):
     """Encoder features [n, D] of the evaluation view, and labels [n]."""
-    return embed(encoder, subset, rows, device, args.batch_size, desc=desc), subset.labels[rows]
+    return embed(encoder, subset, rows, device, min(args.batch_size, 256), desc=desc), subset.labels[rows]
 
 
 def probe_scores(probe, x, y, subset):

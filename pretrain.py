@@ -18,10 +18,10 @@ import torch
 import torch.nn as nn
 from tqdm import tqdm
 
-from common import (ArgumentParser, ContrastiveModel, ImageBatches, UserError, antipodal_prototypes, at_least, augment, cli, collapse_value,
-                    draw_supervised_majority, embed, load_subset, log_line, normalize, ntxent_loss, pick_device,
-                    precision, read_log, resume, rewind_log, save_checkpoint, save_tensors, seeded, shuffled_batches, start_run, supcon_loss, supmin_loss, suppro_loss,
-                    warmup_cosine, whole)
+from common import (ArgumentParser, ContrastiveModel, ImageBatches, UserError, antipodal_prototypes, at_least,
+                    augment, cli, collapse_value, draw_supervised_majority, embed, load_subset, log_line, normalize,
+                    ntxent_loss, pick_device, precision, read_log, resume, rewind_log, save_checkpoint, save_tensors,
+                    seeded, shuffled_batches, start_run, supcon_loss, supmin_loss, suppro_loss, warmup_cosine, whole)
 from evaluate_metrics import class_alignment_consistency, sample_alignment_accuracy
 
 MOMENTUM, WEIGHT_DECAY, PROJECTION_DIM = 0.9, 1e-4, 128          # the reference's; decay on all parameters

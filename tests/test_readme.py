@@ -24,6 +24,8 @@ def parse(command, monkeypatch):
     """Let a script parse a command line without doing what it says."""
     script, *words = shlex.split(command, comments=True)[1:]
     monkeypatch.setattr(Path, "exists", lambda path: True)                                       # a run folder or a subset file, by its name
+    for module in (linear_probe, finetune):
+        monkeypatch.setattr(module, "images_to_predict", lambda folder, csv_path: [])
     monkeypatch.setattr(Path, "is_dir", lambda path: not path.suffix)
     monkeypatch.setattr(sys, "argv", [script, *words])
     return SCRIPTS[script].parse_args()
