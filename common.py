@@ -88,7 +88,7 @@ def cli(main):
     except torch.cuda.OutOfMemoryError:
         status, message = 1, "out of GPU memory; use a smaller --batch-size"
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             status, message = 2, f"{error.filename}: {error.strerror}; choose a place you may write to with --out"
         elif error.errno in (errno.ENOSPC, errno.EDQUOT):
             status, message = 1, f"{error.filename or 'output'}: {error.strerror}; free some space and give the same command again"
@@ -470,7 +470,8 @@ def resume(folder, parts, config):
         raise UserError(f"{path}: belongs to a run with other settings; delete it or choose another folder with --out")
     for name, part in parts.items():
         load_exactly(part, checkpoint[name], path)
-    print(f"  goes on after epoch {checkpoint['epoch']} of {config['epochs']}")
+    if checkpoint["epoch"] < config["epochs"]:
+        print(f"  goes on after epoch {checkpoint['epoch']} of {config['epochs']}")
     return checkpoint["epoch"]
 
 
@@ -530,7 +531,7 @@ def images_to_predict(folder, csv_path):
         raise UserError("--predict and --csv belong together: the folder to read and the table to write")
     files = image_files(folder) if folder else []
     if folder and not files:
-        raise UserError(f"--predict {folder}: no image ({', '.join(sorted(IMAGE_SUFFIXES))}) below this folder")
+        raise UserError(f"--predict {folder}: no such folder, or no image in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return files
 
 

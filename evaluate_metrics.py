@@ -260,9 +260,9 @@ def evaluate(source, out, facts, spaces, args, device):
         raise UserError(f"{source}: {error}") from None
     space = next(iter(embeddings))
     if args.picture != "none":
-        order = (1 - facts["minority"], facts["minority"])                              # as in the legend
+        order = (facts["minority"], 1 - facts["minority"])
         saa, cac = ("-" if values[space][m] is None else " / ".join(f"{values[space][m][c]:.0f}" for c in order) for m in ("saa", "cac"))
-        title = f"{facts['title']}, {space}\nSAA {saa} %, CAC {cac} % (majority / minority)"
+        title = f"{facts['title']}, {space}\nSAA {saa} %, CAC {cac} % (minority / majority)"
         draw(out, embeddings[space][1].numpy(), labels.numpy(), facts["classes"], facts["minority"], args.picture, args.seed, title)
     nested = {"encoder": values["encoder"]} if "encoder" in values else {}
     others = [run for run in args.runs if run != source]

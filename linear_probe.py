@@ -82,6 +82,8 @@ def probe_run(encoder, subset, balanced, out, settings, device, args, facts):
                            "chosen" + ending: chosen})
             if not ending:
                 save_tensors(out / "probe.pt", probe.state_dict())
+        elif subset.ratio != "50-50":
+            print("no probe on balanced rows: there is no 50-50 subset beside this one; make_subsets.py --ratios 50-50 adds it")
     if state_sha256(encoder) != settings["encoder_sha256"]:
         raise RuntimeError("the probe changed the encoder it was to leave frozen")
     write_json(out / "probe.json", {**result, **settings, "classes": subset.classes, "minority": subset.minority, "provenance": facts})
@@ -96,6 +98,8 @@ def finished(out, settings):
     old = read_json(out / "probe.json", "delete it")
     if all(old.get(key) == value for key, value in settings.items()):
         return True
+    if settings["smoke"] and not old.get("smoke"):
+        raise UserError(f"{out / 'probe.json'}: holds a real probe, which a smoke probe would replace; choose another folder with --out")
     if old.get("protocol") != settings["protocol"]:
         os.replace(out / "probe.json", out / f"probe_{old.get('protocol')}.json")
     return False

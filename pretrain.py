@@ -151,7 +151,7 @@ def main():
             if args.watch_every and ((epoch + 1) % args.watch_every == 0 or last):
                 stats.update(watch(model, subset, device, args))
                 # a network that has hardly been trained sends all images to nearly one point, too
-                stats["collapsed"] = epoch >= min(args.warmup_epochs, args.epochs // 2) and not args.smoke and has_collapsed(stats)
+                stats["collapsed"] = epoch >= max(4, min(args.warmup_epochs, args.epochs // 2)) and not args.smoke and has_collapsed(stats)
                 tqdm.write(progress_line(epoch, stats, args, subset))
             log_line(out, epoch=epoch, **stats)
             if last or (epoch + 1) % args.save_every == 0:
@@ -259,6 +259,7 @@ def draw_curves(out, args):
         right.plot([line["epoch"] + 1 for line in looks], [np.mean(line[key]) for line in looks], style, markersize=4, label=name)
     right.set(xlabel="epoch", ylabel="validation, mean of the classes (%)", ylim=(0, 102))
     for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
     with whole(out / "curves.png") as part:
         figure.savefig(part, dpi=120)

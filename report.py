@@ -269,7 +269,7 @@ def quantities(row, scored_by):
             values[f"{key}_{side}"] = NOT_APPLICABLE if tuned else row.get(f"{key}_{side}")
     values["final_loss"] = NOT_APPLICABLE if tuned else row.get("final_loss")
     values["below_collapse"] = row["collapse_value"] - row["final_loss"] if "collapse_value" in row else None
-    if tuned or row["kind"] == "supervised":
+    if tuned or row["kind"] == "supervised" or row["method"] == "suppro":       # a prototype in the positives moves the collapse value
         values["below_collapse"] = NOT_APPLICABLE
     return values
 
@@ -294,7 +294,7 @@ COLUMNS = {"accuracy": ("accuracy", "%"), "balanced_accuracy": ("balanced accura
 
 READING = """Mean ± standard deviation (n - 1) over n seeds, test split. "not run": not measured yet; "-": does not apply, or one seed alone has
 no deviation. Accuracies of supervised methods are the trained network's own (*scored by* says so); "50-50 probe": the probe trained on the
-balanced subset. *Below collapse* is log(2 · batch size - 1), the loss of embeddings that are all equal (without a prototype term), minus
+balanced subset. *Below collapse* is log(2 · batch size - 1), the loss of embeddings that are all equal (but not with prototypes), minus
 the final loss: about 0 means collapsed."""
 TERMINAL = [[key for key in COLUMNS if key not in left_out] for left_out in (
     ("balanced_train_accuracy", "final_loss"), ("balanced_train_accuracy", "final_loss", "accuracy"),

@@ -206,10 +206,11 @@ case ${1:-grid} in
         demo_list | run_list "$jobs"
         printf '%s\n' "$PYTHON linear_probe.py runs/demo/*/*/seed*" "$PYTHON evaluate_metrics.py runs/demo/*/*/seed* --picture pca" | run_list "$jobs"
         "$PYTHON" report.py runs/demo
+        [ "$PYTHON" != .venv/bin/python ] || echo "to type the README's commands yourself: source .venv/bin/activate"
         ;;
     test)
         setup requirements-test.txt
-        "$PYTHON" -m pytest -q tests "${@:2}"
+        "$PYTHON" -m pytest -q -rs tests "${@:2}"
         ;;
     grid)
         name_missing

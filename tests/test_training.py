@@ -242,7 +242,7 @@ def test_predict_writes_a_probability_for_every_image(run, workplace):
     Path("new/broken.jpg").write_bytes(b"not a picture")
     with pytest.raises(UserError, match="broken.jpg"):
         call(linear_probe, run, "--predict", "new", "--csv", "new.csv")
-    with pytest.raises(UserError, match="--predict nowhere: no image"):                          # before any probe is trained
+    with pytest.raises(UserError, match="--predict nowhere: no such folder"):                          # before any probe is trained
         call(linear_probe, "runs/no/run", "--predict", "nowhere", "--csv", "new.csv")
 
 
