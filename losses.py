@@ -115,7 +115,7 @@ def focal_loss(logits, targets, gamma=2.0, weights=None):
     logits [B, C]; targets int [B]; weights [C] or None. Returns a scalar (nats).
     """
     with torch.autocast(logits.device.type, enabled=False):
-        log_p = _at_least_float32(logits).log_softmax(dim=1).gather(1, targets[:, None].long()).squeeze(1)   # [B]
+        log_p = at_least_float32(logits).log_softmax(dim=1).gather(1, targets[:, None].long()).squeeze(1)   # [B]
         one_minus_p = -torch.expm1(log_p)
         loss = -(one_minus_p.clamp(min=torch.finfo(log_p.dtype).tiny) ** gamma) * log_p          # 0 ** (gamma - 1) has no gradient
         if weights is not None:
@@ -125,7 +125,7 @@ def focal_loss(logits, targets, gamma=2.0, weights=None):
 
 # the pieces of equation (1) ---------------------------------------------------------------------------------------
 
-def _at_least_float32(x):
+def at_least_float32(x):
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -133,7 +133,7 @@ def _rows(z):
     """[N, V, D] -> [V*N, D], view-major, in float32 or better."""
     if z.ndim != 3 or z.shape[0] < 1 or z.shape[1] < 2:
         raise ValueError(f"embeddings must be [N, V, D] with at least one image and two views, not {list(z.shape)}")
-    return _at_least_float32(z).transpose(0, 1).flatten(0, 1)
+    return at_least_float32(z).transpose(0, 1).flatten(0, 1)
 
 
 def _similarities(z, temperature):
