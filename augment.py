@@ -17,8 +17,8 @@ RECIPES = {
 }
 
 
-def augment(images, sizes, recipe, size, generator):
-    """One augmented view of each image, every image with its own parameters.
+def augment(images, sizes, recipe, size, generator, strong=False):
+    """One augmented view of each image, every image with its own parameters; strong: RandAugment on top.
 
     images uint8 [B, C, S, S] on any device, squeezed squares; sizes int [B, 2], their true height and width;
     generator on the CPU, so that CPU and GPU draw the same. Returns float32 [B, C, size, size] in [0, 1].
@@ -30,10 +30,21 @@ def augment(images, sizes, recipe, size, generator):
     gray = torch.rand(len(images), generator=generator) < p["p_gray"]
     if p["degrees"]:                                             # cardiac order: flip, rotate, jitter the whole image, then crop
         angles = (torch.rand(len(images), generator=generator) * 2 - 1) * p["degrees"]
-        x = color_jitter(rotate(images / 255, sizes, angles, flips), **jitter)
-        return crop_resize(x, boxes, sizes, size)
-    x = color_jitter(crop_resize(images / 255, boxes, sizes, size, flips), **jitter)
-    return torch.where(to_device(gray, x)[:, None, None, None], grayscale(x), x) if p["p_gray"] else x
+        x = crop_resize(color_jitter(rotate(images / 255, sizes, angles, flips), **jitter), boxes, sizes, size)
+    else:
+        x = color_jitter(crop_resize(images / 255, boxes, sizes, size, flips), **jitter)
+    if p["p_gray"]:
+        x = torch.where(to_device(gray, x)[:, None, None, None], grayscale(x), x)
+    return rand_augment(x, generator) if strong else x
+
+
+def rand_augment(x, generator, operations=2, magnitude=10):
+    """RandAugment (Cubuk et al. 2020, arXiv:1909.13719) by torchvision, image by image: slow beside the rest. x [B, C, H, W] in [0, 1]."""
+    from torchvision.transforms.v2 import RandAugment
+    transform = RandAugment(num_ops=operations, magnitude=magnitude)
+    with torch.random.fork_rng(devices=[]):                      # torchvision draws from the global generator of the CPU
+        torch.manual_seed(int(torch.randint(2 ** 62, (), generator=generator)))
+        return torch.stack([transform(image) for image in (x * 255).round().to(torch.uint8)]) / 255
 
 
 def center_view(images, sizes, size):

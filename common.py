@@ -162,7 +162,7 @@ def provenance(device, others=()):
 
 
 RUN_FILES = ("config.json", "log.jsonl", "checkpoint.pt", "encoder.pt", "curves.png", "probe.json", "probe.pt", "metrics.json",
-             "embedding.png", "embedding.npz", "finetune.json")
+             "embedding.png", "embedding.npz", "finetune.json", "classifier.pt")
 
 
 def start_run(folder, config, device):
@@ -410,11 +410,52 @@ class ContrastiveModel(nn.Module):
 
     def __init__(self, arch, projection_dim=128):
         super().__init__()
-        self.encoder = resnet(arch)
+        self.encoder, self.dim = resnet(arch), projection_dim
         self.head = nn.Sequential(nn.Linear(self.encoder.dim, self.encoder.dim), nn.ReLU(), nn.Linear(self.encoder.dim, projection_dim))
 
+    def project(self, features):                                # [B, encoder.dim] -> [B, projection_dim], unit vectors
+        return F.normalize(self.head(features).float(), dim=1)
+
     def forward(self, x):                                       # [B, 3, H, W] -> [B, projection_dim], unit vectors
-        return F.normalize(self.head(self.encoder(x)).float(), dim=1)
+        return self.project(self.encoder(x))
+
+
+class Method(nn.Module):
+    """What pretrain.py trains with: the loss of a batch, and whatever the method keeps (buffers and parameters go into the checkpoint).
+
+    Built as Method(args, subset, model, generator). A method that needs no more than embeddings and labels defines `loss`; the others
+    define `forward`.
+    """
+    options = {}                            # flags of pretrain.py that it reads, and their defaults
+    variants = ()                           # what --variant may be
+    temperature = 0.07                      # where --temperature is not given
+    views = 2                               # of each image
+    strong = ()                             # which of the views also get RandAugment
+    facts = {}                              # for the log, beside the loss
+
+    def __init__(self, args, subset, model, generator):
+        super().__init__()
+        self.temperature = args.temperature
+
+    def forward(self, model, x, labels, positions, generator):
+        """x [V, N, 3, H, W]; labels int [N]; positions int [N], which training images these are; generator of the epoch, on the CPU."""
+        return self.loss(embed_views(model, x), labels, generator)
+
+    def start_epoch(self, epoch, model):
+        """Called before each epoch, also the first after a resume."""
+
+    def phase(self, epoch, epochs):
+        """(first, end) of the stretch of epochs around `epoch` that has one learning-rate schedule; the optimizer starts afresh with each."""
+        return 0, epochs
+
+    def collapse_value(self, images):
+        """The loss of a batch whose embeddings are all equal; None where it is no constant."""
+        return collapse_value(images)
+
+
+def embed_views(model, x):
+    """x [V, N, 3, H, W] -> z [N, V, D], all views in one batch."""
+    return model(x.flatten(0, 1)).unflatten(0, x.shape[:2]).transpose(0, 1)
 
 
 def load_run(folder, smoke=False):

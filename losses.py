@@ -28,8 +28,8 @@ def ntxent_loss(z, temperature=0.07):
 
     z [N, V, D] unit vectors, V >= 2. Returns a scalar (nats).
     """
-    s = _similarities(z, temperature)
-    return _contrast(s, _same_image(z)).mean()
+    s = similarities(z, temperature)
+    return _contrast(s, same_image(z)).mean()
 
 
 def supcon_loss(z, labels, temperature=0.07):
@@ -37,8 +37,8 @@ def supcon_loss(z, labels, temperature=0.07):
 
     z [N, V, D] unit vectors, V >= 2; labels int [N]. Returns a scalar (nats).
     """
-    s = _similarities(z, temperature)
-    return _contrast(s, _same_class(z, labels)).mean()
+    s = similarities(z, temperature)
+    return _contrast(s, same_class(z, labels)).mean()
 
 
 def supmin_loss(z, labels, minority, temperature=0.07, supervised_majority=None):
@@ -55,8 +55,8 @@ def supmin_loss(z, labels, minority, temperature=0.07, supervised_majority=None)
         supervised = supervised | supervised_majority
     supervised = supervised.repeat(z.shape[1])                                          # [V*N]
     both_supervised = supervised[:, None] & supervised[None, :]
-    positives = (_same_class(z, labels) & both_supervised) | _same_image(z)
-    return _contrast(_similarities(z, temperature), positives).mean()
+    positives = (same_class(z, labels) & both_supervised) | same_image(z)
+    return _contrast(similarities(z, temperature), positives).mean()
 
 
 def suppro_loss(z, labels, prototypes, temperature=0.07, margin=1.0):
@@ -70,14 +70,14 @@ def suppro_loss(z, labels, prototypes, temperature=0.07, margin=1.0):
     one per class. Returns a scalar (nats).
     """
     labels = labels.long().repeat(z.shape[1])                                           # [V*N]
-    rows = _rows(z)                                                                     # [V*N, D]
+    rows = view_rows(z)                                                                     # [V*N, D]
     with torch.autocast(z.device.type, enabled=False):
         cosines = rows @ prototypes.detach().to(rows).T                                 # [V*N, 2]
     own = cosines.gather(1, labels[:, None]).squeeze(1)                                 # [V*N]
     other = cosines.gather(1, 1 - labels[:, None]).squeeze(1)
     margins = torch.as_tensor(margin, dtype=rows.dtype, device=rows.device).expand(2)   # a float serves both classes
     pull = (own <= other + margins[labels]).detach()                                    # [V*N]
-    return _contrast(_similarities(z, temperature), _same_image(z), pull, own / temperature).mean()
+    return _contrast(similarities(z, temperature), same_image(z), pull, own / temperature).mean()
 
 
 def draw_supervised_majority(labels, minority, ratio, generator):
@@ -129,27 +129,27 @@ def at_least_float32(x):
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _rows(z):
+def view_rows(z):
     """[N, V, D] -> [V*N, D], view-major, in float32 or better."""
     if z.ndim != 3 or z.shape[0] < 1 or z.shape[1] < 2:
         raise ValueError(f"embeddings must be [N, V, D] with at least one image and two views, not {list(z.shape)}")
     return at_least_float32(z).transpose(0, 1).flatten(0, 1)
 
 
-def _similarities(z, temperature):
+def similarities(z, temperature):
     """s_ij = z_i . z_j / T, [V*N, V*N]."""
     with torch.autocast(z.device.type, enabled=False):           # .float() alone is not enough: autocast would halve the product
-        rows = _rows(z)
+        rows = view_rows(z)
         return rows @ rows.T / temperature
 
 
-def _same_image(z):
+def same_image(z):
     """bool [V*N, V*N]: different views of one image."""
     image = torch.arange(z.shape[0], device=z.device).repeat(z.shape[1])
     return (image[:, None] == image[None, :]).fill_diagonal_(False)
 
 
-def _same_class(z, labels):
+def same_class(z, labels):
     """bool [V*N, V*N]: different views with the same label."""
     if labels.shape != z.shape[:1]:
         raise ValueError(f"{z.shape[0]} images need labels [{z.shape[0]}], not {list(labels.shape)}")

@@ -18,10 +18,11 @@ import torch
 import torch.nn as nn
 from tqdm import tqdm
 
-from common import (ArgumentParser, ContrastiveModel, ImageBatches, UserError, antipodal_prototypes, at_least,
-                    augment, cli, collapse_value, draw_supervised_majority, embed, load_subset, log_line, normalize,
-                    ntxent_loss, pick_device, precision, read_log, resume, rewind_log, save_checkpoint, save_tensors,
-                    seeded, shuffled_batches, start_run, supcon_loss, supmin_loss, suppro_loss, warmup_cosine, whole)
+from baselines import BCL, KCL, SBCL, TSC, PaCo
+from common import (ArgumentParser, ContrastiveModel, ImageBatches, Method, UserError, antipodal_prototypes, at_least,
+                    augment, cli, draw_supervised_majority, embed, load_subset, log_line, normalize, ntxent_loss,
+                    pick_device, precision, read_log, resume, rewind_log, save_checkpoint, save_tensors, seeded,
+                    shuffled_batches, start_run, supcon_loss, supmin_loss, suppro_loss, warmup_cosine, whole)
 from evaluate_metrics import class_alignment_consistency, sample_alignment_accuracy
 
 MOMENTUM, WEIGHT_DECAY, PROJECTION_DIM = 0.9, 1e-4, 128          # the reference's; decay on all parameters
@@ -29,44 +30,46 @@ WATCHED = 2000                                                   # validation im
 COLLAPSED = dict(gap=0.1, saa=5.0)                               # loss this near log(V*N - 1) (nats) and SAA below this (percent)
 
 
-# methods: a pure loss from losses.py, its options, and its state (buffers go into the checkpoint) ---------------------
+# the paper's methods: a pure loss from losses.py, its options, its state (buffers go into the checkpoint); the others are in baselines.py --
 
-class NTXent(nn.Module):
-    def __init__(self, args, subset, generator):
-        super().__init__()
-        self.temperature = args.temperature
-
-    def forward(self, z, labels, generator):                     # z [N, V, D], labels [N], generator of the epoch
+class NTXent(Method):
+    def loss(self, z, labels, generator):                        # z [N, V, D], labels [N], generator of the epoch
         return ntxent_loss(z, self.temperature)
 
 
-class SupCon(NTXent):
-    def forward(self, z, labels, generator):
+class SupCon(Method):
+    def loss(self, z, labels, generator):
         return supcon_loss(z, labels, self.temperature)
 
 
-class SupMin(nn.Module):
-    def __init__(self, args, subset, generator):
-        super().__init__()
-        self.temperature, self.minority, self.ratio = args.temperature, subset.minority, args.majority_supervision
+class SupMin(Method):
+    options = {"majority_supervision": 0.0}
 
-    def forward(self, z, labels, generator):
+    def __init__(self, args, subset, model, generator):
+        super().__init__(args, subset, model, generator)
+        self.minority, self.ratio = subset.minority, args.majority_supervision
+
+    def loss(self, z, labels, generator):
         drawn = draw_supervised_majority(labels, self.minority, self.ratio, generator) if self.ratio else None
         return supmin_loss(z, labels, self.minority, self.temperature, drawn)
 
 
-class SupPro(nn.Module):
-    def __init__(self, args, subset, generator):
-        super().__init__()
-        self.temperature, self.margin = args.temperature, args.margin
-        self.register_buffer("prototypes", antipodal_prototypes(PROJECTION_DIM, generator))
+class SupPro(Method):
+    options = {"margin": 1.0}
 
-    def forward(self, z, labels, generator):
+    def __init__(self, args, subset, model, generator):
+        super().__init__(args, subset, model, generator)
+        self.margin = args.margin
+        self.register_buffer("prototypes", antipodal_prototypes(model.dim, generator))
+
+    def loss(self, z, labels, generator):
         return suppro_loss(z, labels, self.prototypes, self.temperature, self.margin)
 
+    def collapse_value(self, images):
+        return None                                              # a prototype among the positives moves it
 
-METHODS = {"ntxent": NTXent, "supcon": SupCon, "supmin": SupMin, "suppro": SupPro}
-OPTIONS = {"supmin": {"majority_supervision": 0.0}, "suppro": {"margin": 1.0}}                 # flags of one method, and their defaults
+
+METHODS = {"ntxent": NTXent, "supcon": SupCon, "supmin": SupMin, "suppro": SupPro, "kcl": KCL, "tsc": TSC, "sbcl": SBCL, "bcl": BCL, "paco": PaCo}
 
 
 def parse_args():
@@ -77,8 +80,16 @@ def parse_args():
     parser.add_argument("--majority-supervision", type=at_least(0, float), metavar="R",
                         help="supmin: share of majority images supervised too, 0 to 1 (default: 0)")
     parser.add_argument("--margin", type=at_least(0, float), metavar="M", help="suppro: prototypes pull until cosine M/2 (default: 1)")
+    parser.add_argument("--variant", metavar="NAME", help="which form of it (default: the first): "
+                        + "; ".join(f"{name}: {', '.join(method.variants)}" for name, method in METHODS.items() if method.variants))
+    parser.add_argument("--k", type=at_least(0), help="kcl, tsc: positives drawn per anchor (default: 3; as published 6)")
+    parser.add_argument("--queue", type=at_least(0), metavar="K",
+                        help="kcl, tsc, paco: keys of a momentum encoder kept to compare with (default: 0, in batch; paco: 1024)")
+    parser.add_argument("--alpha", type=at_least(0, float), metavar="A", help="paco: weight of same-class rows (default: 0.4 / their expected number)")
+    parser.add_argument("--recluster-every", type=at_least(1), metavar="E", help="sbcl: epochs between clusterings (default: 10)")
+    parser.add_argument("--randaugment", action="store_const", const=True, help="bcl, paco: RandAugment on the view that trains the classifier")
     parser.add_argument("--size", type=at_least(8), metavar="S", help="side of what the network sees, pixels (default: the subset's)")
-    parser.add_argument("--temperature", type=at_least(1e-3, float), default=0.07, help="of the similarities")
+    parser.add_argument("--temperature", type=at_least(1e-3, float), help="of the similarities (default: 0.07; paco: 0.2)")
     parser.add_argument("--arch", default="resnet50", help="any torchvision ResNet")
     parser.add_argument("--epochs", type=at_least(1), default=100, help="passes over the training images")
     parser.add_argument("--batch-size", type=at_least(2), default=256, help="images; each gives two views")
@@ -92,15 +103,24 @@ def parse_args():
     parser.add_argument("--out", type=Path, help="run folder (default: runs/<dataset>/<ratio>/<method>/seed<k>)")
     parser.add_argument("--smoke", action="store_true", help="tiny network, a few images, two epochs of two steps")
     args = parser.parse_args()
-    for method, options in OPTIONS.items():
-        for option, default in options.items():
-            if getattr(args, option) is not None and args.method != method:
-                raise UserError(f"--{option.replace('_', '-')}: is read by --method {method} only, not by {args.method}")
-            if getattr(args, option) is None:
-                setattr(args, option, default)
-    if args.majority_supervision > 1:
-        raise UserError(f"--majority-supervision {args.majority_supervision}: must lie between 0 and 1")
+    settle_options(args)
     return args
+
+
+def settle_options(args):
+    """Give every option of the method that was not typed its default. UserError for an option that the method does not read."""
+    method = METHODS[args.method]
+    readers = {option: [name for name in METHODS if option in METHODS[name].options] for each in METHODS.values() for option in each.options}
+    args.temperature = args.temperature or method.temperature
+    for option in readers:
+        if getattr(args, option) is None:
+            setattr(args, option, method.options.get(option))
+        elif option not in method.options:
+            raise UserError(f"--{option.replace('_', '-')}: is read by --method {' or '.join(readers[option])} only, not by {args.method}")
+    if args.variant not in method.variants and args.variant is not None:
+        raise UserError(f"--variant {args.variant}: --method {args.method} has {', '.join(method.variants)}")
+    if args.method == "supmin" and args.majority_supervision > 1:
+        raise UserError(f"--majority-supervision {args.majority_supervision}: must lie between 0 and 1")
 
 
 def main():
@@ -117,7 +137,7 @@ def main():
     if args.watch_every and len(subset.splits["val"]) < 10:
         raise UserError(f"{subset.path}: has only {len(subset.splits['val'])} validation images, too few to watch; use --watch-every 0")
 
-    config = dict(method=args.method, **{option: getattr(args, option) for option in OPTIONS.get(args.method, {})},
+    config = dict(method=args.method, **{option: getattr(args, option) for option in METHODS[args.method].options},
                   dataset=subset.name, ratio=subset.ratio, arch=args.arch, projection_dim=PROJECTION_DIM, size=subset.size, epochs=args.epochs,
                   batch_size=args.batch_size, lr=args.lr, warmup_epochs=args.warmup_epochs, temperature=args.temperature, seed=args.seed,
                   amp=amp, smoke=args.smoke, classes=subset.classes, minority=subset.minority, subset=os.path.relpath(subset.path, out),
@@ -126,8 +146,9 @@ def main():
     # network, method, optimizer
     torch.manual_seed(args.seed)
     model = ContrastiveModel(args.arch, PROJECTION_DIM).to(device)
-    method = METHODS[args.method](args, subset, seeded(args.seed)).to(device)
-    optimizer = torch.optim.SGD([*model.parameters(), *method.parameters()], lr=args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    method = METHODS[args.method](args, subset, model, seeded(args.seed)).to(device)
+    learned = [p for p in [*model.parameters(), *method.parameters()] if p.requires_grad]
+    optimizer = torch.optim.SGD(learned, lr=args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
 
     # a new run, or the same one from its last checkpoint
     start_run(out, config, device)
@@ -137,7 +158,7 @@ def main():
         print(f"finished already: {out / 'encoder.pt'}")
         return
     rewind_log(out, epoch)
-    describe_batches(subset, args.batch_size)
+    describe_batches(subset, args.batch_size, method)
 
     # training
     train = ImageBatches(subset.images, rows, device)
@@ -152,12 +173,12 @@ def main():
                 stats.update(watch(model, subset, device, args))
                 # a network that has hardly been trained sends all images to nearly one point, too
                 stats["collapsed"] = epoch >= max(4, min(args.warmup_epochs, args.epochs // 2)) and not args.smoke and has_collapsed(stats)
-                tqdm.write(progress_line(epoch, stats, args, subset))
-            log_line(out, epoch=epoch, **stats)
+                tqdm.write(progress_line(epoch, stats, args, subset, method))
+            log_line(out, epoch=epoch, **stats, **method.facts)
             if last or (epoch + 1) % args.save_every == 0:
                 save_checkpoint(out, parts, epoch + 1, config)
 
-    draw_curves(out, args)
+    draw_curves(out, method.collapse_value(args.batch_size))
     save_tensors(out / "encoder.pt", model.encoder.state_dict())                                  # last: it says that the run is finished
     print(f"wrote {out / 'encoder.pt'} and {out / 'curves.png'}\nnext: python linear_probe.py {out}")
 
@@ -165,19 +186,22 @@ def main():
 def train_one_epoch(epoch, steps, model, method, optimizer, scaler, autocast, train, subset, args, bar):
     """One pass in full batches. The generator is the epoch's own: order, augmentation and draws repeat after a resume."""
     generator = seeded(args.seed, epoch)
-    lr = warmup_cosine(epoch, args.epochs, args.lr, args.warmup_epochs)
+    start, total = time.time(), torch.zeros((), device=train.device)
+    method.start_epoch(epoch, model)
+    first, end = method.phase(epoch, args.epochs)
+    if epoch == first:
+        optimizer.state.clear()                                  # no momentum of the phase before
+    lr = warmup_cosine(epoch - first, end - first, args.lr, 0 if first else args.warmup_epochs)
     for group in optimizer.param_groups:
         group["lr"] = lr
-    start, total = time.time(), torch.zeros((), device=train.device)
     for positions, images in train(shuffled_batches(len(train.rows), args.batch_size, generator)[:steps]):
         batch = train.rows[positions]
         sizes = torch.from_numpy(subset.sizes[batch])
         labels = torch.from_numpy(subset.labels[batch]).to(train.device, non_blocking=True)
-        views = [augment(images, sizes, subset.recipe, subset.size, generator) for _ in range(2)]
-        x = normalize(torch.cat(views), subset.mean, subset.std)                                 # [2N, 3, H, W]
+        views = [augment(images, sizes, subset.recipe, subset.size, generator, view in method.strong) for view in range(method.views)]
+        x = normalize(torch.cat(views), subset.mean, subset.std).unflatten(0, (method.views, -1))        # [V, N, 3, H, W]
         with autocast:
-            z = model(x).unflatten(0, (2, -1)).transpose(0, 1)                                   # [N, 2, D]
-            loss = method(z, labels, generator)
+            loss = method(model, x, labels, torch.from_numpy(positions).to(train.device), generator)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -186,7 +210,8 @@ def train_one_epoch(epoch, steps, model, method, optimizer, scaler, autocast, tr
         bar.update()
     loss, seconds = (total / steps).item(), time.time() - start
     bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-    return {"loss": loss, "collapse_gap": collapse_value(args.batch_size) - loss, "lr": lr, "seconds": round(seconds, 3),
+    collapsed = method.collapse_value(args.batch_size)
+    return {"loss": loss, "collapse_gap": None if collapsed is None else collapsed - loss, "lr": lr, "seconds": round(seconds, 3),
             "images_per_s": round(steps * args.batch_size / seconds, 1)}
 
 
@@ -205,8 +230,8 @@ def watch(model, subset, device, args):
 
 
 def has_collapsed(stats):
-    """The loss sits on its collapse value, and views do not find each other."""
-    return bool(abs(stats["collapse_gap"]) < COLLAPSED["gap"] and np.mean(stats["val_saa"]) < COLLAPSED["saa"])
+    """The loss sits on its collapse value, if it has one, and views do not find each other."""
+    return bool(stats["collapse_gap"] is not None and abs(stats["collapse_gap"]) < COLLAPSED["gap"] and np.mean(stats["val_saa"]) < COLLAPSED["saa"])
 
 
 def knn_balanced_accuracy(z, labels, k=5):
@@ -216,24 +241,29 @@ def knn_balanced_accuracy(z, labels, k=5):
     return 100 * np.mean([right[labels == c].float().mean().item() for c in (0, 1)])
 
 
-def describe_batches(subset, batch_size):
-    """Say how many minority images a batch holds, and how often none: drawn without replacement from the training rows."""
+def describe_batches(subset, batch_size, method):
+    """Say how many minority images a batch holds, and how often none (drawn without replacement), and what a collapse would look like."""
     minority, total = subset.train_counts()[subset.minority], sum(subset.train_counts())
     def log_choose(n, k):
         return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
     none = math.exp(log_choose(total - minority, batch_size) - log_choose(total, batch_size)) if batch_size <= total - minority else 0.0
     print(f"  {minority} of {total} training images are '{subset.classes[subset.minority]}' (minority): {batch_size * minority / total:.2f} "
-          f"expected per batch of {batch_size}, none in {none:.1%} of the batches\n"
-          f"  collapse value of the loss: log({2 * batch_size - 1}) = {collapse_value(batch_size):.3f}")
+          f"expected per batch of {batch_size}, none in {none:.1%} of the batches")
+    collapsed = method.collapse_value(batch_size)
+    print("  this loss has no fixed collapse value: watch SAA and CAC" if collapsed is None else
+          f"  collapse value of the loss: log({math.exp(collapsed):.0f}) = {collapsed:.3f}")
 
 
-def progress_line(epoch, stats, args, subset):
+def progress_line(epoch, stats, args, subset, method):
     order = [subset.minority, 1 - subset.minority]
     saa, cac = ("/".join(f"{stats[key][c]:.1f}" for c in order) for key in ("val_saa", "val_cac"))
-    line = (f"epoch {epoch + 1}/{args.epochs}  loss {stats['loss']:.3f} (collapse {collapse_value(args.batch_size):.3f})  lr {stats['lr']:.4f}  "
-            f"minority/majority: SAA {saa} %  CAC {cac} %  kNN {stats['val_knn']:.1f} %  {stats['images_per_s']:.0f} images/s")
+    collapsed = method.collapse_value(args.batch_size)
+    line = (f"epoch {epoch + 1}/{args.epochs}  loss {stats['loss']:.3f}{'' if collapsed is None else f' (collapse {collapsed:.3f})'}  "
+            f"lr {stats['lr']:.4f}  minority/majority: SAA {saa} %  CAC {cac} %  kNN {stats['val_knn']:.1f} %  {stats['images_per_s']:.0f} images/s")
     if torch.cuda.is_available():
         line += f"  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+    if method.facts:
+        line += "  " + "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in method.facts.items())
     if stats["collapsed"]:
         line += "\n  WARNING: the representation has collapsed: the loss sits on its collapse value and views no longer find each other"
     return line
@@ -241,8 +271,8 @@ def progress_line(epoch, stats, args, subset):
 
 # the picture ------------------------------------------------------------------------------------------------------------
 
-def draw_curves(out, args):
-    """curves.png: the loss against its collapse value, and what the watch saw."""
+def draw_curves(out, collapsed):
+    """curves.png: the loss against its collapse value (or None), and what the watch saw."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -253,7 +283,8 @@ def draw_curves(out, args):
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot([line["epoch"] + 1 for line in log], [line["loss"] for line in log], color="black", label="loss")
-    left.axhline(collapse_value(args.batch_size), color="gray", linestyle="--", label="all embeddings equal")
+    if collapsed is not None:
+        left.axhline(collapsed, color="gray", linestyle="--", label="all embeddings equal")
     left.set(xlabel="epoch", ylabel="loss (nats)", title=str(out))
     for key, style, name in (("val_saa", "-o", "SAA"), ("val_cac", "--s", "CAC"), ("val_knn", ":^", "kNN")):
         right.plot([line["epoch"] + 1 for line in looks], [np.mean(line[key]) for line in looks], style, markersize=4, label=name)

@@ -1,6 +1,7 @@
 """Where tests find reference numbers and real images, and how they call a script as a user does."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("KIT_SHARED", ROOT.parent / "shared"))          # reference numbers and images, where they are at hand
@@ -52,3 +54,47 @@ def one_line(done, *words):
     """A user's mistake: one line on stderr that holds the words, and no traceback."""
     lines = [line for line in done.stderr.splitlines() if line.strip() and "\r" not in line]
     assert len(lines) == 1 and all(word in lines[0] for word in words), done.stderr
+
+
+def value_and_grad(loss, x):
+    x = torch.as_tensor(x).clone().requires_grad_()
+    value = loss(x)
+    value.backward()
+    return value.detach().numpy(), x.grad.numpy()
+
+
+def equals_reference(loss, z, expected, expected_grad):
+    """Within the tolerances that come with the reference numbers, in float64 and in float32."""
+    value, grad = value_and_grad(loss, z)
+    np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(grad, expected_grad, rtol=1e-8, atol=1e-9)
+    value, grad = value_and_grad(loss, z.astype(np.float32))
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(grad, expected_grad, rtol=0, atol=1e-5 * max(1, np.abs(expected_grad).max()))
+
+
+def fixture_f5():
+    """Five images, two views, on the circle (degrees); the golden values below belong to it."""
+    angles = torch.tensor([[0, 10], [20, 40], [200, 220], [90, 100], [130, 150]], dtype=torch.float64) * math.pi / 180
+    return torch.stack([angles.cos(), angles.sin()], dim=2), torch.tensor([0, 0, 0, 1, 1])       # [5, 2, 2], [5]
+
+
+def random_batch(n=12, views=2, dim=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    z = F.normalize(torch.randn(n, views, dim, generator=generator, dtype=torch.float64), dim=2)
+    return z, (torch.arange(n) % 4 == 0).long()                  # a quarter of class 1
+
+
+def log_of(run):
+    """The epochs of a log without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()][1:]
+    return [{key: value for key, value in line.items() if key not in ("seconds", "images_per_s")} for line in lines]
+
+
+def equal(a, b):
+    """Equality to the last bit of nested dicts, lists and tensors."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b

@@ -12,27 +12,10 @@ from sklearn.datasets import make_blobs
 
 from common import (antipodal_prototypes, class_weights, collapse_value, draw_supervised_majority, focal_loss, ntxent_loss, supcon_loss,
                     supmin_loss, suppro_loss, warmup_cosine)
-from conftest import oracle
+from conftest import equals_reference, fixture_f5, oracle, random_batch, value_and_grad
 
 CONTRASTIVE, PROTOTYPE, RATIO, SUPERVISED, SCHEDULE = (oracle(f"{name}.npz") for name in
                                                        ("contrastive", "prototype", "supmin_ratio", "supervised", "lr_schedule"))
-
-
-def value_and_grad(loss, x):
-    x = torch.as_tensor(x).clone().requires_grad_()
-    value = loss(x)
-    value.backward()
-    return value.detach().numpy(), x.grad.numpy()
-
-
-def equals_reference(loss, z, expected, expected_grad):
-    """Within the tolerances that come with the reference numbers, in float64 and in float32."""
-    value, grad = value_and_grad(loss, z)
-    np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-10)
-    np.testing.assert_allclose(grad, expected_grad, rtol=1e-8, atol=1e-9)
-    value, grad = value_and_grad(loss, z.astype(np.float32))
-    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(grad, expected_grad, rtol=0, atol=1e-5 * max(1, np.abs(expected_grad).max()))
 
 
 @pytest.mark.parametrize("case", CONTRASTIVE["cases"])
@@ -98,12 +81,6 @@ def test_focal_loss_has_a_gradient_where_the_network_is_certain():
         assert np.isfinite(value) and np.isfinite(grad).all()
 
 
-def fixture_f5():
-    """Five images, two views, on the circle (degrees); the golden values below belong to it."""
-    angles = torch.tensor([[0, 10], [20, 40], [200, 220], [90, 100], [130, 150]], dtype=torch.float64) * math.pi / 180
-    return torch.stack([angles.cos(), angles.sin()], dim=2), torch.tensor([0, 0, 0, 1, 1])       # [5, 2, 2], [5]
-
-
 @pytest.mark.parametrize("loss, golden", [
     (lambda z, y: supcon_loss(z, y, 0.1), 7.282728),
     (lambda z, y: ntxent_loss(z, 0.1), 0.432170),
@@ -112,12 +89,6 @@ def fixture_f5():
 ])
 def test_golden_values(loss, golden):
     assert loss(*fixture_f5()).item() == pytest.approx(golden, abs=1e-5)
-
-
-def random_batch(n=12, views=2, dim=8, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    z = F.normalize(torch.randn(n, views, dim, generator=generator, dtype=torch.float64), dim=2)
-    return z, (torch.arange(n) % 4 == 0).long()                  # a quarter of class 1
 
 
 def double_loop(z, positives, temperature):

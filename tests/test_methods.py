@@ -1,0 +1,203 @@
+"""Every contrastive method through pretrain.py: repeatable, resumed with all it keeps, finite on whatever a batch holds."""
+
+import copy
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import common
+import make_subsets
+import pretrain
+from baselines import SBCL, TSC
+from common import UserError, embed_views, load_subset, seeded
+from conftest import call, equal, log_of, real_data
+
+FORMS = {"ntxent": "", "supcon": "", "supmin": "--majority-supervision 0.5", "suppro": "--margin 0.5", "kcl": "", "kcl queue": "--queue 40 --k 1",
+         "tsc": "", "tsc paper": "--variant paper", "tsc code": "--variant code --queue 20 --k 6", "sbcl": "", "sbcl code": "--variant code --recluster-every 1",
+         "bcl": "", "bcl batchnorm": "--variant batchnorm --randaugment", "paco": "--queue 40", "paco published": "--alpha 0.05 --queue 40",
+         "paco gpaco": "--variant gpaco --randaugment --queue 40"}
+
+
+def words(form):
+    return ["--method", form.split()[0], *FORMS[form].split()]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("methods")
+    before = Path.cwd()
+    os.chdir(folder)
+    call(make_subsets, "digits", "--workers", 1, "--ratios", "99-1", "95-5")
+    yield folder
+    os.chdir(before)
+
+
+def test_every_method_is_tried_here():
+    assert {form.split()[0] for form in FORMS} == set(pretrain.METHODS)
+    tried = {(form.split()[0], variant) for form in FORMS for variant in pretrain.METHODS[form.split()[0]].variants
+             if f"--variant {variant}" in FORMS[form] or variant == pretrain.METHODS[form.split()[0]].variants[0]}
+    assert tried == {(name, variant) for name, method in pretrain.METHODS.items() for variant in method.variants}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_stopped_or_not_a_run_ends_the_same_to_the_last_bit(workplace, monkeypatch, form):
+    """Stopped after epoch 3 of 4: past TSC's switch and past SBCL's first clustering, which only the checkpoint remembers."""
+    command = ["subsets/digits/95-5.json", *words(form), "--smoke", "--epochs", 4, "--save-every", 3, "--size", 8, "--watch-every", 0, "--out"]
+    call(pretrain, *command, f"{form}/whole")
+    train_one_epoch = pretrain.train_one_epoch
+
+    def stop(epoch, *args):
+        if epoch == 3:
+            raise KeyboardInterrupt
+        return train_one_epoch(epoch, *args)
+    monkeypatch.setattr(pretrain, "train_one_epoch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        call(pretrain, *command, f"{form}/stopped")
+    monkeypatch.undo()
+    call(pretrain, *command, f"{form}/stopped")
+    assert all(np.isfinite(line["loss"]) for line in log_of(Path(form, "whole")))
+    assert log_of(Path(form, "whole")) == log_of(Path(form, "stopped"))
+    for file in ("checkpoint.pt", "encoder.pt"):
+        assert equal(*(common.load_tensors(Path(form, name, file)) for name in ("whole", "stopped")))
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return common.ContrastiveModel("resnet18", 128)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_batch_without_minority_or_with_one_image_of_it_trains(workplace, network, monkeypatch, form, precision):
+    subset = load_subset("subsets/digits/99-1.json")
+    monkeypatch.setattr("sys.argv", ["pretrain.py", "subsets/digits/99-1.json", *words(form), "--batch-size", "8"])
+    args = pretrain.parse_args()
+    method = pretrain.METHODS[args.method](args, subset, network, seeded(0))
+    method.start_epoch(0, network)
+    x = torch.rand(method.views, 8, 3, 24, 24, generator=seeded(1))
+    for labels in ([0] * 8, [0] * 7 + [1], [1] * 8):
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = method(network, x, torch.tensor(labels), torch.arange(8), seeded(2))
+        loss.backward()
+        assert loss.dtype == torch.float32 and loss.isfinite() and all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
+
+
+def state(run):
+    return common.load_tensors(Path(run, "checkpoint.pt"))["method"]
+
+
+def test_targeted_training_switches_halfway_and_starts_afresh(workplace):
+    command = ["subsets/digits/95-5.json", "--method", "tsc", "--variant", "paper", "--smoke", "--epochs", 8, "--warmup-epochs", 2]
+    call(pretrain, *command, "--size", 8, "--watch-every", 0, "--save-every", 8, "--out", "switch")
+    log = log_of(Path("switch"))
+    assert [line["targeted"] for line in log] == [False] * 4 + [True] * 4
+    cosine = [common.warmup_cosine(epoch, 4, 0.0625, warmup) for warmup in (2, 0) for epoch in range(4)]
+    np.testing.assert_allclose([line["lr"] for line in log], cosine)
+    kept = state("switch")
+    assert kept["centroids"].norm(dim=1).sub(1).abs().max() < 1e-5 and torch.equal(kept["targets"][0], -kept["targets"][1])
+    assert (kept["centroids"] * kept["targets"]).sum() >= (kept["centroids"] * kept["targets"].flip(0)).sum()
+
+
+def test_targets_go_to_the_nearer_centroid_and_stay(workplace, network, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["pretrain.py", "subsets/digits/99-1.json", "--method", "tsc", "--variant", "paper", "--epochs", "4"])
+    method = TSC(pretrain.parse_args(), load_subset("subsets/digits/99-1.json"), network, seeded(0))
+    before = method.targets.clone()
+    for _ in range(60):
+        method.follow_centroids(before.flip(0), torch.tensor([0, 1]))
+    method.start_epoch(2, network)
+    assert torch.equal(method.targets, before.flip(0))
+    method.start_epoch(3, network)
+    assert torch.equal(method.targets, before.flip(0))
+    method.follow_centroids(torch.ones(3, 128), torch.tensor([0, 0, 0]))                        # a class that is not there keeps its centroid
+    torch.testing.assert_close(method.centroids[1], before[0])
+
+
+def test_subclasses_belong_to_the_images_whatever_their_order(workplace, network, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["pretrain.py", "subsets/digits/99-1.json", "--method", "sbcl", "--size", "16"])
+    args, subset = pretrain.parse_args(), load_subset("subsets/digits/99-1.json")
+    subset.size = 16
+    labels = torch.from_numpy(subset.labels[subset.splits["train"]])
+    method = SBCL(args, subset, network, seeded(0))
+    method.start_epoch(0, network)
+    assert method.facts["subclasses"] == [1, 1] and torch.equal(method.subclasses, labels)      # still SupCon
+    method.start_epoch(10, network)
+    assert method.facts["subclasses"] == method.numbers == [62, 1] and len(method.subclasses.unique()) > 30
+    for c in (0, 1):
+        assert not set(method.subclasses[labels == c].tolist()) & set(method.subclasses[labels != c].tolist())
+    assert (method.coarse_temperatures > args.temperature).all()
+    before = method.subclasses.clone()
+    method.start_epoch(11, network)
+    assert torch.equal(before, method.subclasses)
+    for variant in SBCL.variants:
+        args.variant = variant
+        one, other = SBCL(args, subset, network, seeded(0)), SBCL(args, subset, network, seeded(0))
+        one.recluster(network, seeded(1))
+        other.recluster(network, seeded(1))
+        assert torch.equal(one.subclasses, other.subclasses)
+        if variant == "code":
+            assert one.coarse_temperatures[1] == pytest.approx(args.temperature)                # the minority is in one piece
+
+
+def test_queues_fill_with_keys_and_their_labels(workplace):
+    call(pretrain, "subsets/digits/95-5.json", "--method", "paco", "--queue", 24, "--smoke", "--epochs", 1, "--watch-every", 0, "--out", "queue")
+    kept = state("queue")
+    assert (kept["queue.labels"] >= 0).all() and kept["queue.next"] == (2 * 16) % 24            # two steps of 16
+    torch.testing.assert_close(kept["queue.keys"].norm(dim=1), torch.ones(24))
+    slow, fast = kept["key_encoder.model.encoder.conv1.weight"], common.load_tensors("queue/encoder.pt")["conv1.weight"]
+    assert not torch.equal(slow, fast) and (slow - fast).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_method_overfits_one_batch(workplace, network, monkeypatch, form):
+    """Sixteen fixed images of two kinds, 25 steps: the loss falls, and neighbours are of one class."""
+    monkeypatch.setattr("sys.argv", ["pretrain.py", "subsets/digits/99-1.json", *words(form), "--batch-size", "16", "--epochs", "4"])
+    args = pretrain.parse_args()
+    model = copy.deepcopy(network)
+    method = pretrain.METHODS[args.method](args, load_subset("subsets/digits/99-1.json"), model, seeded(0))
+    method.start_epoch(0, model)
+    optimizer = torch.optim.SGD([p for p in [*model.parameters(), *method.parameters()] if p.requires_grad], lr=0.02, momentum=0.9)
+    labels = torch.tensor([0] * 12 + [1] * 4)
+    x = torch.rand(16, 3, 8, 8, generator=seeded(1)) + labels[:, None, None, None] * torch.rand(3, 8, 8, generator=seeded(2))
+    x = (x + 0.1 * torch.randn(method.views, 16, 3, 8, 8, generator=seeded(3)) - 0.7) / 0.4
+    losses = []
+    for step in range(25):
+        loss = method(model, x, labels, torch.arange(16), seeded(step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    if args.method == "paco" or not args.queue:                  # a queue is easy at first: its vectors are random
+        assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.1
+    z = embed_views(model.eval(), x[:2]).detach().transpose(0, 1)
+    assert pretrain.knn_balanced_accuracy(z[0], labels, k=3) > 90
+
+
+@pytest.mark.parametrize("args, words", [
+    (["--method", "tsc", "--variant", "published"], ["--variant published", "ttc, paper, code"]),
+    (["--method", "supcon", "--variant", "paper"], ["--variant", "tsc or sbcl or bcl or paco"]),
+    (["--method", "supmin", "--k", "3"], ["--k", "kcl or tsc"]),
+    (["--method", "kcl", "--queue", "-1"], ["--queue", "-1"]),
+    (["--method", "sbcl", "--recluster-every", "0"], ["--recluster-every"]),
+    (["--method", "kcl", "--alpha", "0.1"], ["--alpha", "paco"]),
+    (["--method", "tsc", "--randaugment"], ["--randaugment", "bcl or paco"]),
+])
+def test_an_option_of_another_method_is_refused(workplace, args, words):
+    with pytest.raises(UserError) as error:
+        call(pretrain, "subsets/digits/99-1.json", *args)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_every_method_trains_on_photographs(tmp_path_factory, monkeypatch):
+    root = real_data("inat21_mini")
+    monkeypatch.chdir(tmp_path_factory.mktemp("photographs"))
+    call(make_subsets, "inat21-mammals", "--data-root", root, "--size", 32, "--store-size", 32, "--ratios", "95-5", "--workers", 2)
+    for form in pretrain.METHODS:
+        call(pretrain, "subsets/inat21-mammals/95-5.json", "--method", form, "--smoke", "--epochs", 1, "--size", 16, "--watch-every", 0, "--out", form)
+        assert all(np.isfinite(line["loss"]) for line in log_of(Path(form)))
+        assert json.loads(Path(form, "config.json").read_text())["method"] == form
