@@ -17,14 +17,18 @@ from pathlib import Path
 
 import numpy as np
 
-from common import ArgumentParser, UserError, cli, collapse_value, command_line, read_json, read_log, whole
+from common import ArgumentParser, UserError, cli, command_line, read_json, read_log, whole
 
 DATASETS = ("digits", "breastmnist", "pneumoniamnist", "inat21-plants", "inat21-insects", "inat21-mammals", "inat21", "fracatlas", "infarction",
             "folder")
 METHODS = ("ntxent", "supcon", "supmin", "suppro", "kcl", "tsc", "sbcl", "bcl", "paco",
            "ce", "weighted_ce", "focal", "ldam_drw", "logit_adjusted", "crt", "tau_norm", "lws")
-DEFAULTS = {"majority_supervision": 0.0, "margin": 1.0, "gamma": 2.0, "augment": True, "smoke": False}      # another value stands in the label
-IDENTITY = ("dataset", "ratio", "method", "seed", "subset", "classes", "minority")   # every other key of config.json is a setting
+DEFAULTS = {"encoder_method": "ce", "variant": None, "majority_supervision": 0.0, "margin": 1.0, "k": 3, "queue": 0, "recluster_every": 10,
+            "randaugment": False, "alpha": None, "gamma": 2.0, "head": "linear", "head_lr": None, "balanced_batches": False,
+            "subsample_balanced": False, "fraction": 1.0, "bn_train": False, "augment": True, "smoke": False}   # another value stands in the label
+OWN_DEFAULTS = {"sbcl": {"variant": "paper"}, "bcl": {"variant": "layernorm"}, "paco": {"variant": "paco", "queue": 1024},
+                "ldam_drw": {"head": "cosine"}, "crt": {"balanced_batches": True}, "lws": {"balanced_batches": True}}
+IDENTITY = ("dataset", "ratio", "method", "seed", "subset", "classes", "minority", "encoder_sha256", "encoder_seed", "classifier_seed")
 COMPARED = ("arch", "epochs", "batch_size", "size")                             # settings that also tell methods of one kind apart
 SCORES = ("accuracy", "balanced_accuracy", "auroc", "f1")
 METRICS = ("saa", "cac", "sad", "cad", "gpu", "peu")
@@ -65,8 +69,8 @@ def collect(folder):
     """Every run below `folder`, in the order of the tables: one flat dict per run, named as the columns of results.csv.
 
     Values stay as the run's files have them (probe and fine-tuning fractions, SAA, CAC, PEU percent); what was not measured is absent.
-    row["state"] is "finished", "not finished" (no encoder.pt yet) or "repeats PATH" (same settings and seed). UserError when the folder is
-    missing or has no run, or when a file of a run is damaged.
+    row["state"] is "finished", "not finished" (no encoder.pt yet, or no finetune.json of a re-trained classifier) or "repeats PATH" (same
+    settings and seed). UserError when the folder is missing or has no run, or when a file of a run is damaged.
     """
     folder = Path(folder)
     way_out = "give the folder that pretrain.py made its runs in (runs by default)"
@@ -84,7 +88,7 @@ def collect(folder):
     rows.sort(key=lambda row: (*place(row), row["label"]))
     first = {}
     for row in rows:
-        same = first.setdefault((row["dataset"], row["ratio"], row["method"], row["settings"], row["seed"]), row)
+        same = first.setdefault((*(row[key] for key in ("dataset", "ratio", "method", "settings", "seed")), row.get("encoder_seed")), row)
         if same is not row and row["state"] == "finished":          # counted once, or the copy would shrink the standard deviation
             row["state"] = f"repeats {same['path']}"
     return rows
@@ -98,20 +102,22 @@ def read_run(folder, config, root):
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'}: not a run's settings ({type(error).__name__}: {error}); "
                         "delete it or move it out of this folder") from None
-    settings = {key: value for key, value in config.items() if key not in IDENTITY and not (key in DEFAULTS and value == DEFAULTS[key])}
-    row.update(settings=json.dumps(settings, sort_keys=True), kind="contrastive" if "projection_dim" in config else "supervised",
-               state="finished" if (folder / "encoder.pt").exists() else "not finished", path=folder.relative_to(root).as_posix())
+    defaults = {**DEFAULTS, **OWN_DEFAULTS.get(row["method"], {})}
+    settings = {key: value for key, value in config.items() if key not in IDENTITY and not (key in defaults and value == defaults[key])}
+    kind = "re-trained" if "encoder_method" in config else "contrastive" if "projection_dim" in config else "supervised"
+    result = folder / ("finetune.json" if kind == "re-trained" else "encoder.pt")
+    row.update(settings=json.dumps(settings, sort_keys=True), kind=kind, state="finished" if result.exists() else "not finished",
+               path=folder.relative_to(root).as_posix())
     row.update({key: value for key, value in config.items() if key not in row and key != "subset"})
     row["minority_percent"] = minority_percent(config, folder)
 
     log = [line for line in read_log(folder) if isinstance(line, dict)] if (folder / "log.jsonl").exists() else []
     if log and "epoch" not in log[0]:
         row.update({key: value for key, value in log[0].items() if isinstance(value, str)})       # command, commit, device, versions
-    losses = [line["loss"] for line in log if "epoch" in line and line.get("loss") is not None]
-    if losses:
-        row["final_loss"] = float(losses[-1])
-        if row["kind"] == "contrastive" and "batch_size" in config:
-            row["collapse_value"] = collapse_value(config["batch_size"])
+    epochs = [line for line in log if "epoch" in line and line.get("loss") is not None]
+    if epochs:
+        row["final_loss"] = float(epochs[-1]["loss"])
+        row.update(flatten({key: value for key, value in epochs[-1].items() if key not in ("epoch", "loss", "lr", "head_lr")}, "last_"))
 
     measured_on = {}
     for name, script in (("metrics", "evaluate_metrics.py"), ("probe", "linear_probe.py"), ("finetune", "finetune.py")):
@@ -183,7 +189,11 @@ def name_methods(rows):
     every = sorted({key for s in settings for key in s} - set(DEFAULTS))
 
     def among(row, key):                                             # the runs whose commonest value of a setting goes without saying
-        return row["dataset"], row["ratio"] if key == "rows_sha256" else row["kind" if key in COMPARED else "method"], key
+        if key == "rows_sha256":
+            return row["dataset"], row["ratio"], key
+        if key in COMPARED and row["kind"] != "re-trained":
+            return row["dataset"], row["kind"], key
+        return row["dataset"], row["method"], row.get("encoder_method"), key
 
     values = {}                                                      # how often each setting has each value there
     for row, s in zip(rows, settings):
@@ -191,13 +201,15 @@ def name_methods(rows):
             values.setdefault(among(row, key), Counter())[json.dumps(s.get(key))] += 1
     for row, s in zip(rows, settings):
         usual = {key: values[among(row, key)].most_common(1)[0][0] for key in every}
-        options = [key for key in s if key in DEFAULTS] + [key for key in every if json.dumps(s.get(key)) != usual[key]]
+        options = [key for key in DEFAULTS if key in s] + [key for key in every if json.dumps(s.get(key)) != usual[key]]
         row["label"] = row["method"] + (f" ({', '.join(setting_text(key, s.get(key)) for key in options)})" if options else "")
 
 
 def setting_text(key, value):
-    """A setting as the labels name it: "margin 0.5", "smoke", "no augment"."""
-    words = key.replace("_", " ")
+    """A setting as the labels name it: "margin 0.5", "smoke", "no augment", "encoder supcon"; of a variant the value alone."""
+    if key == "variant":
+        return str(value)
+    words = key.replace("_", " ").removesuffix(" method")
     if key == "sha256":
         return f"images {str(value)[:8]}"
     if isinstance(value, bool):
@@ -226,7 +238,7 @@ def group(rows):
     for (dataset, ratio, label, _, scored_by), runs in members.items():
         each = [quantities(row, scored_by) for row in runs]
         cells = {key: cell([values[key] for values in each]) for key in each[0]}
-        name = label if scored_by == "linear probe" else f"{label} {scored_by}" if scored_by == "from scratch" else f"{label}, {scored_by}"
+        name = label if scored_by in ("linear probe", "re-trained") else label + (" " if scored_by == "from scratch" else ", ") + scored_by
         groups.append(dict(dataset=dataset, ratio=ratio, minority_percent=runs[0]["minority_percent"], method=runs[0]["method"], label=label,
                            scored_by=scored_by, name=name, rows=runs, n=len(runs), cells=cells))
     return groups
@@ -245,12 +257,16 @@ def ways_scored(row):
         metrics.append("metrics smoke")
     reference = [f"reference protocol, {row.get('probe_epochs')} epochs"] if row.get("probe_protocol", "cached") != "cached" else []
     probe = way("linear probe", "probe", *reference)
+    if row["kind"] == "re-trained":
+        return ["re-trained"]
     if row["kind"] == "supervised":
         return [way("from scratch", "finetune"), *([probe] if "probe_test_accuracy" in row else [])]
     if "finetune_test_accuracy" not in row:
         return [probe]
+    defaults = {**DEFAULTS, **OWN_DEFAULTS.get(row.get("finetune_loss"), {})}
     options = [row.get(f"finetune_{key}") for key in ("loss", "train")] + [setting_text(key, row[f"finetune_{key}"]) for key in (
-        "gamma", "augment", "epochs", "batch_size", "lr") if f"finetune_{key}" in row and row[f"finetune_{key}"] != DEFAULTS.get(key)]
+        "gamma", "head", "head_lr", "balanced_batches", "subsample_balanced", "fraction", "bn_train", "augment", "epochs", "batch_size", "lr")
+        if f"finetune_{key}" in row and row[f"finetune_{key}"] != defaults.get(key)]
     return [probe, way("fine-tuned", "finetune", *map(str, options))]
 
 
@@ -259,18 +275,17 @@ def quantities(row, scored_by):
     def percent(key):
         return None if row.get(key) is None else 100 * row[key]
 
-    probed, tuned = scored_by.startswith("linear probe"), scored_by.startswith("fine-tuned")
+    probed, tuned = scored_by.startswith("linear probe"), scored_by.startswith(("fine-tuned", "re-trained"))
     values = {score: percent(f"{'probe' if probed else 'finetune'}_test_{score}") for score in SCORES}
     sibling = probed and ("probe_test_accuracy" not in row or row.get("probe_test_balanced_train_accuracy") is not None)
     for score in SCORES:                                             # None when there is no 50-50 subset beside the run's own
         values[f"balanced_train_{score}"] = percent(f"probe_test_balanced_train_{score}") if sibling else NOT_APPLICABLE
-    for key in METRICS:                                              # metrics.json is about the encoder before fine-tuning
+    for key in METRICS:                                              # metrics.json is about the encoder before
         for side in ("minority", "majority"):
             values[f"{key}_{side}"] = NOT_APPLICABLE if tuned else row.get(f"{key}_{side}")
     values["final_loss"] = NOT_APPLICABLE if tuned else row.get("final_loss")
-    values["below_collapse"] = row["collapse_value"] - row["final_loss"] if "collapse_value" in row else None
-    if tuned or row["kind"] == "supervised" or row["method"] == "suppro":       # a prototype in the positives moves the collapse value
-        values["below_collapse"] = NOT_APPLICABLE
+    gap = None if tuned else row.get("last_collapse_gap")             # null in the log where the loss has no collapse value
+    values["below_collapse"] = NOT_APPLICABLE if gap is None else gap
     return values
 
 
@@ -294,8 +309,8 @@ COLUMNS = {"accuracy": ("accuracy", "%"), "balanced_accuracy": ("balanced accura
 
 READING = """Mean ± standard deviation (n - 1) over n seeds, test split. "not run": not measured yet; "-": does not apply, or one seed alone has
 no deviation. Accuracies of supervised methods are the trained network's own (*scored by* says so); "50-50 probe": the probe trained on the
-balanced subset. *Below collapse* is log(2 · batch size - 1), the loss of embeddings that are all equal (but not with prototypes), minus
-the final loss: about 0 means collapsed."""
+balanced subset. *Below collapse* is the loss of embeddings that are all equal (log(2 · batch size - 1) for two views; "-" where it is not
+constant), minus the final loss: about 0 means collapsed."""
 TERMINAL = [[key for key in COLUMNS if key not in left_out] for left_out in (
     ("balanced_train_accuracy", "final_loss"), ("balanced_train_accuracy", "final_loss", "accuracy"),
     ("balanced_train_accuracy", "final_loss", "accuracy", "auroc"))]                # the widest that leaves room for the names
@@ -314,7 +329,7 @@ def results_table(rows):
     first = ["dataset", "ratio", "minority_percent", "method", "label", "seed", "state", "path", "arch", "epochs", "batch_size", "size", "smoke",
              *(f"{way}_test_{score}" for way in ("probe", "finetune") for score in SCORES),
              *(f"{key}_{side}" for key in METRICS for side in ("minority", "majority")),
-             "final_loss", "collapse_value", "command", "commit", "device"]
+             "final_loss", "last_collapse_gap", "command", "commit", "device"]
     rest = sorted({key for row in rows for key in row} - set(first) - {"settings"})
     return [{key: json.dumps(row[key]) if isinstance(row.get(key), list) else row.get(key) for key in first + rest} for row in rows]
 
@@ -445,7 +460,7 @@ def terminal_tables(groups, width=120):
 def headlines(groups):
     """Two sentences per data set about its most imbalanced ratio, true whatever the numbers are."""
     lines = []
-    for dataset in dict.fromkeys(g["dataset"] for g in groups):
+    for dataset in dict.fromkeys(g["dataset"] for g in encoder_groups(groups)):
         part = headline_groups(groups, dataset)
 
         def means(*keys):
@@ -472,7 +487,7 @@ def headlines(groups):
 def headline_groups(groups, dataset):
     """One group per method at a data set's most imbalanced ratio. Fine-tuning and variants of a method have their place in the tables."""
     part = [g for g in encoder_groups(groups) if g["dataset"] == dataset]
-    rarest = min(part, key=lambda g: 101 if g["minority_percent"] is None else g["minority_percent"])
+    rarest = min(part, key=lambda g: 101 if g["minority_percent"] is None else g["minority_percent"], default=None)
     part = [g for g in part if g["ratio"] == rarest["ratio"]]
     return [g for g in part if g["label"] == g["method"]] or part
 
@@ -618,10 +633,10 @@ def saa_cac_figure(groups, style):
 
 
 def encoder_groups(groups):
-    """One group per encoder, whatever number of ways it was scored: fine-tuned groups and second scorings left out."""
+    """One group per encoder, whatever number of ways it was scored: fine-tuned and re-trained groups and second scorings left out."""
     seen = {}
     for g in groups:
-        if not g["scored_by"].startswith("fine-tuned"):
+        if not g["scored_by"].startswith(("fine-tuned", "re-trained")):
             seen.setdefault((g["dataset"], g["ratio"], g["label"], g["rows"][0]["settings"]), g)
     return list(seen.values())
 

@@ -17,16 +17,17 @@ SIX = ("sad", "saa", "cad", "cac", "gpu", "peu")
 
 
 def make_run(runs, method="supcon", seed=0, ratio="99-1", dataset="digits", folder=None, probe=None, saa=None, cac=None, finetune=None,
-             loss=6.0, balanced_train=None, protocol="cached", embedding=False, encoder=True, minority=1, **config):
+             loss=6.0, gap=..., balanced_train=None, protocol="cached", embedding=False, encoder=True, minority=1, **config):
     """Write one run folder; probe and finetune are balanced accuracies (the other scores follow), saa and cac [class 0, class 1]."""
     path = runs / (folder or f"{dataset}/{ratio}/{method}/seed{seed}")
     path.mkdir(parents=True)
-    supervised = method in ("ce", "weighted_ce", "focal")
+    supervised = method in ("ce", "weighted_ce", "focal", "ldam_drw", "logit_adjusted", "crt", "tau_norm", "lws")
     config = {"method": method, "dataset": dataset, "ratio": ratio, "arch": "resnet18", "size": 32, "epochs": 30, "batch_size": 256, "seed": seed,
               "smoke": False, "minority": minority, "classes": ["a", "b"], "subset": "../no.json", "rows_sha256": ratio, **({} if supervised else {"projection_dim": 128}), **config}
     write(path / "config.json", config)
     lines = [{"command": f"python pretrain.py subsets/{dataset}/{ratio}.json --method {method} --seed {seed}", "commit": "abc1234", "device": "a device",
-              "torch": "2.11"}, {"epoch": 0, "loss": 9.0}, {"epoch": 1, "loss": loss}]
+              "torch": "2.11"}, {"epoch": 0, "loss": 9.0, "collapse_gap": -2.8},
+             {"epoch": 1, "loss": loss, **({} if supervised else {"collapse_gap": math.log(511) - loss if gap is ... else gap, "subclasses": [1, 99]})}]
     (path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if encoder:
         (path / "encoder.pt").touch()
@@ -123,6 +124,71 @@ def test_labels_name_options_and_unusual_settings_only(tmp_path):
                       "digits/99-1/supcon/seed0": "supcon (batch size 64)", "digits/99-1/ce/seed0": "ce"}
 
 
+def test_labels_of_later_methods_name_what_is_not_the_default(tmp_path):
+    for i, (method, options, label) in enumerate([
+            ("kcl", {"k": 3, "queue": 0}, "kcl"), ("kcl", {"k": 6, "queue": 1024}, "kcl (k 6, queue 1024)"),
+            ("tsc", {"variant": "ttc", "k": 3, "queue": 0}, "tsc (ttc)"), ("tsc", {"variant": "code", "k": 6, "queue": 0}, "tsc (code, k 6)"),
+            ("sbcl", {"variant": "paper", "recluster_every": 10}, "sbcl"), ("sbcl", {"variant": "code", "recluster_every": 5}, "sbcl (code, recluster every 5)"),
+            ("bcl", {"variant": "layernorm", "randaugment": False}, "bcl"), ("bcl", {"variant": "layernorm", "randaugment": True}, "bcl (randaugment)"),
+            ("paco", {"variant": "paco", "alpha": None, "queue": 1024, "randaugment": False}, "paco"),
+            ("paco", {"variant": "gpaco", "alpha": 0.02, "queue": 0, "randaugment": False}, "paco (gpaco, queue 0, alpha 0.02)")]):
+        make_run(tmp_path, method, folder=f"{i}", **options)
+        assert {row["path"]: row["label"] for row in report.collect(tmp_path)}[str(i)] == label
+
+
+def test_weighted_cross_entropy_with_and_without_augmentation_are_two_rows(tmp_path):
+    for augment, value in ((True, 0.7), (False, 0.6)):
+        for seed in (0, 1):
+            make_run(tmp_path, "weighted_ce", seed, folder=f"{augment}{seed}", finetune=value, augment=augment, head="linear", fraction=1.0)
+    make_run(tmp_path, "ldam_drw", finetune=0.8, augment=True, head="cosine", fraction=1.0)
+    make_run(tmp_path, "logit_adjusted", finetune=0.9, augment=True, head="linear", fraction=0.1, head_lr=0.01)
+    found = groups_of(tmp_path)
+    assert {name: (g["n"], round(g["cells"]["balanced_accuracy"][0])) for (_, _, name), g in found.items()} == {
+        "weighted_ce from scratch": (2, 70), "weighted_ce (no augment) from scratch": (2, 60), "ldam_drw from scratch": (1, 80),
+        "logit_adjusted (head lr 0.01, fraction 0.1) from scratch": (1, 90)}
+    text = report.markdown(list(found.values()), [], [])
+    assert text.count("## digits, 99-1") == 1 and "| weighted_ce (no augment) | from scratch | 2 |" in text
+
+
+def test_retrained_classifiers_are_rows_named_by_their_encoder(tmp_path, monkeypatch, capsys):
+    def retrained(method, encoder, seed, value, **config):
+        make_run(tmp_path, method, seed, folder=f"{encoder}/seed{seed}/{method}{len(config)}", encoder=False, finetune=value, epochs=dict(crt=10, lws=5)[method],
+                 encoder_method=encoder, encoder_seed=seed, encoder_sha256=f"{encoder}{seed}", balanced_batches=True, **{"encoder_lr": 0.1, **config})
+    for seed in (0, 1):
+        make_run(tmp_path, "ce", seed, folder=f"ce/seed{seed}", finetune=0.55)
+        make_run(tmp_path, "supcon", seed, folder=f"supcon/seed{seed}", probe=0.6)
+        retrained("crt", "ce", seed, 0.7 + seed / 10)
+        retrained("crt", "supcon", seed, 0.6)
+    retrained("crt", "supcon", 0, 0.2, encoder_lr=0.5, encoder_margin=1.0)
+    retrained("lws", "supcon", 0, 0.65, classifier_lr=0.1)
+    retrained("lws", "ce", 1, None)
+    found = groups_of(tmp_path)
+    rows = {name: (g["n"], g["cells"]["balanced_accuracy"][0]) for (_, _, name), g in found.items() if g["scored_by"] == "re-trained"}
+    assert rows == {"crt": (2, pytest.approx(75)), "crt (encoder supcon)": (2, pytest.approx(60)), "lws (encoder supcon)": (1, pytest.approx(65)),
+                    "crt (encoder supcon, encoder lr 0.5, encoder margin 1)": (1, pytest.approx(20))}
+    cells = found["digits", "99-1", "crt"]["cells"]
+    assert cells["final_loss"] == cells["saa_minority"] == cells["below_collapse"] == cells["balanced_train_accuracy"] == report.NOT_APPLICABLE
+    assert {row["state"] for row in report.collect(tmp_path) if row["path"] == "ce/seed1/lws0"} == {"not finished"}
+    call(monkeypatch, tmp_path)
+    assert "not finished (1): ce/seed1/lws0" in capsys.readouterr().out
+    assert all("crt" not in line for line in report.headlines(list(found.values())))                   # they have no encoder of their own
+
+
+def test_retrained_classifiers_alone_make_a_report(tmp_path, monkeypatch):
+    make_run(tmp_path, "crt", encoder=False, finetune=0.7, encoder_method="ce", encoder_seed=0, balanced_batches=True)
+    call(monkeypatch, tmp_path)
+    assert "| crt | re-trained | 1 |" in (tmp_path / "report/report.md").read_text(encoding="utf-8")
+
+
+def test_collapse_gap_is_the_logs_and_null_does_not_apply(tmp_path):
+    make_run(tmp_path, "tsc", gap=None, variant="ttc")
+    make_run(tmp_path, "kcl", gap=0.25)
+    found = groups_of(tmp_path)
+    assert found["digits", "99-1", "tsc (ttc)"]["cells"]["below_collapse"] == report.NOT_APPLICABLE
+    assert found["digits", "99-1", "kcl"]["cells"]["below_collapse"][0] == 0.25
+    assert {row["last_subclasses"] for row in report.results_table(report.collect(tmp_path))} == {"[1, 99]"}
+
+
 @pytest.mark.parametrize("other", [{"arch": "resnet50"}, {"epochs": 5}, {"batch_size": 64}, {"size": 64}, {"smoke": True}, {"lr": 0.1}, {"sha256": "f" * 64},
                                    {"margin": 0.5}, {"ratio": "95-5"}, {"dataset": "other"}])
 def test_other_settings_are_never_averaged(tmp_path, other):
@@ -142,6 +208,9 @@ def test_other_ways_of_measuring_are_never_averaged(tmp_path):
     assert {way: g["cells"]["balanced_accuracy"][0] for way, g in found.items()} == pytest.approx({
         "linear probe": 60, "fine-tuned, weighted_ce, all": 80, "linear probe, reference protocol, 100 epochs": 70,
         "linear probe, CAC neighborhood 5": 90})
+    write(path / "finetune.json", {"loss": "ce", "train": "head", "augment": True, "head": "mlp", "head_lr": None, "balanced_batches": True, "fraction": 0.5,
+                                   "bn_train": True, "test": scores(0.5)})
+    assert "fine-tuned, ce, head, head mlp, balanced batches, fraction 0.5, bn train, CAC neighborhood 5" in {g["scored_by"] for g in groups_of(tmp_path).values()}
     assert found["fine-tuned, weighted_ce, all"]["cells"]["saa_minority"] == report.NOT_APPLICABLE              # of the encoder before
 
 
