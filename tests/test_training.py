@@ -246,48 +246,6 @@ def test_predict_writes_a_probability_for_every_image(run, workplace):
         call(linear_probe, "runs/no/run", "--predict", "nowhere", "--csv", "new.csv")
 
 
-@pytest.mark.parametrize("loss", finetune.LOSSES)
-def test_supervised_baselines_from_scratch(workplace, loss):
-    call(finetune, "subsets/digits/95-5.json", "--loss", loss, "--smoke")
-    out = Path("runs/digits/95-5", loss, "seed0")
-    result = json.loads((out / "finetune.json").read_text())
-    assert set(result["test"]) == {"accuracy", "balanced_accuracy", "auroc", "f1"} and result["loss"] == loss
-    call(linear_probe, out, "--smoke")                           # its encoder is a run like any other
-    assert (out / "probe.json").exists()
-
-
-def test_supervised_training_learns(workplace):
-    call(finetune, "subsets/digits/50-50.json", "--arch", "resnet18", "--size", 16, "--epochs", 6, "--batch-size", 64, "--lr", 1e-3, "--no-augment", "--out", "learns")
-    assert json.loads(Path("learns/finetune.json").read_text())["test"]["accuracy"] > 0.75
-
-
-def test_fine_tuning_the_head_leaves_the_encoder_and_all_of_it_does_not(run, workplace):
-    before = common.load_tensors(run / "encoder.pt")
-    for train in ("head", "all"):
-        call(finetune, run, "--train", train, "--smoke", "--out", f"tuned/{train}")
-        model = common.load_tensors(f"tuned/{train}/checkpoint.pt")["model"]
-        assert equal(before, {key.removeprefix("encoder."): value for key, value in model.items() if key.startswith("encoder.")}) == (train == "head")
-    assert equal(before, common.load_tensors(run / "encoder.pt"))
-
-
-def test_a_stopped_fine_tuning_ends_bit_identical(run, workplace, monkeypatch):
-    words = (run, "--smoke", "--epochs", 4, "--out")
-    call(finetune, *words, "tuned/whole")
-    train_one_epoch = finetune.train_one_epoch
-
-    def stop(epoch, *args):
-        if epoch == 2:
-            raise KeyboardInterrupt
-        return train_one_epoch(epoch, *args)
-    monkeypatch.setattr(finetune, "train_one_epoch", stop)
-    with pytest.raises(KeyboardInterrupt):
-        call(finetune, *words, "tuned/stopped")
-    monkeypatch.undo()
-    call(finetune, *words, "tuned/stopped")
-    assert equal(*(common.load_tensors(f"tuned/{name}/checkpoint.pt")["best"] for name in ("whole", "stopped")))
-    assert log_of(Path("tuned/whole")) == log_of(Path("tuned/stopped"))
-
-
 # mistakes -------------------------------------------------------------------------------------------------------------
 
 def test_mistakes_are_one_line_and_exit_code_2(run, workplace):
@@ -364,24 +322,6 @@ def test_a_subset_file_edited_by_hand_is_refused(workplace, change, words):
     Path("subsets/digits/edited.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match=words):
         load_subset("subsets/digits/edited.json")
-
-
-@pytest.mark.parametrize("args, words", [
-    (["runs/nowhere"], "runs/nowhere: no such run folder"),
-    (["subsets/digits/99-1.json", "--train", "head"], "--train head: needs a run"),
-    (["subsets/digits/99-1.json", "--gamma", "1"], "--gamma: is read by --loss focal"),
-    (["runs/digits/99-1/supmin/seed0", "--arch", "resnet18"], "--arch resnet18: is for training from scratch"),
-    (["subsets/digits/99-1.json", "--predict", "new"], "--predict and --csv"),
-])
-def test_finetune_refuses(run, workplace, args, words):
-    with pytest.raises(UserError, match=words):
-        call(finetune, *args, "--out", "refused")
-    assert not Path("refused").exists()
-
-
-def test_diverged_training_is_one_line(workplace):
-    with pytest.raises(UserError, match="not finite"):
-        call(finetune, "subsets/digits/99-1.json", "--smoke", "--lr", 1e12, "--out", "diverged")
 
 
 def test_an_output_that_cannot_be_written_is_one_line(workplace):
