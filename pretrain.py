@@ -72,7 +72,7 @@ class SupPro(Method):
 METHODS = {"ntxent": NTXent, "supcon": SupCon, "supmin": SupMin, "suppro": SupPro, "kcl": KCL, "tsc": TSC, "sbcl": SBCL, "bcl": BCL, "paco": PaCo}
 
 
-def parse_args():
+def parse_args(words=None):
     parser = ArgumentParser("Contrastive pre-training on one subset. Defaults are the paper's recipe.",
                             smoke=dict(arch="resnet18", epochs=2, batch_size=16, watch_every=1))
     parser.add_argument("subset", type=Path, help="subsets/<dataset>/<ratio>.json, from make_subsets.py")
@@ -84,8 +84,8 @@ def parse_args():
                         + "; ".join(f"{name}: {', '.join(method.variants)}" for name, method in METHODS.items() if method.variants))
     parser.add_argument("--k", type=at_least(0), help="kcl, tsc: positives drawn per anchor (default: 3; as published 6)")
     parser.add_argument("--queue", type=at_least(0), metavar="K",
-                        help="kcl, tsc, paco: keys of a momentum encoder kept to compare with (default: 0, in batch; paco: 1024)")
-    parser.add_argument("--alpha", type=at_least(0, float), metavar="A", help="paco: weight of same-class rows (default: 0.4 / their expected number)")
+                        help="kcl, tsc, paco: keys kept to compare with (default: 0, in batch; paco: 1024)")
+    parser.add_argument("--alpha", type=at_least(0, float), metavar="A", help="paco: weight of a same-class row (default: 0.4 / their number)")
     parser.add_argument("--recluster-every", type=at_least(1), metavar="E", help="sbcl: epochs between clusterings (default: 10)")
     parser.add_argument("--randaugment", action="store_const", const=True, help="bcl, paco: RandAugment on the view that trains the classifier")
     parser.add_argument("--size", type=at_least(8), metavar="S", help="side of what the network sees, pixels (default: the subset's)")
@@ -102,7 +102,7 @@ def parse_args():
     parser.add_argument("--save-every", type=at_least(1), default=1, metavar="E", help="epochs between checkpoints")
     parser.add_argument("--out", type=Path, help="run folder (default: runs/<dataset>/<ratio>/<method>/seed<k>)")
     parser.add_argument("--smoke", action="store_true", help="tiny network, a few images, two epochs of two steps")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     settle_options(args)
     return args
 

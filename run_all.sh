@@ -15,8 +15,9 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 # what the grid is made of; every name can be set from outside, e.g.  SEEDS="0" RATIOS="95-5" bash run_all.sh
 DATA_ROOT=${DATA_ROOT-data}                        # holds breastmnist_224.npz, pneumoniamnist_224.npz, and iNaturalist's train/ and val/
-METHODS=${METHODS-"supcon supmin suppro ntxent"}   # rows of the paper's tables
-BASELINES=${BASELINES-"weighted_ce focal"}         # supervised, from scratch
+METHODS=${METHODS-"supcon supmin suppro ntxent kcl tsc sbcl bcl paco"}      # contrastive; with flags after colons: tsc:variant=code:k=6
+BASELINES=${BASELINES-"ce weighted_ce weighted_ce:no-augment focal ldam_drw logit_adjusted"}     # supervised, from scratch; likewise
+RETRAIN=${RETRAIN-"crt tau_norm lws"}              # new classifiers for the encoder of ce
 SEEDS=${SEEDS-"0 1 2"}
 RATIOS=${RATIOS-}                                  # unset: 99-1 95-5 50-50 for iNaturalist, natural for the medical sets
 FLAGS=${FLAGS-}                                    # added to every training command, e.g. FLAGS="--epochs 10 --warmup-epochs 1"
@@ -108,18 +109,23 @@ make_subsets() {  # with 50-50 always, for the probe on balanced rows; one that 
 }
 
 list() {  # the grid's runs, one command per line; each returns at once where its work is finished
-    local set seed method ratio out subset
+    local set seed entry ratio out subset line new
     found | while IFS=$'\t' read -r set _; do
         for ratio in $(ratios "$set"); do
             for seed in $SEEDS; do
                 subset=subsets/$set/$ratio.json
-                for method in $METHODS; do
-                    out=runs/$set/$ratio/$method/seed$seed
-                    echo "$PYTHON pretrain.py $subset --method $method --seed $seed $FLAGS && $PYTHON linear_probe.py $out && $PYTHON evaluate_metrics.py $out"
+                for entry in $METHODS; do
+                    out=runs/$set/$ratio/${entry//[:=]/-}/seed$seed
+                    echo "$PYTHON pretrain.py $subset --method ${entry//:/ --} --seed $seed --out $out${FLAGS:+ $FLAGS}" \
+                         "&& $PYTHON linear_probe.py $out && $PYTHON evaluate_metrics.py $out"
                 done
-                for method in $BASELINES; do
-                    out=runs/$set/$ratio/$method/seed$seed
-                    echo "$PYTHON finetune.py $subset --loss $method --seed $seed $FLAGS && $PYTHON evaluate_metrics.py $out"
+                for entry in $BASELINES; do
+                    out=runs/$set/$ratio/${entry//[:=]/-}/seed$seed
+                    line="$PYTHON finetune.py $subset --loss ${entry//:/ --} --seed $seed --out $out${FLAGS:+ $FLAGS} && $PYTHON evaluate_metrics.py $out"
+                    if [ "$entry" = ce ]; then
+                        for new in $RETRAIN; do line+=" && $PYTHON finetune.py $out --retrain $new --seed $seed"; done
+                    fi
+                    echo "$line"
                 done
             done
         done
@@ -172,10 +178,9 @@ estimate() {  # of the list on standard input: runs, images to train on, hours a
 import collections, glob, json, pathlib, re, sys
 runs, left, images = collections.Counter(), collections.Counter(), collections.Counter()
 for line in sys.stdin:
-    subset, data, ratio = re.search(r"(subsets/([^/]+)/([^/ ]+)\.json)", line).groups()
-    method, seed = re.search(r"--(?:method|loss) (\S+) --seed (\d+)", line).groups()
+    subset, data = re.search(r"(subsets/([^/]+)/[^/ ]+\.json)", line).groups()
     runs[data] += 1
-    if pathlib.Path(f"runs/{data}/{ratio}/{method}/seed{seed}/encoder.pt").exists():
+    if pathlib.Path(re.search(r"--out (\S+)", line)[1], "encoder.pt").exists():
         continue
     left[data] += 1
     epochs = re.findall(r"--epochs (\d+)", line)

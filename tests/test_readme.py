@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import benchmark
 import evaluate_metrics
 import finetune
 import linear_probe
@@ -17,7 +18,7 @@ import pretrain
 import report
 from conftest import ROOT, call
 
-SCRIPTS = {f"{module.__name__}.py": module for module in (make_subsets, pretrain, linear_probe, evaluate_metrics, finetune, report)}
+SCRIPTS = {f"{module.__name__}.py": module for module in (make_subsets, pretrain, linear_probe, evaluate_metrics, finetune, report, benchmark)}
 
 
 def parse(command, monkeypatch):
@@ -67,15 +68,22 @@ def test_the_grid_lists_what_is_found_and_names_what_is_missing(tmp_path, monkey
     (root / "breastmnist.npz").touch()
     done = run_all("--list", DATA_ROOT=str(root), SEEDS="0 1")
     lines = done.stdout.splitlines()
-    assert done.returncode == 0 and len(lines) == len(set(lines)) == 2 * (4 + 2) * (1 + 3)       # seeds, methods, ratios
+    assert done.returncode == 0 and len(lines) == len(set(lines)) == 2 * (9 + 6) * (1 + 3)       # seeds, methods, ratios
+    assert {"crt", "tau_norm", "lws"} == set(re.findall(r"--retrain (\w+)", done.stdout))
     assert all(f"not found: {name}" in done.stderr for name in ("pneumoniamnist", "inat21-plants", "inat21-insects"))
     assert "mammals" not in done.stderr
     for line in lines:
         for command in line.split(" && "):
             parse(command, monkeypatch)
-    narrow = run_all("--list", DATA_ROOT=str(root), SEEDS="3", METHODS="supmin", BASELINES="", RATIOS="90-10", FLAGS="--epochs 10").stdout.splitlines()
-    assert len(narrow) == 2 and all("90-10.json --method supmin --seed 3 --epochs 10" in line for line in narrow)
-    assert "inat21-mammals: 36 runs, 36 to do" in run_all("--dry-run", DATA_ROOT=str(root), SEEDS="0 1").stdout
+    narrow = run_all("--list", DATA_ROOT=str(root), SEEDS="3", METHODS="tsc:variant=code:k=6", BASELINES="focal:no-augment", RATIOS="90-10",
+                     FLAGS="--epochs 10").stdout.splitlines()
+    out = "runs/inat21-mammals/90-10"
+    assert len(narrow) == 4 and narrow[2:] == [
+        f"python pretrain.py subsets/inat21-mammals/90-10.json --method tsc --variant=code --k=6 --seed 3 --out {out}/tsc-variant-code-k-6/seed3 --epochs 10 "
+        f"&& python linear_probe.py {out}/tsc-variant-code-k-6/seed3 && python evaluate_metrics.py {out}/tsc-variant-code-k-6/seed3",
+        f"python finetune.py subsets/inat21-mammals/90-10.json --loss focal --no-augment --seed 3 --out {out}/focal-no-augment/seed3 --epochs 10 "
+        f"&& python evaluate_metrics.py {out}/focal-no-augment/seed3"]
+    assert "inat21-mammals: 90 runs, 90 to do" in run_all("--dry-run", DATA_ROOT=str(root), SEEDS="0 1").stdout
 
 
 def test_without_data_the_grid_says_so(tmp_path):
