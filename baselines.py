@@ -537,7 +537,10 @@ def tau_normalized(weight, tau):
 
 
 class LearnableScale(nn.Module):
-    """LWS (Kang et al. 2020, arXiv:1910.09217): a trained linear classifier that stays as it is, times one learned scale per class."""
+    """LWS (Kang et al. 2020, arXiv:1910.09217): a trained linear classifier that stays as it is, times one learned scale per class.
+
+    With two classes w_1 - w_0 is what was trained and w_0 + w_1 is left of the initialisation, and unequal scales mix the two: AUROC can fall.
+    """
 
     def __init__(self, classifier):
         super().__init__()

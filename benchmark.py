@@ -55,7 +55,7 @@ def main():
 
 def methods(args, device):
     """Seconds per step of every form of every method on made-up images. Returns {form: {"ratio", "lowest", "highest", "seconds", ...}}."""
-    _, autocast, scaler = precision(device, args.amp)
+    _, autocast, scaler = precision(device, args.amp, args.size)
     subset = made_up_subset(args.batch_size * args.steps, args.size)
     train = ImageBatches(subset.images, subset.splits["train"], device)
     runs, seconds = {}, {form: [] for form in FORMS}

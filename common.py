@@ -525,12 +525,14 @@ def warmup_cosine(epoch, epochs, lr, warmup_epochs=10):
     return float(low + (lr - low) * half)                        # no numpy number: it goes into the checkpoint with the optimizer
 
 
-def precision(device, amp):
+def precision(device, amp, size):
     """autocast and gradient scaler for --amp. One path for all: switched off they do nothing. auto: bf16 where the GPU has it."""
     if amp == "auto":
         amp = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "off"
     if amp == "fp16" and device.type == "cpu":
         raise UserError("--amp fp16: needs a CUDA device; use --amp bf16 or off on the CPU")
+    if amp == "bf16" and device.type == "cpu" and size <= 16:     # torch 2.11: stride-2 convolutions of a single pixel read foreign memory
+        raise UserError(f"--amp bf16: gives wrong gradients on the CPU for images as small as {size} px; use --amp off or --size 32")
     autocast = torch.autocast(device.type, dtype=torch.float16 if amp == "fp16" else torch.bfloat16, enabled=amp != "off")
     return amp, autocast, torch.amp.GradScaler(device.type, enabled=amp == "fp16")
 

@@ -71,7 +71,7 @@ HEADS = {
 
 
 def parse_args():
-    parser = ArgumentParser("Fine-tune a run, train a supervised baseline from scratch, or re-train a run's classifier.", smoke=dict(batch_size=16))
+    parser = ArgumentParser("Fine-tune a run, train a supervised baseline from scratch, or re-train a run's classifier.")
     parser.add_argument("source", type=Path, help="run folder, or subsets/<dataset>/<ratio>.json to train from scratch")
     parser.add_argument("--loss", choices=LOSSES, help="weights, margins, priors: from the training rows (default: weighted_ce)")
     parser.add_argument("--gamma", type=at_least(0, float), help="of the focal loss (default: 2)")
@@ -87,7 +87,7 @@ def parse_args():
     parser.add_argument("--arch", help="from scratch: any torchvision ResNet (default: resnet50)")
     parser.add_argument("--size", type=at_least(8), metavar="S", help="side of what the network sees, pixels (default: the run's or subset's)")
     parser.add_argument("--epochs", type=at_least(1), help="passes over the training images (default: 100; crt: 10, lws: 5)")
-    parser.add_argument("--batch-size", type=at_least(2), default=256, help="images")
+    parser.add_argument("--batch-size", type=at_least(2), help="images (default: 256; --retrain: the run's)")
     parser.add_argument("--lr", type=at_least(0, float), help="of Adam (default: 0.0001), of SGD (crt, lws: 0.2 batch size / 512); cosine")
     parser.add_argument("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="auto: bf16 where the GPU has it")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one")
@@ -107,7 +107,7 @@ def parse_args():
         if value and not args.source.is_dir():
             raise UserError(f"{flag}: needs a run folder with a trained encoder, {args.source} is none")
 
-    # what --retrain fixes is not typed beside it; everything else has a default
+    # what --retrain fixes is not typed beside it; everything else has a default, the run's own for some
     fixed = ["loss", "train", "head", "head_lr", "balanced_batches", "subsample_balanced"] if args.retrain else []
     fixed += ["fraction", "epochs", "lr", "no_augment", "bn_train"] if args.retrain == "tau_norm" else []
     for flag in fixed:
@@ -116,12 +116,12 @@ def parse_args():
     if args.head and args.loss == "ldam_drw":
         raise UserError(f"--head {args.head}: --loss ldam_drw brings its cosine classifier; leave --head out")
     if args.retrain:
-        defaults = dict(loss="ce", train="head", head="linear", epochs=RETRAIN_EPOCHS[args.retrain], lr=0.2 * args.batch_size / 512)
+        defaults = dict(loss="ce", train="head", head="linear", epochs=RETRAIN_EPOCHS[args.retrain])      # batch size and lr: see inherit
         args.balanced_batches = args.retrain != "tau_norm"
     else:
-        defaults = dict(loss="weighted_ce", train="all", head="cosine" if args.loss == "ldam_drw" else "linear", epochs=100, lr=1e-4)
+        defaults = dict(loss="weighted_ce", train="all", head="cosine" if args.loss == "ldam_drw" else "linear", epochs=100, batch_size=256, lr=1e-4)
     if args.smoke:
-        defaults["epochs"] = min(defaults["epochs"], 2)
+        defaults.update(epochs=min(defaults["epochs"], 2), batch_size=16)
     for name, default in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
@@ -143,7 +143,6 @@ def parse_args():
 def main():
     args = parse_args()
     device = pick_device(args.device)
-    amp, autocast, scaler = precision(device, args.amp)
 
     # what is trained: a finished run's encoder, or a new network on a subset; and where it is written
     options = dict(loss=args.loss, **({"gamma": args.gamma} if args.loss == "focal" else {}), train=args.train, augment=not args.no_augment,
@@ -151,7 +150,7 @@ def main():
     origin = {}
     if args.source.is_dir():
         run, subset, encoder = load_run(args.source)
-        args.seed = run["seed"] if args.seed is None else args.seed
+        inherit(args, run)
         torch.manual_seed(args.seed)
         arch, out = run["arch"], args.out or args.source / (args.retrain or "finetune")
         beside_encoder = "projection_dim" in run and not args.out and not args.retrain            # a supervised run has one of its own there
@@ -176,6 +175,7 @@ def main():
     kept_sha256 = state_sha256(kept)
 
     subset.size = args.size or subset.size
+    amp, autocast, scaler = precision(device, args.amp, subset.size)
     rows = training_rows(subset.shrink() if args.smoke else subset, args)
     if args.batch_size > len(rows):
         raise UserError(f"--batch-size {args.batch_size}: {subset.path} has only {len(rows)} training images; use --batch-size {len(rows)} or less")
@@ -234,6 +234,14 @@ def main():
 
 
 # what is trained, and on what ---------------------------------------------------------------------------------------------
+
+def inherit(args, run):
+    """Take from the run what was not typed: its seed and, for --retrain, its batch size, to which the learning rate is in proportion."""
+    args.seed = run["seed"] if args.seed is None else args.seed
+    if args.retrain:
+        args.batch_size = args.batch_size or run["batch_size"]
+        args.lr = 0.2 * args.batch_size / 512 if args.lr is None else args.lr
+
 
 def training_rows(subset, args):
     """Rows to train on: of each class the share --fraction, at least one image, then as many as the rarer class has (--subsample-balanced).

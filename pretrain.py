@@ -129,7 +129,7 @@ def main():
     subset = load_subset(args.subset)
     subset.size = args.size or subset.size
     out = args.out or Path("runs", subset.name, subset.ratio, args.method, f"seed{args.seed}")
-    amp, autocast, scaler = precision(device, args.amp)
+    amp, autocast, scaler = precision(device, args.amp, subset.size)
     rows = subset.shrink().splits["train"] if args.smoke else subset.splits["train"]
     if args.batch_size > len(rows):
         raise UserError(f"--batch-size {args.batch_size}: {subset.path} has only {len(rows)} training images; use --batch-size {len(rows)} or less")

@@ -186,8 +186,9 @@ def test_a_method_overfits_one_batch(workplace, network, monkeypatch, form):
     (["--method", "sbcl", "--recluster-every", "0"], ["--recluster-every"]),
     (["--method", "kcl", "--alpha", "0.1"], ["--alpha", "paco"]),
     (["--method", "tsc", "--randaugment"], ["--randaugment", "bcl or paco"]),
+    (["--method", "supcon", "--amp", "bf16", "--size", "16", "--device", "cpu"], ["--amp bf16", "16 px", "--amp off"]),
 ])
-def test_an_option_of_another_method_is_refused(workplace, args, words):
+def test_refusals_name_the_flag_and_who_reads_it(workplace, args, words):
     with pytest.raises(UserError) as error:
         call(pretrain, "subsets/digits/99-1.json", *args)
     assert all(word in str(error.value) for word in words)
