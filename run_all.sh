@@ -20,7 +20,9 @@ BASELINES=${BASELINES-"ce weighted_ce weighted_ce:no-augment focal ldam_drw logi
 RETRAIN=${RETRAIN-"crt tau_norm lws"}              # new classifiers for the encoder of ce
 SEEDS=${SEEDS-"0 1 2"}
 RATIOS=${RATIOS-}                                  # unset: 99-1 95-5 50-50 for iNaturalist, natural for the medical sets
-FLAGS=${FLAGS-}                                    # added to every training command, e.g. FLAGS="--epochs 10 --warmup-epochs 1"
+FLAGS=${FLAGS-}                                    # added to every training command, e.g. FLAGS="--arch resnet18 --epochs 20"
+PRETRAIN_FLAGS=${PRETRAIN_FLAGS-}                  # to those of pretrain.py alone, e.g. PRETRAIN_FLAGS="--warmup-epochs 2"
+FINETUNE_FLAGS=${FINETUNE_FLAGS-}                  # to those of finetune.py alone, e.g. FINETUNE_FLAGS="--lr 0.001"
 
 
 setup() {  # setup FILE: a Python that satisfies the requirements in FILE, as $PYTHON
@@ -116,12 +118,13 @@ list() {  # the grid's runs, one command per line; each returns at once where it
                 subset=subsets/$set/$ratio.json
                 for entry in $METHODS; do
                     out=runs/$set/$ratio/${entry//[:=]/-}/seed$seed
-                    echo "$PYTHON pretrain.py $subset --method ${entry//:/ --} --seed $seed --out $out${FLAGS:+ $FLAGS}" \
+                    echo "$PYTHON pretrain.py $subset --method ${entry//:/ --} --seed $seed --out $out${FLAGS:+ $FLAGS}${PRETRAIN_FLAGS:+ $PRETRAIN_FLAGS}" \
                          "&& $PYTHON linear_probe.py $out && $PYTHON evaluate_metrics.py $out"
                 done
                 for entry in $BASELINES; do
                     out=runs/$set/$ratio/${entry//[:=]/-}/seed$seed
-                    line="$PYTHON finetune.py $subset --loss ${entry//:/ --} --seed $seed --out $out${FLAGS:+ $FLAGS} && $PYTHON evaluate_metrics.py $out"
+                    line="$PYTHON finetune.py $subset --loss ${entry//:/ --} --seed $seed --out $out${FLAGS:+ $FLAGS}${FINETUNE_FLAGS:+ $FINETUNE_FLAGS}"
+                    line+=" && $PYTHON evaluate_metrics.py $out"
                     if [ "$entry" = ce ]; then
                         for new in $RETRAIN; do line+=" && $PYTHON finetune.py $out --retrain $new --seed $seed"; done
                     fi
@@ -215,7 +218,7 @@ case ${1:-grid} in
         ;;
     test)
         setup requirements-test.txt
-        "$PYTHON" -m pytest -q -rs tests "${@:2}"
+        "$PYTHON" -m pytest -q -rs -n 2 --dist loadfile tests "${@:2}"
         ;;
     grid)
         name_missing
