@@ -1,12 +1,12 @@
 """The methods that the paper compares with, and later ones: losses, heads, queues, clustering.
 
 Letters as in losses.py: N images, V views of each, D dimensions, T temperature; z is [N, V, D], unit vectors; rows are view-major.
-Every contrastive loss here is a weighted form of equation (1) there: anchor i has a contrast set D(i) and weights w_ip of what it is
-pulled to,
+KCL, TSC and SBCL are weighted forms of equation (1) there: anchor i has a contrast set D(i) and weights w_ip of what it is pulled to,
 
     L = mean_i sum_p w_ip [ log sum_{a in D(i)} exp(s_ia)  -  s_ip ],                                         (2)
 
-and the methods differ in D and w. Each is a pure loss; where it keeps something between steps, a Method (common.py) follows it.
+and they differ in D and w; BCL averages classes in the denominator, PaCo has a classifier's logits in it. Each is a pure loss, followed by
+a Method (common.py), which holds what is kept between steps.
 Written from the papers; where paper and published code differ, `variant` names which one is computed.
 """
 
@@ -23,7 +23,6 @@ from losses import antipodal_prototypes, at_least_float32, collapse_value, same_
 # ------------------------------------------------------------------------------------------------------------------
 # KCL: every anchor has k positives, whatever its class
 # ------------------------------------------------------------------------------------------------------------------
-
 
 def kcl_loss(z, labels, positives, temperature=0.07, queue=None):
     """k-positive contrastive learning (Kang et al. 2021, ICLR, "Exploring Balanced Feature Spaces"): w = 1 / (drawn + 1).
@@ -56,7 +55,9 @@ def draw_k_from_queue(labels, queue_labels, k, generator):
 
 def _draw(candidates, k, generator):
     """min(k, candidates) of each row's candidates, without replacement: the largest of random numbers. bool [R, M] -> bool [R, M]."""
-    order = torch.rand(candidates.shape, generator=generator, device=generator.device).to(candidates.device)
+    if candidates.is_cuda:                                       # millions of numbers with a long queue: drawn where they are needed
+        generator = torch.Generator(candidates.device).manual_seed(int(torch.randint(2 ** 62, (), generator=generator)))
+    order = torch.rand(candidates.shape, generator=generator, device=candidates.device)
     chosen = order.masked_fill(~candidates, -1).topk(min(k, candidates.shape[1]), dim=1).indices
     return torch.zeros_like(candidates).scatter_(1, chosen, True) & candidates
 
@@ -146,7 +147,8 @@ class TSC(KCL):
     def follow_centroids(self, z, labels, momentum=0.9):
         """Move the centroid of each class that the batch has a tenth of the way to its mean. z [N, D]."""
         members = F.one_hot(labels.long(), 2).to(z)                                             # [N, 2]
-        mean = F.normalize(members.T @ z, dim=1)                                                # [2, D]; zero for a class that is not there
+        with torch.autocast(z.device.type, enabled=False):
+            mean = F.normalize(members.T @ z, dim=1)                                            # [2, D]; zero for a class that is not there
         moved = F.normalize(momentum * self.centroids + (1 - momentum) * mean, dim=1)
         self.centroids.copy_(torch.where(members.any(0)[:, None], moved, self.centroids))
 
@@ -188,7 +190,7 @@ def subclass_numbers(counts, smallest=10):
 def cosine_kmeans(x, clusters, generator, steps=35, tolerance=1e-3):
     """k-means by cosine: centres are means of their unit vectors, an empty one restarts on a random row. x [n, D]. Returns int [n].
 
-    Starts on distinct random rows; stops when the centres moved by less than `tolerance` (sum of squares) or after `steps`.
+    Starts on distinct random rows; stops when the square of the centres' summed moves is below `tolerance`, or after `steps`.
     """
     centres = x[torch.randperm(len(x), generator=generator)[:clusters]]
     for _ in range(steps):
@@ -196,7 +198,7 @@ def cosine_kmeans(x, clusters, generator, steps=35, tolerance=1e-3):
         sizes = nearest.bincount(minlength=len(centres))[:, None]
         moved = torch.zeros_like(centres).index_add_(0, nearest, x) / sizes.clamp(min=1)
         moved = torch.where(sizes > 0, moved, x[torch.randint(len(x), (len(centres),), generator=generator)])
-        shift, centres = (moved - centres).square().sum(), moved
+        shift, centres = (moved - centres).norm(dim=1).sum().square(), moved
         if shift < tolerance:
             break
     return (x @ F.normalize(centres, dim=1).T).argmax(1)
@@ -212,7 +214,7 @@ class SBCL(Method):
 
     Variant "paper": coarse temperature T exp(phi_c / mean phi), clustered on the evaluation view. "code", as the published code: T phi_c /
     mean phi, with phi clipped between its percentiles 20 and 80 and T itself for a class in one piece; clustered on an augmented view;
-    the fine term times 0.1/0.07. Sub-classes are found by label and index, whatever the order of the images.
+    the fine term times 0.1/0.07. Sub-classes belong to rows by their label, so the images need not be sorted by class.
     """
     options = {"variant": "paper", "recluster_every": 10}
     variants = ("paper", "code")
@@ -224,13 +226,13 @@ class SBCL(Method):
         self.numbers = subclass_numbers(subset.train_counts())
         self.register_buffer("subclasses", torch.from_numpy(subset.labels[self.rows]))
         self.register_buffer("coarse_temperatures", torch.full((2,), args.temperature))
-        self.warming_up = False
+        self.warming_up, self.facts = False, {"subclasses": self.numbers}
 
     def start_epoch(self, epoch, model):
         self.warming_up = epoch < self.warmup
         if not self.warming_up and (epoch - self.warmup) % self.every == 0:
             self.recluster(model, seeded(self.seed, epoch, 1))
-        self.facts = {"subclasses": [1, 1] if self.warming_up else self.numbers,
+        self.facts = {"subclasses": self.numbers, "supcon_warmup": self.warming_up,
                       "coarse_temperatures": [round(t, 4) for t in self.coarse_temperatures.tolist()]}
 
     def recluster(self, model, generator):
@@ -241,7 +243,7 @@ class SBCL(Method):
         subclasses = torch.empty_like(labels)
         for c in (0, 1):
             subclasses[labels == c] = cosine_kmeans(z[labels == c], self.numbers[c], generator) + c * self.numbers[0]
-        phi = class_spreads(z, labels)
+        phi = class_spreads(z, labels).clamp(min=1e-6)            # where all embeddings are equal, what is left is rounding
         if self.variant == "code":
             clipped = phi.clamp(phi.quantile(0.2), phi.quantile(0.8))
             t = torch.where(torch.tensor(self.numbers) == 1, 1.0, clipped / clipped.mean())
@@ -346,7 +348,7 @@ def paco_loss(z, labels, logits, prior, queue, queue_labels, temperature=0.2, al
 
 class PaCo(Method):
     """alpha is set per class by default: with two classes one published value (0.05, for a thousand classes) all but switches the classifier
-    off for the majority. alpha_c = 0.4 / E[|P|] gives the centre of either class the share of the probability that it has as published.
+    off for the majority. alpha_c = 0.4 / E[|P|] gives the centre of either class the share of the probability, 1 / 1.4, that it has there.
 
     Variant "gpaco" has no momentum encoder: both views go through the network, both are anchors. The second view's embedding is queued.
     """
@@ -360,7 +362,7 @@ class PaCo(Method):
         self.queue = Queue(args.queue, model.dim, generator)
         self.key_encoder = MomentumEncoder(model) if args.variant == "paco" else None
         self.register_buffer("prior", class_prior(subset))
-        expected = self.prior * (2 * args.batch_size - 1 + args.queue)                          # rows of the own class in the contrast set
+        expected = 1 + self.prior * (2 * args.batch_size - 2 + args.queue)                      # the own other view, and rows of the own class
         self.register_buffer("alpha", 0.4 / expected if args.alpha is None else torch.full((2,), args.alpha))
         self.facts = {"alpha": [float(f"{a:.3g}") for a in self.alpha.tolist()]}
         self.strong = (0,) if args.randaugment else ()
@@ -510,24 +512,23 @@ def logit_adjusted_loss(logits, targets, prior):
 def balanced_batches(labels, batch_size, steps, generator, run=4):
     """Class-balanced sampling of cRT (Kang et al. 2020, arXiv:1910.09217): classes in turn, in a random order each round, give `run` images.
 
-    Each class goes through a shuffled list of its own and shuffles again when all of it was used. labels [n]; returns `steps` arrays of
-    batch_size positions, balanced to within `run`. ValueError when a class has no image.
+    Each class goes through a shuffled list of its own and shuffles again when all of it was used; every call (epoch) begins new lists.
+    labels [n]; returns `steps` arrays of batch_size positions, balanced to within `run` (in batches below 8, half of the batch).
+    ValueError when a class has no image.
     """
-    labels = torch.as_tensor(labels)
+    labels, run = torch.as_tensor(labels), min(run, max(1, batch_size // 2))
     members = [(labels == c).nonzero().squeeze(1) for c in (0, 1)]
     if any(len(m) == 0 for m in members):
         raise ValueError("balanced batches need both classes")
-    queues = [members[c][:0] for c in (0, 1)]
-    batches = []
-    for _ in range(steps):
-        drawn = []
-        while sum(map(len, drawn)) < batch_size:
-            for c in torch.randperm(2, generator=generator).tolist():
-                while len(queues[c]) < run:
-                    queues[c] = torch.cat([queues[c], members[c][torch.randperm(len(members[c]), generator=generator)]])
-                drawn.append(queues[c][:run])
-                queues[c] = queues[c][run:]
-        batches.append(torch.cat(drawn)[:batch_size].numpy())
+    lists, drawn, batches = [members[c][:0] for c in (0, 1)], torch.empty(0, dtype=torch.long), []
+    while len(batches) < steps:
+        for c in torch.randperm(2, generator=generator).tolist():
+            while len(lists[c]) < run:
+                lists[c] = torch.cat([lists[c], members[c][torch.randperm(len(members[c]), generator=generator)]])
+            drawn, lists[c] = torch.cat([drawn, lists[c][:run]]), lists[c][run:]
+        while len(drawn) >= batch_size and len(batches) < steps:
+            batches.append(drawn[:batch_size].numpy())
+            drawn = drawn[batch_size:]
     return batches
 
 

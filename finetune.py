@@ -7,8 +7,9 @@
 
 Fine-tuning a contrastive run writes finetune.json there and its own files in <run>/finetune/; --retrain all in <run>/<crt|tau_norm|lws>/.
 From scratch they go to runs/<dataset>/<ratio>/<loss>/seed<k>/, with an encoder.pt that linear_probe.py and evaluate_metrics.py take like
-any other. classifier.pt is the head. The epoch is chosen on validation, by AUROC; lws and tau_norm choose by balanced accuracy, since
-scales move the threshold more than the order. The test split is read once. The same command continues a run that was stopped.
+any other. classifier.pt is the head; encoder.pt lies beside it where the training changed the encoder. The epoch is chosen on validation,
+by AUROC (of LDAM-DRW, among those with its weights); lws and tau_norm choose by balanced accuracy, since scales move the threshold more
+than the order. The test split is read once. The same command continues a run that was stopped.
 """
 
 import math
@@ -53,8 +54,13 @@ def focal(args, counts):
 
 def ldam_drw(args, counts):
     """Deferred re-weighting: the margins alone, and class weights over the last fifth of the epochs."""
-    margins, weights, switch = ldam_margins(counts), effective_number_weights(counts), 4 * args.epochs // 5
+    margins, weights, switch = ldam_margins(counts), effective_number_weights(counts), first_choice(args)
     return lambda logits, targets, epoch: ldam_loss(logits / SCALE, targets, margins, SCALE, weights if epoch >= switch else None)
+
+
+def first_choice(args):
+    """The first epoch that validation may choose: before its deferred weights, LDAM-DRW is only LDAM."""
+    return 4 * args.epochs // 5 if args.loss == "ldam_drw" else 0
 
 
 def logit_adjusted(args, counts):
@@ -80,7 +86,7 @@ def parse_args():
     parser.add_argument("--bn-train", action="store_true", help="batch norm of a frozen encoder in train mode: its statistics drift")
     parser.add_argument("--head", choices=["linear", "mlp"], help="on the encoder (default: linear; ldam_drw: cosine)")
     parser.add_argument("--head-lr", type=at_least(0, float), metavar="LR", help="learning rate of the head (default: --lr)")
-    parser.add_argument("--balanced-batches", action="store_true", help="both classes alike in a batch; --loss ce then needs no weights")
+    parser.add_argument("--balanced-batches", action="store_true", help="classes alike in a batch, and then in weights, margins, priors")
     parser.add_argument("--subsample-balanced", action="store_true", help="leave out majority images until the classes are equal")
     parser.add_argument("--fraction", type=at_least(0, float), default=1.0, metavar="F", help="share of the training images of each class, up to 1")
     parser.add_argument("--no-augment", action="store_true", help="train on the evaluation view, as the reference's baseline does")
@@ -135,8 +141,6 @@ def parse_args():
         raise UserError("--bn-train: is about a frozen encoder; add --train head or --retrain crt")
     if args.head_lr is not None and args.train == "head":
         raise UserError("--head-lr: with --train head the head alone is trained; give its learning rate as --lr")
-    if args.balanced_batches and args.loss == "logit_adjusted":
-        raise UserError("--balanced-batches: --loss logit_adjusted takes the imbalance out already; leave one of them out")
     return args
 
 
@@ -179,7 +183,8 @@ def main():
     rows = training_rows(subset.shrink() if args.smoke else subset, args)
     if args.batch_size > len(rows):
         raise UserError(f"--batch-size {args.batch_size}: {subset.path} has only {len(rows)} training images; use --batch-size {len(rows)} or less")
-    loss_of = LOSSES[args.loss](args, np.bincount(subset.labels[rows], minlength=2).tolist())
+    counts = [1, 1] if args.balanced_batches else np.bincount(subset.labels[rows], minlength=2).tolist()      # as the loss will see them
+    loss_of = LOSSES[args.loss](args, counts)
     config = dict(**options, **origin, dataset=subset.name, ratio=subset.ratio, arch=arch, size=subset.size, epochs=args.epochs,
                   batch_size=args.batch_size, lr=args.lr, seed=args.seed, amp=amp, smoke=args.smoke, classes=subset.classes,
                   minority=subset.minority, subset=os.path.relpath(subset.path, out), sha256=subset.sha256, rows_sha256=subset.rows_sha256)
@@ -205,7 +210,8 @@ def main():
             if not math.isfinite(stats["loss"]):
                 raise UserError(f"{out}: the loss is not finite in epoch {epoch + 1}; the last checkpoint is kept; try a lower --lr or --amp off")
             validation = evaluate(model, subset, "val", device, args)
-            best.update(model, epoch, validation["balanced_accuracy" if args.retrain == "lws" else "auroc"])
+            if epoch >= first_choice(args):
+                best.update(model, epoch, validation["balanced_accuracy" if args.retrain == "lws" else "auroc"])
             log_line(out, epoch=epoch, **stats, **{f"val_{name}": value for name, value in validation.items()})
             bar.set_postfix(loss=f"{stats['loss']:.3f}", auroc=f"{validation['auroc']:.3f}", refresh=False)
             if epoch + 1 == args.epochs or (epoch + 1) % args.save_every == 0:
@@ -219,7 +225,7 @@ def main():
     old = read_json(summary, "delete it") if summary.exists() else {}
     if any(old.get(key) != value for key, value in settings.items()):
         save_tensors(out / "classifier.pt", model.head.state_dict())
-        if not args.source.is_dir():
+        if kept is not encoder or args.train == "all":            # else it is the run's own
             save_tensors(out / "encoder.pt", model.encoder.state_dict())
         result = {split: evaluate(model, subset, split, device, args) for split in ("val", "test")}
         chosen = {"tau": TAUS[best.epoch]} if args.retrain == "tau_norm" else {"best_epoch": best.epoch + 1}

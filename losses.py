@@ -70,7 +70,7 @@ def suppro_loss(z, labels, prototypes, temperature=0.07, margin=1.0):
     one per class. Returns a scalar (nats).
     """
     labels = labels.long().repeat(z.shape[1])                                           # [V*N]
-    rows = view_rows(z)                                                                     # [V*N, D]
+    rows = view_rows(z)                                                                 # [V*N, D]
     with torch.autocast(z.device.type, enabled=False):
         cosines = rows @ prototypes.detach().to(rows).T                                 # [V*N, 2]
     own = cosines.gather(1, labels[:, None]).squeeze(1)                                 # [V*N]

@@ -87,12 +87,12 @@ def parse_args(words=None):
                         help="kcl, tsc, paco: keys kept to compare with (default: 0, in batch; paco: 1024)")
     parser.add_argument("--alpha", type=at_least(0, float), metavar="A", help="paco: weight of a same-class row (default: 0.4 / their number)")
     parser.add_argument("--recluster-every", type=at_least(1), metavar="E", help="sbcl: epochs between clusterings (default: 10)")
-    parser.add_argument("--randaugment", action="store_const", const=True, help="bcl, paco: RandAugment on the view that trains the classifier")
+    parser.add_argument("--randaugment", action="store_const", const=True, help="bcl: RandAugment on the classifier's view; paco: on the first")
     parser.add_argument("--size", type=at_least(8), metavar="S", help="side of what the network sees, pixels (default: the subset's)")
     parser.add_argument("--temperature", type=at_least(1e-3, float), help="of the similarities (default: 0.07; paco: 0.2)")
     parser.add_argument("--arch", default="resnet50", help="any torchvision ResNet")
     parser.add_argument("--epochs", type=at_least(1), default=100, help="passes over the training images")
-    parser.add_argument("--batch-size", type=at_least(2), default=256, help="images; each gives two views")
+    parser.add_argument("--batch-size", type=at_least(2), default=256, help="images; each gives two views (bcl: three)")
     parser.add_argument("--lr", type=at_least(0, float), default=0.0625, help="of SGD, reached after the warm-up")
     parser.add_argument("--warmup-epochs", type=at_least(0), default=10, help="linear warm-up, then cosine")
     parser.add_argument("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="auto: bf16 where the GPU has it")
@@ -201,7 +201,7 @@ def train_one_epoch(epoch, steps, model, method, optimizer, scaler, autocast, tr
         views = [augment(images, sizes, subset.recipe, subset.size, generator, view in method.strong) for view in range(method.views)]
         x = normalize(torch.cat(views), subset.mean, subset.std).unflatten(0, (method.views, -1))        # [V, N, 3, H, W]
         with autocast:
-            loss = method(model, x, labels, torch.from_numpy(positions).to(train.device), generator)
+            loss = method(model, x, labels, torch.from_numpy(positions).to(train.device, non_blocking=True), generator)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -252,6 +252,8 @@ def describe_batches(subset, batch_size, method):
     collapsed = method.collapse_value(batch_size)
     print("  this loss has no fixed collapse value: watch SAA and CAC" if collapsed is None else
           f"  collapse value of the loss: log({math.exp(collapsed):.0f}) = {collapsed:.3f}")
+    if method.facts:
+        print("  " + facts_text(method))
 
 
 def progress_line(epoch, stats, args, subset, method):
@@ -263,10 +265,14 @@ def progress_line(epoch, stats, args, subset, method):
     if torch.cuda.is_available():
         line += f"  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
     if method.facts:
-        line += "  " + "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in method.facts.items())
+        line += "  " + facts_text(method)
     if stats["collapsed"]:
         line += "\n  WARNING: the representation has collapsed: the loss sits on its collapse value and views no longer find each other"
     return line
+
+
+def facts_text(method):
+    return "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in method.facts.items())
 
 
 # the picture ------------------------------------------------------------------------------------------------------------

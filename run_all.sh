@@ -15,14 +15,15 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 # what the grid is made of; every name can be set from outside, e.g.  SEEDS="0" RATIOS="95-5" bash run_all.sh
 DATA_ROOT=${DATA_ROOT-data}                        # holds breastmnist_224.npz, pneumoniamnist_224.npz, and iNaturalist's train/ and val/
-METHODS=${METHODS-"supcon supmin suppro ntxent kcl tsc sbcl bcl paco"}      # contrastive; with flags after colons: tsc:variant=code:k=6
+METHODS=${METHODS-"supcon supmin suppro ntxent kcl tsc sbcl bcl bcl:variant=batchnorm paco paco:alpha=0.05"}   # contrastive; :flag=value
 BASELINES=${BASELINES-"ce weighted_ce weighted_ce:no-augment focal ldam_drw logit_adjusted"}     # supervised, from scratch; likewise
 RETRAIN=${RETRAIN-"crt tau_norm lws"}              # new classifiers for the encoder of ce
 SEEDS=${SEEDS-"0 1 2"}
 RATIOS=${RATIOS-}                                  # unset: 99-1 95-5 50-50 for iNaturalist, natural for the medical sets
-FLAGS=${FLAGS-}                                    # added to every training command, e.g. FLAGS="--arch resnet18 --epochs 20"
+FLAGS=${FLAGS-}                                    # added to training of networks, e.g. FLAGS="--arch resnet18 --epochs 20"
 PRETRAIN_FLAGS=${PRETRAIN_FLAGS-}                  # to those of pretrain.py alone, e.g. PRETRAIN_FLAGS="--warmup-epochs 2"
 FINETUNE_FLAGS=${FINETUNE_FLAGS-}                  # to those of finetune.py alone, e.g. FINETUNE_FLAGS="--lr 0.001"
+RETRAIN_FLAGS=${RETRAIN_FLAGS-}                    # to finetune.py --retrain, which takes none of the others, e.g. RETRAIN_FLAGS="--epochs 20"
 
 
 setup() {  # setup FILE: a Python that satisfies the requirements in FILE, as $PYTHON
@@ -126,7 +127,7 @@ list() {  # the grid's runs, one command per line; each returns at once where it
                     line="$PYTHON finetune.py $subset --loss ${entry//:/ --} --seed $seed --out $out${FLAGS:+ $FLAGS}${FINETUNE_FLAGS:+ $FINETUNE_FLAGS}"
                     line+=" && $PYTHON evaluate_metrics.py $out"
                     if [ "$entry" = ce ]; then
-                        for new in $RETRAIN; do line+=" && $PYTHON finetune.py $out --retrain $new --seed $seed"; done
+                        for new in $RETRAIN; do line+=" && $PYTHON finetune.py $out --retrain $new${RETRAIN_FLAGS:+ $RETRAIN_FLAGS}"; done
                     fi
                     echo "$line"
                 done
@@ -183,7 +184,8 @@ runs, left, images = collections.Counter(), collections.Counter(), collections.C
 for line in sys.stdin:
     subset, data = re.search(r"(subsets/([^/]+)/[^/ ]+\.json)", line).groups()
     runs[data] += 1
-    if pathlib.Path(re.search(r"--out (\S+)", line)[1], "encoder.pt").exists():
+    out = pathlib.Path(re.search(r"--out (\S+)", line)[1])
+    if all((out / file).exists() for file in ["encoder.pt", *(f"{new}/finetune.json" for new in re.findall(r"--retrain (\w+)", line))]):
         continue
     left[data] += 1
     epochs = re.findall(r"--epochs (\d+)", line)

@@ -155,3 +155,15 @@ def test_natural_view_equals_the_usual_pipeline_on_8_bit_pictures():
 def test_center_crops_keep_the_reference_numbers():
     box = center_crops(torch.tensor([[224, 224]]), 224)          # 224 -> 257, then the middle 224
     assert box[0].tolist() == pytest.approx([16 * 224 / 257, 16 * 224 / 257, 224 * 224 / 257, 224 * 224 / 257], rel=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_strong_views_add_randaugment_and_leave_the_global_generator_alone(channels):
+    images = torch.randint(256, (6, channels, 24, 24), generator=seeded(0), dtype=torch.uint8)
+    sizes = torch.full((6, 2), 24)
+    before = torch.get_rng_state()
+    plain, strong, again = (augment(images, sizes, "natural", 16, seeded(1), strong) for strong in (False, True, True))
+    assert torch.equal(torch.get_rng_state(), before) and torch.equal(strong, again)
+    assert strong.shape == plain.shape and strong.dtype == plain.dtype and 0 <= strong.min() and strong.max() <= 1
+    assert sum(not torch.allclose(a, b, atol=1 / 255) for a, b in zip(plain, strong)) >= 4       # two operations each; identity is among them
+    assert not torch.equal(strong, augment(images, sizes, "natural", 16, seeded(2), True))

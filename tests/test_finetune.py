@@ -90,7 +90,7 @@ def test_supervised_training_learns(workplace):
 
 
 def loss_of(name, counts, epochs=10):
-    return finetune.LOSSES[name](SimpleNamespace(epochs=epochs, gamma=2.0), counts)
+    return finetune.LOSSES[name](SimpleNamespace(loss=name, epochs=epochs, gamma=2.0), counts)
 
 
 @pytest.mark.parametrize("epochs, switch", [(10, 8), (5, 4), (100, 80), (7, 5), (2, 1)])
@@ -103,6 +103,13 @@ def test_deferred_weights_start_at_four_fifths_of_the_epochs(epochs, switch):
     assert len(set(values[switch:])) == 1 and values[switch] != pytest.approx(rare.item(), rel=1e-3)
     weights = finetune.effective_number_weights([90, 10])
     assert values[switch] == pytest.approx(finetune.ldam_loss(cosines, targets, finetune.ldam_margins([90, 10]), weights=weights).item())
+
+
+def test_validation_chooses_among_the_epochs_with_deferred_weights(run, monkeypatch):
+    monkeypatch.setattr(finetune, "evaluate", lambda *args: {"accuracy": 0.5, "balanced_accuracy": 0.5, "auroc": 0.5, "f1": 0.5})      # the earliest wins
+    for loss, chosen in (("ldam_drw", 5), ("ce", 1)):
+        call(finetune, run, "--loss", loss, "--train", "head", "--smoke", "--epochs", 5, "--out", f"chosen/{loss}")
+        assert read(f"chosen/{loss}/finetune.json")["best_epoch"] == chosen
 
 
 def test_logit_adjustment_with_equal_counts_is_cross_entropy():
@@ -215,7 +222,7 @@ def test_balanced_batches_are_balanced_and_others_are_not(run, monkeypatch):
         call(finetune, run, "--loss", "ce", "--train", "head", *flags, "--epochs", 1, "--batch-size", 32, "--no-augment", "--out", f"batches/{len(flags)}{flags}")
     plain, balanced, subsampled = (part for part in np.split(np.array(seen, dtype=object), [i for i, x in enumerate(seen) if isinstance(x, list)][1:]))
     counts = load_subset(SCRATCH).train_counts()
-    assert list(plain[0]) == list(balanced[0]) == counts and list(subsampled[0]) == [min(counts)] * 2
+    assert list(plain[0]) == counts and list(balanced[0]) == [1, 1] and list(subsampled[0]) == [min(counts)] * 2   # what the loss sees
     assert len(plain) == len(balanced) == 1 + sum(counts) // 32 and len(subsampled) == 1 + 2 * min(counts) // 32
     assert {sum(targets) for _, targets in balanced[1:]} == {16} != {sum(targets) for _, targets in plain[1:]}
 
@@ -345,7 +352,6 @@ def test_tau_norm_again_and_other_settings(classified, capsys):
     ([SCRATCH, "--fraction", "0.01"], "--batch-size 256: .*only"),
     ([SCRATCH, "--bn-train"], "--bn-train: is about a frozen encoder"),
     ([SCRATCH, "--loss", "ldam_drw", "--head", "mlp"], "--head mlp: --loss ldam_drw brings"),
-    ([SCRATCH, "--loss", "logit_adjusted", "--balanced-batches"], "--balanced-batches: --loss logit_adjusted"),
     (["RUN", "--arch", "resnet18"], "--arch resnet18: is for training from scratch"),
     (["RUN", "--train", "head", "--head-lr", "1"], "--head-lr: with --train head"),
     (["RUN", "--retrain", "crt", "--loss", "ce"], "--loss: is no choice in --retrain crt"),

@@ -1,5 +1,6 @@
 """What the README and run_all.sh promise to type is what the scripts take."""
 
+import json
 import os
 import re
 import shlex
@@ -56,6 +57,16 @@ def test_help_fits_a_screen(script, capsys):
     assert end.value.code == 0 and len(lines) <= 40 and max(map(len, lines)) <= 120
 
 
+def test_the_table_of_methods_has_the_measured_times():
+    measured = json.loads((ROOT / "results/benchmark/methods.json").read_text())["methods"]
+    table = (ROOT / "README.md").read_text(encoding="utf-8").split("| `--method` |")[1].split("\n\n")[0]
+    rows = {line.split("`")[1]: line.split(" | ") for line in table.splitlines() if line.startswith("| `")}
+    assert rows.keys() == pretrain.METHODS.keys() and int(rows["bcl"][6]) == pretrain.METHODS["bcl"].views
+    for method, row in rows.items():
+        times = [f"{values['ratio']:.2f}" for form, values in measured.items() if form.split()[0] == method and form != "tsc --variant paper"]
+        assert re.findall(r"\d\.\d\d", row[7]) == times, method
+
+
 def run_all(*words, **variables):
     return subprocess.run(["bash", str(ROOT / "run_all.sh"), *words], capture_output=True, text=True, timeout=60, env={**os.environ, **variables})
 
@@ -68,7 +79,7 @@ def test_the_grid_lists_what_is_found_and_names_what_is_missing(tmp_path, monkey
     (root / "breastmnist.npz").touch()
     done = run_all("--list", DATA_ROOT=str(root), SEEDS="0 1")
     lines = done.stdout.splitlines()
-    assert done.returncode == 0 and len(lines) == len(set(lines)) == 2 * (9 + 6) * (1 + 3)       # seeds, methods, ratios
+    assert done.returncode == 0 and len(lines) == len(set(lines)) == 2 * (11 + 6) * (1 + 3)       # seeds, methods, ratios
     assert {"crt", "tau_norm", "lws"} == set(re.findall(r"--retrain (\w+)", done.stdout))
     assert all(f"not found: {name}" in done.stderr for name in ("pneumoniamnist", "inat21-plants", "inat21-insects"))
     assert "mammals" not in done.stderr
@@ -76,14 +87,17 @@ def test_the_grid_lists_what_is_found_and_names_what_is_missing(tmp_path, monkey
         for command in line.split(" && "):
             parse(command, monkeypatch)
     narrow = run_all("--list", DATA_ROOT=str(root), SEEDS="3", METHODS="tsc:variant=code:k=6", BASELINES="focal:no-augment", RATIOS="90-10",
-                     FLAGS="--epochs 10").stdout.splitlines()
+                     FLAGS="--epochs 10", PRETRAIN_FLAGS="--warmup-epochs 1", FINETUNE_FLAGS="--head mlp").stdout.splitlines()
+    for line in narrow:
+        for command in line.split(" && "):
+            parse(command, monkeypatch)
     out = "runs/inat21-mammals/90-10"
     assert len(narrow) == 4 and narrow[2:] == [
         f"python pretrain.py subsets/inat21-mammals/90-10.json --method tsc --variant=code --k=6 --seed 3 --out {out}/tsc-variant-code-k-6/seed3 --epochs 10 "
-        f"&& python linear_probe.py {out}/tsc-variant-code-k-6/seed3 && python evaluate_metrics.py {out}/tsc-variant-code-k-6/seed3",
+        f"--warmup-epochs 1 && python linear_probe.py {out}/tsc-variant-code-k-6/seed3 && python evaluate_metrics.py {out}/tsc-variant-code-k-6/seed3",
         f"python finetune.py subsets/inat21-mammals/90-10.json --loss focal --no-augment --seed 3 --out {out}/focal-no-augment/seed3 --epochs 10 "
-        f"&& python evaluate_metrics.py {out}/focal-no-augment/seed3"]
-    assert "inat21-mammals: 90 runs, 90 to do" in run_all("--dry-run", DATA_ROOT=str(root), SEEDS="0 1").stdout
+        f"--head mlp && python evaluate_metrics.py {out}/focal-no-augment/seed3"]
+    assert "inat21-mammals: 102 runs, 102 to do" in run_all("--dry-run", DATA_ROOT=str(root), SEEDS="0 1").stdout
 
 
 def test_without_data_the_grid_says_so(tmp_path):

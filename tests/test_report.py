@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import one_line, run_script
 
+import pretrain
 import report
 from common import UserError
 
@@ -127,13 +128,19 @@ def test_labels_name_options_and_unusual_settings_only(tmp_path):
 def test_labels_of_later_methods_name_what_is_not_the_default(tmp_path):
     for i, (method, options, label) in enumerate([
             ("kcl", {"k": 3, "queue": 0}, "kcl"), ("kcl", {"k": 6, "queue": 1024}, "kcl (k 6, queue 1024)"),
-            ("tsc", {"variant": "ttc", "k": 3, "queue": 0}, "tsc (ttc)"), ("tsc", {"variant": "code", "k": 6, "queue": 0}, "tsc (code, k 6)"),
+            ("tsc", {"variant": "ttc", "k": 3, "queue": 0}, "tsc"), ("tsc", {"variant": "code", "k": 6, "queue": 0}, "tsc (code, k 6)"),
             ("sbcl", {"variant": "paper", "recluster_every": 10}, "sbcl"), ("sbcl", {"variant": "code", "recluster_every": 5}, "sbcl (code, recluster every 5)"),
             ("bcl", {"variant": "layernorm", "randaugment": False}, "bcl"), ("bcl", {"variant": "layernorm", "randaugment": True}, "bcl (randaugment)"),
             ("paco", {"variant": "paco", "alpha": None, "queue": 1024, "randaugment": False}, "paco"),
             ("paco", {"variant": "gpaco", "alpha": 0.02, "queue": 0, "randaugment": False}, "paco (gpaco, queue 0, alpha 0.02)")]):
         make_run(tmp_path, method, folder=f"{i}", **options)
         assert {row["path"]: row["label"] for row in report.collect(tmp_path)}[str(i)] == label
+
+
+def test_the_report_knows_the_defaults_of_every_method():
+    for name, method in pretrain.METHODS.items():
+        assert method.options == {key: {**report.DEFAULTS, **report.OWN_DEFAULTS.get(name, {})}[key] for key in method.options}
+        assert method.options.get("variant") == (method.variants[0] if method.variants else None)
 
 
 def test_weighted_cross_entropy_with_and_without_augmentation_are_two_rows(tmp_path):
@@ -184,7 +191,7 @@ def test_collapse_gap_is_the_logs_and_null_does_not_apply(tmp_path):
     make_run(tmp_path, "tsc", gap=None, variant="ttc")
     make_run(tmp_path, "kcl", gap=0.25)
     found = groups_of(tmp_path)
-    assert found["digits", "99-1", "tsc (ttc)"]["cells"]["below_collapse"] == report.NOT_APPLICABLE
+    assert found["digits", "99-1", "tsc"]["cells"]["below_collapse"] == report.NOT_APPLICABLE
     assert found["digits", "99-1", "kcl"]["cells"]["below_collapse"][0] == 0.25
     assert {row["last_subclasses"] for row in report.results_table(report.collect(tmp_path))} == {"[1, 99]"}
 
