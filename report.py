@@ -26,7 +26,7 @@ METHODS = ("ntxent", "supcon", "supmin", "suppro", "kcl", "tsc", "sbcl", "bcl", 
 DEFAULTS = {"encoder_method": "ce", "variant": None, "majority_supervision": 0.0, "margin": 1.0, "k": 3, "queue": 0, "recluster_every": 10,
             "randaugment": False, "alpha": None, "gamma": 2.0, "head": "linear", "head_lr": None, "balanced_batches": False,
             "subsample_balanced": False, "fraction": 1.0, "bn_train": False, "augment": True, "smoke": False}   # another value stands in the label
-OWN_DEFAULTS = {"tsc": {"variant": "ttc"}, "sbcl": {"variant": "paper"}, "bcl": {"variant": "layernorm"}, "paco": {"variant": "paco", "queue": 1024},
+OWN_DEFAULTS = {"tsc": {"variant": "ttc"}, "sbcl": {"variant": "code"}, "bcl": {"variant": "layernorm"}, "paco": {"variant": "paco", "queue": 1024},
                 "ldam_drw": {"head": "cosine"}, "crt": {"balanced_batches": True}, "lws": {"balanced_batches": True}}
 IDENTITY = ("dataset", "ratio", "method", "seed", "subset", "classes", "minority", "encoder_sha256", "encoder_seed", "classifier_seed")
 COMPARED = ("arch", "epochs", "batch_size", "size")                             # settings that also tell methods of one kind apart

@@ -18,7 +18,7 @@ from common import UserError, embed_views, load_subset, seeded
 from conftest import call, equal, log_of, real_data
 
 FORMS = {"ntxent": "", "supcon": "", "supmin": "--majority-supervision 0.5", "suppro": "--margin 0.5", "kcl": "", "kcl queue": "--queue 40 --k 1",
-         "tsc": "", "tsc paper": "--variant paper", "tsc code": "--variant code --queue 20 --k 6", "sbcl": "", "sbcl code": "--variant code --recluster-every 1",
+         "tsc": "", "tsc paper": "--variant paper", "tsc code": "--variant code --queue 20 --k 6", "sbcl": "", "sbcl paper": "--variant paper --recluster-every 1",
          "bcl": "", "bcl batchnorm": "--variant batchnorm --randaugment", "paco": "--queue 40", "paco published": "--alpha 0.05 --queue 40",
          "paco gpaco": "--variant gpaco --randaugment --queue 40"}
 
@@ -143,7 +143,7 @@ def test_targets_go_to_the_nearer_centroid_and_stay(workplace, network, monkeypa
 
 
 def test_subclasses_part_the_classes_and_stay_until_the_next_clustering(workplace, network, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["pretrain.py", "subsets/digits/99-1.json", "--method", "sbcl", "--size", "16"])
+    monkeypatch.setattr("sys.argv", ["pretrain.py", "subsets/digits/99-1.json", "--method", "sbcl", "--variant", "paper", "--size", "16"])
     args, subset = pretrain.parse_args(), load_subset("subsets/digits/99-1.json")
     subset.size = 16
     labels = torch.from_numpy(subset.labels[subset.splits["train"]])
@@ -169,7 +169,7 @@ def test_subclasses_part_the_classes_and_stay_until_the_next_clustering(workplac
 
 
 def test_subclasses_are_looked_up_by_the_image(workplace, network, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["pretrain.py", "subsets/digits/99-1.json", "--method", "sbcl", "--epochs", "4"])
+    monkeypatch.setattr("sys.argv", ["pretrain.py", "subsets/digits/99-1.json", "--method", "sbcl", "--variant", "paper", "--epochs", "4"])
     method = second_phase(pretrain.parse_args(), load_subset("subsets/digits/99-1.json"), network)
     positions = torch.tensor([5, 600, 17, 3, 44, 610, 80, 9])
     labels = torch.from_numpy(method.subset.labels[method.rows])[positions]
@@ -212,7 +212,7 @@ def test_clustering_comes_anew_every_so_many_epochs(workplace, network, monkeypa
 
 
 def test_a_collapsed_network_gives_no_temperature_from_rounding(workplace, network, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["pretrain.py", "subsets/digits/99-1.json", "--method", "sbcl"])
+    monkeypatch.setattr("sys.argv", ["pretrain.py", "subsets/digits/99-1.json", "--method", "sbcl", "--variant", "paper"])
     method = SBCL(pretrain.parse_args(), load_subset("subsets/digits/99-1.json"), network, seeded(0))
     for noise in (0, 1e-8):
         z = torch.nn.functional.normalize(torch.ones(len(method.rows), 128) + noise * torch.randn(len(method.rows), 128, generator=seeded(1)), dim=1)

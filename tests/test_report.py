@@ -129,7 +129,7 @@ def test_labels_of_later_methods_name_what_is_not_the_default(tmp_path):
     for i, (method, options, label) in enumerate([
             ("kcl", {"k": 3, "queue": 0}, "kcl"), ("kcl", {"k": 6, "queue": 1024}, "kcl (k 6, queue 1024)"),
             ("tsc", {"variant": "ttc", "k": 3, "queue": 0}, "tsc"), ("tsc", {"variant": "code", "k": 6, "queue": 0}, "tsc (code, k 6)"),
-            ("sbcl", {"variant": "paper", "recluster_every": 10}, "sbcl"), ("sbcl", {"variant": "code", "recluster_every": 5}, "sbcl (code, recluster every 5)"),
+            ("sbcl", {"variant": "code", "recluster_every": 10}, "sbcl"), ("sbcl", {"variant": "paper", "recluster_every": 5}, "sbcl (paper, recluster every 5)"),
             ("bcl", {"variant": "layernorm", "randaugment": False}, "bcl"), ("bcl", {"variant": "layernorm", "randaugment": True}, "bcl (randaugment)"),
             ("paco", {"variant": "paco", "alpha": None, "queue": 1024, "randaugment": False}, "paco"),
             ("paco", {"variant": "gpaco", "alpha": 0.02, "queue": 0, "randaugment": False}, "paco (gpaco, queue 0, alpha 0.02)")]):
