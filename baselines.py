@@ -85,7 +85,7 @@ class KCL(Method):
         return kcl_loss(z, labels, positives, self.temperature, queue)
 
     def collapse_value(self, images):
-        return collapse_value(images) if self.queue is None else math.log(1 + len(self.queue.keys))
+        return collapse_value(images) if self.queue is None else None           # it grows while the queue fills
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -104,6 +104,8 @@ def tsc_loss(z, labels, targets, positives, temperature=0.07, variant="ttc", wei
     s, contrast = _contrast_set(z, labels, positives, temperature, queue, targets.detach())
     positives, own_target = positives.to(s), F.one_hot(labels.long(), 2).to(s).repeat(len(s) // len(labels), 1)
     d = positives.sum(1, keepdim=True)
+    if variant not in TSC.variants:
+        raise ValueError(f"tsc_loss has the variants {', '.join(TSC.variants)}, not {variant}")
     view, target = {"ttc": (1 / (d + 1), 1 / (d + 1)), "paper": (1 / d, weight), "code": (1 / (d + 1), weight / (d + 1))}[variant]
     return _pull(s, contrast, torch.cat([view * positives, target * own_target], dim=1)).mean()
 
@@ -168,13 +170,15 @@ def sbcl_loss(z, labels, subclasses, temperature=0.1, coarse_temperatures=(0.1, 
 
     fine is SupCon on the sub-classes. coarse is SupCon on the classes without the own sub-class: of that, only the own other views are
     pulled to or stand in the denominator; its temperature is that of the anchor's class.
-    z [N, V, D] unit vectors; labels, subclasses int [N]; coarse_temperatures one per class. Returns a scalar (nats).
+    z [N, V, D] unit vectors; labels, subclasses int [N] (two classes may use the same ids); coarse_temperatures a pair, one per class.
+    Returns a scalar (nats).
     """
     s = similarities(z, 1.0)
     others = ~torch.eye(len(s), dtype=torch.bool, device=s.device)
-    members, own = same_class(z, subclasses), same_image(z)
+    same, own = same_class(z, labels), same_image(z)
+    members = same & same_class(z, subclasses)
     outside = others & ~members | own
-    positives = same_class(z, labels) & outside
+    positives = same & outside
     t = torch.as_tensor(coarse_temperatures, dtype=s.dtype, device=s.device)[labels.long().repeat(z.shape[1]), None]     # [V*N, 1]
     fine = _pull(s / temperature, others, _shares(members, s))
     coarse = _pull(s / t, outside, _shares(positives, s))
@@ -214,7 +218,8 @@ class SBCL(Method):
 
     Variant "code", as the published code, which gave the numbers in arXiv:2503.17024: coarse temperature T phi_c / mean phi, with phi clipped
     between its percentiles 20 and 80, and T itself for a class in one piece; clustered on an augmented view; the fine term times 0.1/0.07.
-    "paper": coarse temperature T exp(phi_c / mean phi), clustered on the evaluation view. Sub-classes belong to rows by their label, so the images need not be sorted by class.
+    "paper": coarse temperature T exp(phi_c / mean phi), clustered on the evaluation view. Sub-classes belong to rows by their label, so the
+    images need not be sorted by class.
     """
     options = {"variant": "code", "recluster_every": 10}
     variants = ("code", "paper")
@@ -277,6 +282,7 @@ def bcl_loss(z, labels, centres, temperature=0.07):
     with torch.autocast(z.device.type, enabled=False):
         rows = view_rows(z)
         s = rows @ torch.cat([rows, centres.to(rows)]).T / temperature                          # [V*N, V*N + 2]
+    _check_labels(z, labels)
     label = torch.cat([labels.repeat(z.shape[1]), torch.arange(2, device=labels.device)])       # [V*N + 2]
     others = ~torch.eye(*s.shape, dtype=torch.bool, device=s.device)
     classes = [others & (label == c) for c in (0, 1)]
@@ -326,8 +332,11 @@ def paco_loss(z, labels, logits, prior, queue, queue_labels, temperature=0.2, al
         L_i = -[ beta (o_iy - log Z_i) + alpha sum_{j in P(i)} (s_ij - log Z_i) ] / (beta + alpha |P(i)|).
     z [N, 2, D] unit vectors; labels int [N]; logits [N, A, 2] of the first A views, which are the anchors: A = 1 is PaCo, where the second
     view is a key without gradient, A = 2 is GPaCo; prior [2]; queue [K, D] and queue_labels [K] without gradient; alpha a float or one per
-    class. Returns a scalar (nats).
+    class (0.05 as published, for many classes: see PaCo). No queue is one of length 0. Returns a scalar (nats).
     """
+    _check_labels(z, labels)
+    if z.shape[1] != 2 or logits.ndim != 3 or logits.shape[1] not in (1, 2):
+        raise ValueError(f"PaCo takes two views and logits [N, 1 or 2, 2], not {z.shape[1]} views and logits {list(logits.shape)}")
     anchor_views = logits.shape[1]
     if anchor_views == 1:
         z = torch.stack([z[:, 0], z[:, 1].detach()], dim=1)
@@ -391,8 +400,7 @@ def _contrast_set(z, labels, positives, temperature, queue=None, targets=None):
 
     Columns are all views, or the own key and the queue; then the targets, if any.
     """
-    if labels.shape != z.shape[:1]:
-        raise ValueError(f"{z.shape[0]} images need labels [{z.shape[0]}], not {list(labels.shape)}")
+    _check_labels(z, labels)
     with torch.autocast(z.device.type, enabled=False):
         if queue is None:
             anchors = view_rows(z)
@@ -406,6 +414,11 @@ def _contrast_set(z, labels, positives, temperature, queue=None, targets=None):
         if targets is not None:
             cosines, contrast = torch.cat([cosines, anchors @ targets.to(anchors).T], dim=1), F.pad(contrast, (0, len(targets)), value=True)
     return cosines / temperature, contrast
+
+
+def _check_labels(z, labels):
+    if labels.shape != z.shape[:1]:
+        raise ValueError(f"{z.shape[0]} images need labels [{z.shape[0]}], not {list(labels.shape)}")
 
 
 def _pull(s, contrast, weights):
@@ -484,7 +497,8 @@ def ldam_margins(counts, max_margin=0.5):
 def ldam_loss(cosines, targets, margins, scale=30.0, weights=None):
     """LDAM (Cao et al. 2019, arXiv:1906.07413): cross entropy of scale * (cos_c - m_c [c = y]), so the own class has to win by its margin.
 
-    cosines [B, 2] between features and class weights; targets int [B]; margins [2]; weights [2] or None: then divided by the sum of the
+    cosines [B, 2] between features and class weights, in [-1, 1] (CosineClassifier's logits divided by its scale); targets int [B];
+    margins [2]; weights [2] or None: then divided by the sum of the
     weights in the batch. Returns a scalar (nats).
     """
     cosines = at_least_float32(cosines)

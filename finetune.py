@@ -99,7 +99,7 @@ def parse_args():
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one")
     parser.add_argument("--seed", type=at_least(0), help="of weights, order and augmentation; never of the data (default: the run's, or 0)")
     parser.add_argument("--save-every", type=at_least(1), default=1, metavar="E", help="epochs between checkpoints")
-    parser.add_argument("--predict", type=Path, metavar="FOLDER", help="classify the images below this folder, with --csv")
+    parser.add_argument("--predict", type=Path, metavar="FOLDER", help="classify the images below this folder, with --csv; trains if need be")
     parser.add_argument("--csv", type=Path, metavar="OUT", help="where --predict writes file, probability, class")
     parser.add_argument("--out", type=Path, help="folder for everything written (default: see above)")
     parser.add_argument("--smoke", action="store_true", help="tiny network, a few images, two epochs of two steps")
@@ -147,6 +147,9 @@ def parse_args():
 def main():
     args = parse_args()
     device = pick_device(args.device)
+    if args.predict and (args.source / "classifier.pt").exists():
+        predict_folder(load_network(args.source).to(device), load_run(encoder_folder(args.source))[1], args.predict, args.new_images, args.csv, device)
+        return
 
     # what is trained: a finished run's encoder, or a new network on a subset; and where it is written
     options = dict(loss=args.loss, **({"gamma": args.gamma} if args.loss == "focal" else {}), train=args.train, augment=not args.no_augment,
@@ -161,7 +164,7 @@ def main():
         summary = (args.source if beside_encoder else out) / "finetune.json"
         options["encoder_sha256"] = state_sha256(encoder)
         if args.retrain:
-            options, origin = {"method": args.retrain, **options}, settings_of(run, "encoder")
+            options, origin = {"method": args.retrain, **options}, {"encoder_method": "fine-tuned", **settings_of(run, "encoder")}
     else:
         args.seed = args.seed or 0
         torch.manual_seed(args.seed)
@@ -182,7 +185,8 @@ def main():
     amp, autocast, scaler = precision(device, args.amp, subset.size)
     rows = training_rows(subset.shrink() if args.smoke else subset, args)
     if args.batch_size > len(rows):
-        raise UserError(f"--batch-size {args.batch_size}: {subset.path} has only {len(rows)} training images; use --batch-size {len(rows)} or less")
+        raise UserError(f"--batch-size {args.batch_size}: only {len(rows)} training images of {subset.path} are left; "
+                        f"use --batch-size {len(rows)} or less")
     counts = [1, 1] if args.balanced_batches else np.bincount(subset.labels[rows], minlength=2).tolist()      # as the loss will see them
     loss_of = LOSSES[args.loss](args, counts)
     config = dict(**options, **origin, dataset=subset.name, ratio=subset.ratio, arch=arch, size=subset.size, epochs=args.epochs,
@@ -281,12 +285,29 @@ def load_classifier(head, args, run, encoder_sha256):
         if not (folder / "classifier.pt").exists():
             raise UserError(f"{folder / 'classifier.pt'}: no such file; {way_out}")
         made_with = read_json(folder / "config.json", way_out)
-        wanted = {"train": "head", "head": "linear", "bn_train": False, "encoder_sha256": encoder_sha256}
+        wanted = {"train": "head", "head": "linear", "loss": "ce", "balanced_batches": False, "bn_train": False, "encoder_sha256": encoder_sha256}
         other = [f"{key} {made_with.get(key)}" for key, value in wanted.items() if made_with.get(key) != value]
         if other:
             raise UserError(f"{folder}: was made with {', '.join(other)}; move it away, since {way_out}")
     load_exactly(head, load_tensors(folder / "classifier.pt"), folder / "classifier.pt")
     return {} if made_with is run else settings_of(made_with, "classifier")
+
+
+def encoder_folder(folder):
+    """Where the encoder of a trained network lies: in its own folder or, if that was frozen, in the run's, one above."""
+    return folder if (folder / "encoder.pt").exists() else folder.parent
+
+
+def load_network(folder):
+    """The finished network of a folder with classifier.pt. UserError when its encoder is not found or is another."""
+    config = read_json(folder / "config.json", "give a folder that finetune.py made")
+    _, _, encoder = load_run(encoder_folder(folder))
+    if encoder_folder(folder) != folder and state_sha256(encoder) != config.get("encoder_sha256"):
+        raise UserError(f"{folder}: its encoder is not the one in {folder.parent}; move the folder back into its run")
+    head = HEADS[config["head"]](encoder.dim)
+    head = LearnableScale(head) if config.get("method") == "lws" else head
+    load_exactly(head, load_tensors(folder / "classifier.pt"), folder / "classifier.pt")
+    return Classifier(encoder, head, frozen=True).eval()
 
 
 class Classifier(nn.Module):

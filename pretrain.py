@@ -116,7 +116,8 @@ def settle_options(args):
         if getattr(args, option) is None:
             setattr(args, option, method.options.get(option))
         elif option not in method.options:
-            raise UserError(f"--{option.replace('_', '-')}: is read by --method {' or '.join(readers[option])} only, not by {args.method}")
+            names = " or ".join(", ".join(readers[option]).rsplit(", ", 1))
+            raise UserError(f"--{option.replace('_', '-')}: is read by --method {names} only, not by {args.method}")
     if args.variant not in method.variants and args.variant is not None:
         raise UserError(f"--variant {args.variant}: --method {args.method} has {', '.join(method.variants)}")
     if args.method == "supmin" and args.majority_supervision > 1:
@@ -272,7 +273,8 @@ def progress_line(epoch, stats, args, subset, method):
 
 
 def facts_text(method):
-    return "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in method.facts.items())
+    values = {name: f"{v[0]} / {v[1]} (class 0 / 1)" if isinstance(v, list) else v for name, v in method.facts.items()}
+    return "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
 
 
 # the picture ------------------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def main():
     write_csv(out / "results.csv", results_table(rows))
     write_csv(out / "summary.csv", summary_table(groups))
     written, missing = draw_figures(groups, args.runs, out)
-    notes = missing + left_out(rows)
+    notes = missing + left_out(rows) + unlisted(args.runs)
     with whole(out / "report.md") as part:
         part.write_text(markdown(groups, written, notes), encoding="utf-8")
 
@@ -238,7 +238,8 @@ def group(rows):
     for (dataset, ratio, label, _, scored_by), runs in members.items():
         each = [quantities(row, scored_by) for row in runs]
         cells = {key: cell([values[key] for values in each]) for key in each[0]}
-        name = label if scored_by in ("linear probe", "re-trained") else label + (" " if scored_by == "from scratch" else ", ") + scored_by
+        plain = scored_by == "re-trained" or scored_by == "linear probe" and runs[0]["kind"] == "contrastive"
+        name = label if plain else label + (" " if scored_by == "from scratch" else ", ") + scored_by
         groups.append(dict(dataset=dataset, ratio=ratio, minority_percent=runs[0]["minority_percent"], method=runs[0]["method"], label=label,
                            scored_by=scored_by, name=name, rows=runs, n=len(runs), cells=cells))
     return groups
@@ -478,6 +479,8 @@ def headlines(groups):
             nearest = min(gaps, key=lambda name: abs(gaps[name]))
             text += (f". The final loss nearest to its collapse value is that of {nearest}, {abs(gaps[nearest]):.3f} nats "
                      + ("below it" if gaps[nearest] >= 0 else "above it"))
+        if others := len({g["label"] for g in encoder_groups(groups) if (g["dataset"], g["ratio"]) == (dataset, part[0]["ratio"])}) - len(part):
+            text += f". Methods with options of their own ({others}) are in the table"
         seeds = sorted({g["n"] for g in part})
         lines.append(f"{dataset} {part[0]['ratio']} ({'-'.join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))} "
                      f"seed{'s' * (seeds[-1] > 1)}), {text}.")
@@ -502,6 +505,13 @@ def left_out(rows):
     if unknown:
         notes.append(f"not in the line figures, since the subset's counts are not found: {', '.join(unknown)}")
     return notes
+
+
+def unlisted(folder):
+    """One line for the fine-tunings whose scores lie beside their work files instead of in a run's folder: they belong to no run's row."""
+    places = [path.parent for path in sorted(Path(folder).rglob("finetune.json")) if (path.parent / "config.json").exists()]
+    named = [place.relative_to(folder).as_posix() for place in places if "method" not in read_json(place / "config.json", "delete it")]
+    return [f"fine-tuned in a folder of their own, not in the tables: {', '.join(named)} (finetune.json there)"] if named else []
 
 
 def next_step(rows, runs, out, figures):
@@ -592,6 +602,7 @@ def legend_below(figure, axes):
     handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
     longest = max(map(len, handles))
     columns = max(1, min(len(handles), int(figure.get_figwidth() * 11 // (longest + 8))))
+    figure.set_figheight(figure.get_figheight() + 0.24 * max(0, -(-len(handles) // columns) - 3))         # room for a grid of methods
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False, handlelength=3.2, numpoints=1)
 
 
@@ -751,13 +762,15 @@ def overview_figure(groups, runs, dataset):
     from matplotlib.figure import Figure
     part = headline_groups(groups, dataset)
     maps = [embedding_of(g, runs) for g in part]
-    bars = {("saa_minority", "saa_majority"): "SAA (%)", ("cac_minority", "cac_majority"): "CAC (%)", ("balanced_accuracy",): "balanced test accuracy (%)"}
+    bars = {("saa_minority", "saa_majority"): "SAA (%)", ("cac_minority", "cac_majority"): "CAC (%)",
+            ("balanced_accuracy",): "balanced test accuracy (%)"}
     bars = {keys: title for keys, title in bars.items() if any(measured(g, keys[0]) for g in part)}
     if not any(maps) and not bars:
         return None
     any_map = any(found is not None for found in maps)
-    width = max(10, 2.5 * len(part))
-    heights = [2.9] * any_map + [3.3] * bool(bars)
+    columns, many = min(6, len(part)), len(part) > 6              # maps side by side; the bars of many methods one diagram below the other
+    width, map_rows, bar_rows = max(10, 2.5 * columns), -(-len(part) // columns), len(bars) if many else 1
+    heights = [2.9 * map_rows] * any_map + [3.3 * bar_rows] * bool(bars)
     figure = Figure(figsize=(width, sum(heights) + 0.4), layout="constrained")
     share = part[0]["minority_percent"]
     what = "" if share is None else f": {share:.3g} % of the training images are minority"
@@ -765,7 +778,10 @@ def overview_figure(groups, runs, dataset):
     boxes = list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False).flat)
     if any_map:
         box = boxes.pop(0)
-        for ax, g, found in zip(box.subplots(1, len(part), squeeze=False).flat, part, maps):
+        axes = list(box.subplots(map_rows, columns, squeeze=False).flat)
+        for ax in axes[len(part):]:
+            ax.remove()
+        for ax, g, found in zip(axes, part, maps):
             map_panel(ax, found)
             ax.set_title(textwrap.fill(g["name"], 24), fontsize=10)
             below = measured(g, "below_collapse")
@@ -774,7 +790,7 @@ def overview_figure(groups, runs, dataset):
             ax.set_xlabel("\n".join(under), fontsize=8)
         legend_maps(box, box.axes)
     if bars:
-        for ax, (keys, title) in zip(boxes[0].subplots(1, len(bars), squeeze=False).flat, bars.items()):
+        for ax, (keys, title) in zip(boxes[0].subplots(bar_rows, len(bars) // bar_rows, squeeze=False).flat, bars.items()):
             bar_panel(ax, part, keys, title)
     return figure
 

@@ -19,6 +19,7 @@ METHODS=${METHODS-"supcon supmin suppro ntxent kcl tsc sbcl bcl bcl:variant=batc
 BASELINES=${BASELINES-"ce weighted_ce weighted_ce:no-augment focal ldam_drw logit_adjusted"}     # supervised, from scratch; likewise
 RETRAIN=${RETRAIN-"crt tau_norm lws"}              # new classifiers for the encoder of ce
 SEEDS=${SEEDS-"0 1 2"}
+RUNS=${RUNS-runs}                                  # where the runs go: another place for other FLAGS, since runs are never mixed
 RATIOS=${RATIOS-}                                  # unset: 99-1 95-5 50-50 for iNaturalist, natural for the medical sets
 FLAGS=${FLAGS-}                                    # added to training of networks, e.g. FLAGS="--arch resnet18 --epochs 20"
 PRETRAIN_FLAGS=${PRETRAIN_FLAGS-}                  # to those of pretrain.py alone, e.g. PRETRAIN_FLAGS="--warmup-epochs 2"
@@ -99,6 +100,7 @@ name_missing() {
     for set in plants insects mammals; do
         grep -q "^inat21-$set" <<< "$have" || echo "not found: inat21-$set (github.com/visipedia/inat_comp/tree/master/2021, train/ and val/ into $DATA_ROOT)"
     done
+    case " $BASELINES " in *" ce "*) ;; *) [ -z "$RETRAIN" ] || echo "not re-trained: ${RETRAIN// /, } take the encoder of ce, which BASELINES lacks" ;; esac
     [ -n "$have" ] || { echo "run_all.sh: no data set under $DATA_ROOT; set DATA_ROOT, or try 'bash run_all.sh demo', which needs no data" >&2; exit 2; }
 }
 
@@ -118,12 +120,12 @@ list() {  # the grid's runs, one command per line; each returns at once where it
             for seed in $SEEDS; do
                 subset=subsets/$set/$ratio.json
                 for entry in $METHODS; do
-                    out=runs/$set/$ratio/${entry//[:=]/-}/seed$seed
+                    out=$RUNS/$set/$ratio/${entry//[:=]/-}/seed$seed
                     echo "$PYTHON pretrain.py $subset --method ${entry//:/ --} --seed $seed --out $out${FLAGS:+ $FLAGS}${PRETRAIN_FLAGS:+ $PRETRAIN_FLAGS}" \
                          "&& $PYTHON linear_probe.py $out && $PYTHON evaluate_metrics.py $out"
                 done
                 for entry in $BASELINES; do
-                    out=runs/$set/$ratio/${entry//[:=]/-}/seed$seed
+                    out=$RUNS/$set/$ratio/${entry//[:=]/-}/seed$seed
                     line="$PYTHON finetune.py $subset --loss ${entry//:/ --} --seed $seed --out $out${FLAGS:+ $FLAGS}${FINETUNE_FLAGS:+ $FINETUNE_FLAGS}"
                     line+=" && $PYTHON evaluate_metrics.py $out"
                     if [ "$entry" = ce ]; then
@@ -193,12 +195,12 @@ for line in sys.stdin:
         counts = json.loads(pathlib.Path(subset).read_text())["counts"]["train"]
         images[data] += sum(counts.values()) * int(epochs[-1] if epochs else 100)
 for data in runs:
-    speeds = [json.loads(row).get("images_per_s") for log in glob.glob(f"runs/{data}/*/*/seed*/log.jsonl") for row in open(log)]
+    speeds = [json.loads(row).get("images_per_s") for log in glob.glob(f"{sys.argv[1]}/{data}/*/*/seed*/log.jsonl") for row in open(log)]
     speeds = [speed for speed in speeds if speed]
     work = f"{images[data]:,} training images" if images[data] else "images not counted (bash run_all.sh subsets)" if left[data] else "nothing left"
     time = f", about {images[data] * len(speeds) / sum(speeds) / 3600:.1f} h at the mean of measured epochs" if speeds and images[data] else ", speed not measured yet"
     print(f"{data}: {runs[data]} runs, {left[data]} to do: {work}{time if left[data] else str()}")
-'
+' "$RUNS"
 }
 
 
@@ -228,7 +230,7 @@ case ${1:-grid} in
         failed=0
         make_subsets || failed=1
         list | run_list 1 || failed=1
-        "$PYTHON" report.py runs
+        "$PYTHON" report.py "$RUNS"
         exit $failed
         ;;
     subsets)

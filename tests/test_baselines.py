@@ -193,6 +193,8 @@ def test_sbcl_closed_forms():
     assert sbcl_loss(z, labels, alone, 0.1, beta=1).item() == pytest.approx(expected.item(), abs=1e-12)
     pairs = torch.arange(len(z)) // 2
     assert sbcl_loss(z, labels, 9 - 7 * pairs, 0.1).item() == pytest.approx(sbcl_loss(z, labels, pairs, 0.1).item(), abs=1e-12)
+    reused = torch.where(labels == 1, pairs - pairs[labels == 1].min(), pairs)                  # the classes may number theirs alike
+    assert sbcl_loss(z, labels, reused, 0.1).item() == pytest.approx(sbcl_loss(z, labels, pairs + 100 * labels, 0.1).item(), abs=1e-12)
     coarse = 0.0                                                  # one sub-class each: the own view against the other class alone
     for i, v in itertools.product(range(len(z)), range(2)):
         own, others = z[i, v] @ z[i, 1 - v] / 0.1, z[labels != labels[i]].flatten(0, 1) @ z[i, v] / 0.1
@@ -437,5 +439,11 @@ def test_wrong_shapes_are_refused():
     z, labels = random_batch()
     with pytest.raises(ValueError, match="need labels"):
         kcl_loss(z, labels[:-1], draw_k_positives(labels, 2, 3, seed()))
+    with pytest.raises(ValueError, match="need labels"):
+        bcl_loss(z, labels[:-1], antipodal_prototypes(8, seed()))
+    with pytest.raises(ValueError, match="logits"):
+        paco_loss(z, labels, torch.zeros(12, 2), PRIOR, QUEUE[:0], QUEUE_LABELS[:0])
+    with pytest.raises(ValueError, match="ttc, paper, code"):
+        tsc_loss(z, labels, antipodal_prototypes(8, seed()), draw_k_positives(labels, 2, 3, seed()), variant="papers")
     with pytest.raises(ValueError, match="positives must be"):
         tsc_loss(z, labels, antipodal_prototypes(8, seed()), draw_k_positives(labels, 3, 3, seed()))

@@ -300,7 +300,7 @@ def test_a_classifier_that_does_not_fit_is_one_line_with_the_way_out(workplace):
         with pytest.raises(UserError, match=f"seed0/finetune/classifier.pt: no such file; --retrain {way} needs a linear classifier .*{make}"):
             call(finetune, supcon, "--retrain", way, "--smoke")
     call(finetune, supcon, "--smoke", "--head", "mlp")
-    with pytest.raises(UserError, match=f"seed0/finetune: was made with train all, head mlp; move it away.*{make}") as error:
+    with pytest.raises(UserError, match=f"seed0/finetune: was made with train all, head mlp, loss weighted_ce; move it away.*{make}") as error:
         call(finetune, supcon, "--retrain", "lws", "--smoke")
     assert "\n" not in str(error.value) and not Path(supcon, "lws").exists()
     call(finetune, SCRATCH, "--loss", "ldam_drw", "--smoke", "--size", 16, "--out", "cosine")
@@ -369,3 +369,16 @@ def test_finetune_refuses(run, args, words):
 def test_diverged_training_is_one_line(workplace):
     with pytest.raises(UserError, match="not finite"):
         call(finetune, SCRATCH, "--smoke", "--lr", 1e12, "--out", "diverged")
+
+
+def test_predict_takes_a_finished_network_and_trains_none(run, classified, trained, workplace):
+    from PIL import Image
+    Path("new").mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(f"new/{i}.png")
+    for folder in (trained, classified / "finetune"):            # a supervised run; a head on a run's frozen encoder
+        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+        call(finetune, folder, "--predict", "new", "--csv", "new.csv")
+        assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+        assert len(Path("new.csv").read_text().splitlines()) == 3

@@ -267,7 +267,7 @@ def test_a_method_overfits_one_batch(workplace, network, monkeypatch, form):
 
 @pytest.mark.parametrize("args, words", [
     (["--method", "tsc", "--variant", "published"], ["--variant published", "ttc, paper, code"]),
-    (["--method", "supcon", "--variant", "paper"], ["--variant", "tsc or sbcl or bcl or paco"]),
+    (["--method", "supcon", "--variant", "paper"], ["--variant", "tsc, sbcl, bcl or paco"]),
     (["--method", "supmin", "--k", "3"], ["--k", "kcl or tsc"]),
     (["--method", "kcl", "--queue", "-1"], ["--queue", "-1"]),
     (["--method", "sbcl", "--recluster-every", "0"], ["--recluster-every"]),

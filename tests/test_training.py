@@ -132,7 +132,11 @@ def test_overfitting_one_batch_with_the_real_network_reaches_the_floor():
 
 
 def test_watch_counts_minority_images_per_batch_and_flags_collapse(workplace, capsys):
-    pretrain.describe_batches(load_subset("subsets/digits/99-1.json"), 256)
+    subset, args = load_subset("subsets/digits/99-1.json"), SimpleNamespace(temperature=0.1, margin=1.0)
+    model = SimpleNamespace(dim=8)
+    pretrain.describe_batches(subset, 256, pretrain.SupPro(args, subset, model, common.seeded(0)))
+    assert "no fixed collapse value" in capsys.readouterr().out
+    pretrain.describe_batches(subset, 256, pretrain.SupCon(args, subset, model, common.seeded(0)))
     out = capsys.readouterr().out
     assert f"none in {hypergeom(626, 6, 256).pmf(0):.1%}" in out and "log(511) = 6.236" in out
     z = torch.nn.functional.normalize(torch.randn(200, 8, generator=torch.Generator().manual_seed(0)), dim=1)
@@ -153,7 +157,7 @@ def test_watch_tells_a_collapse_from_a_spread_embedding(workplace):
             return torch.nn.functional.normalize(x[:, 0].flatten(1), dim=1)
     for network, loss, collapsed in ((Constant(), common.collapse_value(64), True), (Pixels(), common.collapse_value(64), False), (Constant(), 3.0, False)):
         stats = {"collapse_gap": common.collapse_value(64) - loss, **pretrain.watch(network, subset, torch.device("cpu"), args)}
-        assert pretrain.has_collapsed(stats) == collapsed
+        assert pretrain.has_collapsed(stats) == collapsed and not pretrain.has_collapsed({**stats, "collapse_gap": None})
     assert stats["val_saa"] == pytest.approx([100 / 357] * 2, abs=1e-3)                          # chance: one of the 357 other views
 
 
