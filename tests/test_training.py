@@ -25,22 +25,7 @@ import linear_probe
 import make_subsets
 import pretrain
 from common import ContrastiveModel, UserError, load_run, load_subset, supcon_loss
-from conftest import ROOT, call, one_line, run_script
-
-
-def log_of(run):
-    """The epochs of a log without what depends on the clock."""
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()][1:]
-    return [{key: value for key, value in line.items() if key not in ("seconds", "images_per_s")} for line in lines]
-
-
-def equal(a, b):
-    """Equality to the last bit of nested dicts, lists and tensors."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+from conftest import ROOT, call, equal, log_of, one_line, run_script
 
 
 @pytest.fixture(scope="module")
