@@ -470,6 +470,8 @@ def load_run(folder, smoke=False):
         raise UserError(f"{folder / 'config.json'}: has no {error}; give a run folder that pretrain.py or finetune.py made") from None
     if not same:
         raise UserError(f"{subset.path}: not the images and rows that {folder} was trained on (checksum); make the subset again as it was")
+    if (folder / "classifier.pt").exists() and not (folder / "encoder.pt").exists():
+        raise UserError(f"{folder}: holds a classifier alone, which was trained on another run's encoder; give that run")
     load_exactly(encoder, load_tensors(folder / "encoder.pt"), folder / "encoder.pt")
     return config, subset.shrink() if smoke else subset, encoder.eval().requires_grad_(False)
 

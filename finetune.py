@@ -148,7 +148,8 @@ def main():
     args = parse_args()
     device = pick_device(args.device)
     if args.predict and (args.source / "classifier.pt").exists():
-        predict_folder(load_network(args.source).to(device), load_run(encoder_folder(args.source))[1], args.predict, args.new_images, args.csv, device)
+        model, subset = load_network(args.source)
+        predict_folder(model.to(device), subset, args.predict, args.new_images, args.csv, device)
         return
 
     # what is trained: a finished run's encoder, or a new network on a subset; and where it is written
@@ -293,21 +294,21 @@ def load_classifier(head, args, run, encoder_sha256):
     return {} if made_with is run else settings_of(made_with, "classifier")
 
 
-def encoder_folder(folder):
-    """Where the encoder of a trained network lies: in its own folder or, if that was frozen, in the run's, one above."""
-    return folder if (folder / "encoder.pt").exists() else folder.parent
-
-
 def load_network(folder):
-    """The finished network of a folder with classifier.pt. UserError when its encoder is not found or is another."""
+    """The finished network of a folder with classifier.pt, and its subset. UserError when the encoder is not found or is another.
+
+    The encoder lies in the same folder or, where it was frozen, in the run's, one above.
+    """
     config = read_json(folder / "config.json", "give a folder that finetune.py made")
-    _, _, encoder = load_run(encoder_folder(folder))
-    if encoder_folder(folder) != folder and state_sha256(encoder) != config.get("encoder_sha256"):
+    frozen = not (folder / "encoder.pt").exists()
+    _, subset, encoder = load_run(folder.parent if frozen else folder)
+    subset.size = config["size"]
+    if frozen and state_sha256(encoder) != config.get("encoder_sha256"):
         raise UserError(f"{folder}: its encoder is not the one in {folder.parent}; move the folder back into its run")
     head = HEADS[config["head"]](encoder.dim)
     head = LearnableScale(head) if config.get("method") == "lws" else head
     load_exactly(head, load_tensors(folder / "classifier.pt"), folder / "classifier.pt")
-    return Classifier(encoder, head, frozen=True).eval()
+    return Classifier(encoder, head, frozen=True).eval(), subset
 
 
 class Classifier(nn.Module):

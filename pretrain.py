@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn as nn
 from tqdm import tqdm
 
 from baselines import BCL, KCL, SBCL, TSC, PaCo
@@ -160,6 +159,8 @@ def main():
         return
     rewind_log(out, epoch)
     describe_batches(subset, args.batch_size, method)
+    if args.warmup_epochs > args.epochs:
+        print(f"  the warm-up ({args.warmup_epochs} epochs) outlasts the run, which never reaches its learning rate; --warmup-epochs shortens it")
 
     # training
     train = ImageBatches(subset.images, rows, device)

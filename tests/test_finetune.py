@@ -371,6 +371,12 @@ def test_diverged_training_is_one_line(workplace):
         call(finetune, SCRATCH, "--smoke", "--lr", 1e12, "--out", "diverged")
 
 
+def test_a_classifier_alone_is_no_run_to_probe(trained):
+    call(finetune, trained, "--retrain", "crt", "--smoke")
+    with pytest.raises(UserError, match="crt: holds a classifier alone"):
+        call(linear_probe, trained / "crt")
+
+
 def test_predict_takes_a_finished_network_and_trains_none(run, classified, trained, workplace):
     from PIL import Image
     Path("new").mkdir(exist_ok=True)
