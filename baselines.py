@@ -18,7 +18,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from common import Method, embed, embed_views, seeded
-from losses import antipodal_prototypes, at_least_float32, collapse_value, same_class, same_image, similarities, supcon_loss, view_rows
+from losses import (antipodal_prototypes, at_least_float32, check_labels, collapse_value, same_class, same_image, similarities, supcon_loss,
+                    view_rows)
 
 # ------------------------------------------------------------------------------------------------------------------
 # KCL: every anchor has k positives, whatever its class
@@ -279,10 +280,10 @@ def bcl_loss(z, labels, centres, temperature=0.07):
     included. Centres are no anchors; they stand for a class that the batch has not.
     z [N, V, D] unit vectors; labels int [N]; centres [2, D] unit vectors, row = class, with gradient. Returns a scalar (nats).
     """
+    check_labels(z, labels)
     with torch.autocast(z.device.type, enabled=False):
         rows = view_rows(z)
         s = rows @ torch.cat([rows, centres.to(rows)]).T / temperature                          # [V*N, V*N + 2]
-    _check_labels(z, labels)
     label = torch.cat([labels.repeat(z.shape[1]), torch.arange(2, device=labels.device)])       # [V*N + 2]
     others = ~torch.eye(*s.shape, dtype=torch.bool, device=s.device)
     classes = [others & (label == c) for c in (0, 1)]
@@ -334,7 +335,7 @@ def paco_loss(z, labels, logits, prior, queue, queue_labels, temperature=0.2, al
     view is a key without gradient, A = 2 is GPaCo; prior [2]; queue [K, D] and queue_labels [K] without gradient; alpha a float or one per
     class (0.05 as published, for many classes: see PaCo). No queue is one of length 0. Returns a scalar (nats).
     """
-    _check_labels(z, labels)
+    check_labels(z, labels)
     if z.shape[1] != 2 or logits.ndim != 3 or logits.shape[1] not in (1, 2):
         raise ValueError(f"PaCo takes two views and logits [N, 1 or 2, 2], not {z.shape[1]} views and logits {list(logits.shape)}")
     anchor_views = logits.shape[1]
@@ -400,7 +401,7 @@ def _contrast_set(z, labels, positives, temperature, queue=None, targets=None):
 
     Columns are all views, or the own key and the queue; then the targets, if any.
     """
-    _check_labels(z, labels)
+    check_labels(z, labels)
     with torch.autocast(z.device.type, enabled=False):
         if queue is None:
             anchors = view_rows(z)
@@ -414,11 +415,6 @@ def _contrast_set(z, labels, positives, temperature, queue=None, targets=None):
         if targets is not None:
             cosines, contrast = torch.cat([cosines, anchors @ targets.to(anchors).T], dim=1), F.pad(contrast, (0, len(targets)), value=True)
     return cosines / temperature, contrast
-
-
-def _check_labels(z, labels):
-    if labels.shape != z.shape[:1]:
-        raise ValueError(f"{z.shape[0]} images need labels [{z.shape[0]}], not {list(labels.shape)}")
 
 
 def _pull(s, contrast, weights):

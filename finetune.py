@@ -148,6 +148,7 @@ def main():
     args = parse_args()
     device = pick_device(args.device)
     if args.predict and (args.source / "classifier.pt").exists():
+        print(f"{args.source}: its finished network classifies, nothing is trained")
         model, subset = load_network(args.source)
         predict_folder(model.to(device), subset, args.predict, args.new_images, args.csv, device)
         return

@@ -149,10 +149,14 @@ def same_image(z):
     return (image[:, None] == image[None, :]).fill_diagonal_(False)
 
 
-def same_class(z, labels):
-    """bool [V*N, V*N]: different views with the same label."""
+def check_labels(z, labels):
     if labels.shape != z.shape[:1]:
         raise ValueError(f"{z.shape[0]} images need labels [{z.shape[0]}], not {list(labels.shape)}")
+
+
+def same_class(z, labels):
+    """bool [V*N, V*N]: different views with the same label."""
+    check_labels(z, labels)
     label = labels.repeat(z.shape[1])
     return (label[:, None] == label[None, :]).fill_diagonal_(False)
 

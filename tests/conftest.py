@@ -98,3 +98,14 @@ def equal(a, b):
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(equal, a, b))
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with the digits subsets, in which the tests of one file run one after the other."""
+    import make_subsets
+    folder, before = tmp_path_factory.mktemp("kit"), Path.cwd()
+    os.chdir(folder)
+    call(make_subsets, "digits", "--workers", 1)
+    yield folder
+    os.chdir(before)

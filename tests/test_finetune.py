@@ -1,7 +1,6 @@
 """finetune.py as a user runs it: every loss and every re-training, what stays frozen, which images are trained on, stops and mistakes."""
 
 import json
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,23 +12,11 @@ import torch.nn.functional as F
 import common
 import finetune
 import linear_probe
-import make_subsets
 import pretrain
 from common import UserError, load_run, load_subset
 from conftest import call, equal, log_of
 
 SCRATCH = "subsets/digits/95-5.json"
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """A folder with the digits subsets, in which the tests of this file run one after the other."""
-    folder = tmp_path_factory.mktemp("kit")
-    before = Path.cwd()
-    os.chdir(folder)
-    call(make_subsets, "digits", "--workers", 1)
-    yield folder
-    os.chdir(before)
 
 
 @pytest.fixture(scope="module")

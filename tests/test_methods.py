@@ -3,7 +3,6 @@
 import copy
 import inspect
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +24,6 @@ FORMS = {"ntxent": "", "supcon": "", "supmin": "--majority-supervision 0.5", "su
 
 def words(form):
     return ["--method", form.split()[0], *FORMS[form].split()]
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("methods")
-    before = Path.cwd()
-    os.chdir(folder)
-    call(make_subsets, "digits", "--workers", 1, "--ratios", "99-1", "95-5")
-    yield folder
-    os.chdir(before)
 
 
 def test_every_method_is_tried_here():

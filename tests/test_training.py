@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -22,21 +21,9 @@ from sklearn.metrics import balanced_accuracy_score
 import common
 import finetune
 import linear_probe
-import make_subsets
 import pretrain
 from common import ContrastiveModel, UserError, load_run, load_subset, supcon_loss
 from conftest import ROOT, call, equal, log_of, one_line, run_script
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """A folder with the digits subsets, in which the tests of this file run one after the other."""
-    folder = tmp_path_factory.mktemp("kit")
-    before = Path.cwd()
-    os.chdir(folder)
-    call(make_subsets, "digits", "--workers", 1)
-    yield folder
-    os.chdir(before)
 
 
 @pytest.fixture(scope="module")
