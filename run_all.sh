@@ -222,7 +222,7 @@ case ${1:-grid} in
         ;;
     test)
         setup requirements-test.txt
-        "$PYTHON" -m pytest -q -rs -n 2 --dist loadfile tests "${@:2}"
+        "$PYTHON" -m pytest "${@:2}"
         ;;
     grid)
         name_missing

@@ -109,3 +109,16 @@ def workplace(tmp_path_factory):
     call(make_subsets, "digits", "--workers", 1)
     yield folder
     os.chdir(before)
+
+
+@pytest.fixture(autouse=True)
+def weights_go_with_their_test(request):
+    """A checkpoint takes up to 300 MB: what a test has trained in the workplace is deleted behind it, else the suite fills a disk."""
+    if "workplace" not in request.fixturenames:
+        yield
+        return
+    folder = request.getfixturevalue("workplace")
+    before = set(folder.rglob("*.pt"))
+    yield
+    for path in set(folder.rglob("*.pt")) - before:
+        path.unlink()

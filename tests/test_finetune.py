@@ -359,9 +359,9 @@ def test_diverged_training_is_one_line(workplace):
 
 
 def test_a_classifier_alone_is_no_run_to_probe(trained):
-    call(finetune, trained, "--retrain", "crt", "--smoke")
-    with pytest.raises(UserError, match="crt: holds a classifier alone"):
-        call(linear_probe, trained / "crt")
+    call(finetune, trained, "--retrain", "crt", "--smoke", "--out", "alone")
+    with pytest.raises(UserError, match="alone: holds a classifier alone"):
+        call(linear_probe, "alone")
 
 
 def test_predict_takes_a_finished_network_and_trains_none(run, classified, trained, workplace):
