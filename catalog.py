@@ -80,7 +80,8 @@ DATASETS = {
                               find_medmnist("pneumoniamnist"), {"train": (1214, 3494), "val": (135, 389), "test": (234, 390)}),
     "fracatlas": DataSet("doi.org/10.6084/m9.figshare.22363012", "FracAtlas/", find_fracatlas,
                          {"train": (501, 2356), "val": (72, 336), "test": (144, 674)}),
-    "infarction": DataSet("ukbiobank.ac.uk, by application", "infarction/ with a CSV (eid,label) and one .pt, or .npy or .png files", find_infarction),
+    "infarction": DataSet("ukbiobank.ac.uk, by application", "infarction/ with a CSV (eid,label) and one .pt, or .npy or .png files",
+                          find_infarction),
     **{name: DataSet(INAT21_GET, INAT21_PUT, find_inat21(name)) for name in INAT21},
 }
 
@@ -93,7 +94,8 @@ def found(root):
 
 def missing(root):
     """One line for each data set that does not lie there: where to get it, where to put it."""
-    return [f"not found: {name} ({entry.get}; {entry.put} into {root})" for name, entry in DATASETS.items() if name not in found(root)]
+    there = found(root)
+    return [f"not found: {name} ({entry.get}; {entry.put} into {root})" for name, entry in DATASETS.items() if name not in there]
 
 
 if __name__ == "__main__":

@@ -1,20 +1,16 @@
 """What the scripts share, in five rooms: run, data, model, losses, loop. Each room leans only on those above it.
 
-The losses room is losses.py, the views of the data room are augment.py; everything in them can be imported from here.
+What can be read and quoted alone has files of its own: the command line and its files (run.py), images on disk (sources.py), their
+views (augment.py), the losses (losses.py). All of it can be imported from here.
 """
 
-import argparse
 import csv
-import errno
 import hashlib
 import json
 import os
 import platform
-import shlex
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,124 +20,16 @@ import torch.nn as nn
 import torch.nn.functional as F
 import torchvision
 
-# two rooms' pure functions have files of their own, to be read and quoted alone
 from augment import (RECIPES, augment, center_crops, center_view, color_jitter, crop_resize, draw_crops, draw_jitter, grayscale,  # noqa: F401
                      normalize, rotate, shift_hue)
 from losses import (antipodal_prototypes, class_weights, collapse_value, draw_supervised_majority, focal_loss,  # noqa: F401
                     ntxent_loss, supcon_loss, supmin_loss, suppro_loss)
+from run import ArgumentParser, UserError, at_least, cli, command_line, read_json, sha256, whole, write_json  # noqa: F401
+from sources import IMAGE_SUFFIXES, SPLITS, image_files, printable, read_image, squeeze
 
 # ------------------------------------------------------------------------------------------------------------------
 # run: folders, files that appear whole or not at all, one clear line for a user's mistake
 # ------------------------------------------------------------------------------------------------------------------
-
-
-class UserError(Exception):
-    """A mistake that its user can mend: one line that names the file or flag and the way out; exit code 2."""
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose complaints are UserErrors, one line like any other mistake; --smoke replaces defaults, never what was typed."""
-
-    def __init__(self, description, smoke=None):
-        super().__init__(description=description, usage="%(prog)s", allow_abbrev=False,
-                         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=118))
-        self.smoke = smoke or {}
-
-    def add_argument(self, *flags, help, **options):
-        if not flags[0].startswith("-"):
-            self.usage += " " + options.get("metavar", flags[0]) + (" ..." if options.get("nargs") in ("+", "*") else "")
-        if options.get("default") not in (None, argparse.SUPPRESS):
-            help += f" (default: {options['default']})"
-        return super().add_argument(*flags, help=help, **options)
-
-    def error(self, message):
-        raise UserError(f"{message}; --help lists what there is")
-
-    def parse_args(self, args=None):
-        self.usage += " [options]"
-        parsed = super().parse_args(args)
-        if getattr(parsed, "smoke", False):
-            self.set_defaults(**self.smoke)
-            parsed = super().parse_args(args)
-        return parsed
-
-
-def at_least(low, kind=int):
-    """An argparse type: a number of `kind` that is not below `low`."""
-    def number(text):
-        value = kind(text)
-        if not low <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not a number from {low} up")
-        return value
-    number.__name__ = kind.__name__
-    return number
-
-
-def cli(main):
-    """Call a script's main(). A UserError or a path that cannot be written ends as one line and exit code 2, Ctrl-C as 130."""
-    try:
-        main()
-    except UserError as error:
-        status, message = 2, str(error)
-    except KeyboardInterrupt:
-        status, message = 130, "stopped; the same command goes on from what is finished"
-    except torch.cuda.OutOfMemoryError:
-        status, message = 1, "out of GPU memory; use a smaller --batch-size"
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-            status, message = 2, f"{error.filename}: {error.strerror}; choose a place you may write to with --out"
-        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
-            status, message = 1, f"{error.filename or 'output'}: {error.strerror}; free some space and give the same command again"
-        else:
-            raise
-    else:
-        return
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-    sys.exit(status)
-
-
-@contextmanager
-def whole(path):
-    """Yield a temporary path beside `path`, moved to `path` when the block succeeds: no half-written files."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{path.name}")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_json(path, data):
-    with whole(path) as part:
-        part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-
-
-def read_json(path, way_out):
-    """The JSON object in `path`. UserError with `way_out` when it is missing or not JSON."""
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {way_out}") from None
-    except (ValueError, IsADirectoryError, NotADirectoryError):
-        raise UserError(f"{path}: not a JSON file; {way_out}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: not the JSON object expected; {way_out}")
-    return data
-
-
-def sha256(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def command_line(others=()):
-    """The command as typed, without the words in `others`."""
-    return shlex.join(["python", Path(sys.argv[0]).name, *(word for word in sys.argv[1:] if word not in map(str, others))])
 
 
 def provenance(device, others=()):
@@ -247,47 +135,6 @@ def seeded(*numbers):
 # ------------------------------------------------------------------------------------------------------------------
 # data: images on disk, packed subsets, batches on the device; the views of a batch are in augment.py
 # ------------------------------------------------------------------------------------------------------------------
-
-SPLITS = ("train", "val", "test")
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-
-
-def image_files(folder):
-    """Image files at any depth below a folder, sorted by path; hidden files and folders are skipped."""
-    def closed(error):
-        raise UserError(f"{error.filename}: {error.strerror}; make it readable")
-
-    found = []
-    for place, folders, files in os.walk(folder, onerror=closed if folder.exists() else None):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place, name) for name in files if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES]
-    return sorted(found, key=lambda path: path.as_posix())
-
-
-def printable(name):
-    """A file name that can be printed and written as UTF-8, whatever bytes the disk has."""
-    return os.fsencode(name).decode("utf-8", "replace")
-
-
-def read_image(path, grayscale=False):
-    """Decode an image file with Pillow, turned upright by its EXIF tag. Returns uint8 [H, W, C], C = 1 or 3."""
-    from PIL import Image, ImageOps
-    with Image.open(path) as image:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):                       # 16-bit grey: Pillow's convert() would clip instead of scale
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        pixels = np.asarray(image.convert("L" if grayscale else "RGB"))
-    return pixels.reshape(*pixels.shape[:2], -1)
-
-
-def squeeze(pixels, side):
-    """Resize uint8 [H, W, C] to a square [side, side, C], whatever its aspect ratio (bicubic, antialiased)."""
-    from PIL import Image
-    if pixels.shape[:2] == (side, side):
-        return pixels
-    image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
-    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC)).reshape(side, side, -1)
-
 
 @dataclass
 class Subset:

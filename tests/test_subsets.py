@@ -18,7 +18,8 @@ from PIL import Image
 import make_subsets
 from common import SPLITS, cli, load_subset
 from conftest import ROOT, SHARED, one_line, real_data
-from make_subsets import draw_splits, ratio_counts, split_counts
+from make_subsets import ratio_counts
+from sources import draw_splits, split_counts
 
 # protocol.json, data.inat21: n, train, val; and class sizes, ratios, counts
 SPLIT_EXAMPLES = [(7, 7, 0), (19, 19, 0), (20, 19, 1), (21, 20, 1), (99, 95, 4), (100, 95, 5), (101, 96, 5), (1000, 950, 50),
@@ -266,7 +267,7 @@ def test_medmnist_mistakes(refused, tmp_path, monkeypatch):
     np.savez(file, **{f"{part}_{kind}": np.array([{}], dtype=object) for part in SPLITS for kind in ("images", "labels")})
     refused("breastmnist", "--size", 28, says=["breastmnist.npz", "damaged"])                    # pickles are not opened
     fake_breast(tmp_path / "wrong", 64).joinpath("breastmnist_64.npz").rename(tmp_path / "wrong" / "breastmnist_224.npz")
-    refused("breastmnist", "--data-root", "wrong", says=["breastmnist_224.npz", "damaged, or not"])
+    refused("breastmnist", "--data-root", "wrong", says=["breastmnist_224.npz", "64 px, not 224"])
 
     def offline(self):
         Path(self.root, "breastmnist_224.npz").write_bytes(b"half")
@@ -430,12 +431,12 @@ def test_drawn_splits_keep_groups_whole_and_classes_in_proportion():
 def test_folder_mistakes(refused, tmp_path):
     refused("folder", says=["data", "no such folder", "<class>/"])
     (tmp_path / "data").mkdir()
-    refused("folder", says=["data", "0 (none)", "exactly two"])
+    refused("folder", says=["data", "0 (none)", "two at least"])
     plain_folder(tmp_path / "data", {"a": 6, "b": 6, "c": 1})
-    refused("folder", says=["3 (a, b, c)", "exactly two"])
+    refused("folder", says=["3 (a, b, c)", "--minority A", "--majority B,C"])
     shutil.rmtree("data/c")
     shutil.rmtree("data/b")
-    refused("folder", says=["1 (a)"])
+    refused("folder", says=["1 (a)", "two at least"])
     for name in ("test", "Test"):
         plain_folder(tmp_path / "data", {name: 3})
         refused("folder", says=[name, "split", "rename"])

@@ -1,0 +1,122 @@
+"""The command line and its files: one clear line for a user's mistake, files that appear whole or not at all. Needs no torch."""
+
+import argparse
+import errno
+import hashlib
+import json
+import os
+import shlex
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class UserError(Exception):
+    """A mistake that its user can mend: one line that names the file or flag and the way out; exit code 2."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse whose complaints are UserErrors, one line like any other mistake; --smoke replaces defaults, never what was typed."""
+
+    def __init__(self, description, smoke=None):
+        super().__init__(description=description, usage="%(prog)s", allow_abbrev=False,
+                         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=118))
+        self.smoke = smoke or {}
+
+    def add_argument(self, *flags, help, **options):
+        if not flags[0].startswith("-"):
+            self.usage += " " + options.get("metavar", flags[0]) + (" ..." if options.get("nargs") in ("+", "*") else "")
+        if options.get("default") not in (None, argparse.SUPPRESS):
+            help += f" (default: {options['default']})"
+        return super().add_argument(*flags, help=help, **options)
+
+    def error(self, message):
+        raise UserError(f"{message}; --help lists what there is")
+
+    def parse_args(self, args=None):
+        self.usage += " [options]"
+        parsed = super().parse_args(args)
+        if getattr(parsed, "smoke", False):
+            self.set_defaults(**self.smoke)
+            parsed = super().parse_args(args)
+        return parsed
+
+
+def at_least(low, kind=int):
+    """An argparse type: a number of `kind` that is not below `low`."""
+    def number(text):
+        value = kind(text)
+        if not low <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not a number from {low} up")
+        return value
+    number.__name__ = kind.__name__
+    return number
+
+
+def cli(main):
+    """Call a script's main(). A UserError or a path that cannot be written ends as one line and exit code 2, Ctrl-C as 130."""
+    try:
+        main()
+    except UserError as error:
+        status, message = 2, str(error)
+    except KeyboardInterrupt:
+        status, message = 130, "stopped; the same command goes on from what is finished"
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":            # torch's; not imported here
+            raise
+        status, message = 1, "out of GPU memory; use a smaller --batch-size"
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+            status, message = 2, f"{error.filename}: {error.strerror}; choose a place you may write to with --out"
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+            status, message = 1, f"{error.filename or 'output'}: {error.strerror}; free some space and give the same command again"
+        else:
+            raise
+    else:
+        return
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+@contextmanager
+def whole(path):
+    """Yield a temporary path beside `path`, moved to `path` when the block succeeds: no half-written files."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".part-{path.name}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path, data):
+    with whole(path) as part:
+        part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(path, way_out):
+    """The JSON object in `path`. UserError with `way_out` when it is missing or not JSON."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {way_out}") from None
+    except (ValueError, IsADirectoryError, NotADirectoryError):
+        raise UserError(f"{path}: not a JSON file; {way_out}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: not the JSON object expected; {way_out}")
+    return data
+
+
+def sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def command_line(others=()):
+    """The command as typed, without the words in `others`."""
+    return shlex.join(["python", Path(sys.argv[0]).name, *(word for word in sys.argv[1:] if word not in map(str, others))])
