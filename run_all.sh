@@ -14,7 +14,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 # what the grid is made of; every name can be set from outside, e.g.  SEEDS="0" RATIOS="95-5" bash run_all.sh
-DATA_ROOT=${DATA_ROOT-data}                        # holds breastmnist_224.npz, pneumoniamnist_224.npz, and iNaturalist's train/ and val/
+DATA_ROOT=${DATA_ROOT-data}                        # holds the data sets, as the README's table says
 METHODS=${METHODS-"supcon supmin suppro ntxent kcl tsc sbcl bcl bcl:variant=batchnorm paco paco:alpha=0.05"}   # contrastive; :flag=value
 BASELINES=${BASELINES-"ce weighted_ce weighted_ce:no-augment focal ldam_drw logit_adjusted"}     # supervised, from scratch; likewise
 RETRAIN=${RETRAIN-"crt tau_norm lws"}              # new classifiers for the encoder of ce
@@ -67,55 +67,25 @@ END
 }
 
 
-found() {  # the data sets under DATA_ROOT, one per line: name, size or -, folder, separated by tabs
-    local set size root pair minority majority
-    for set in breastmnist pneumoniamnist; do
-        for size in 224 128 64 28; do
-            if [ -f "$DATA_ROOT/$set$([ $size = 28 ] || echo _$size).npz" ]; then printf '%s\t%s\t%s\n' $set $size "$DATA_ROOT"; break; fi
-        done
-    done
-    for pair in plants:Quercus:Saxifragales insects:Apidae:Vespidae mammals:Artiodactyla:Carnivora; do
-        IFS=: read -r pair minority majority <<< "$pair"
-        for root in "$DATA_ROOT" "$DATA_ROOT/inat21" "$DATA_ROOT/inat21_mini"; do
-            if holds "$root/train" "$minority" && holds "$root/train" "$majority" && [ -d "$root/val" ]; then
-                printf 'inat21-%s\t-\t%s\n' "$pair" "$root"; break
-            fi
-        done
-    done
-}
-
-holds() {  # does folder $1 have categories of taxon $2?
-    compgen -G "$1/*_$2_*" > /dev/null
+look() {  # $have: the data sets under DATA_ROOT, one per line: name, size or -, folder; $1: where those that are missing are named
+    have=$("${PYTHON:-python3}" catalog.py "$DATA_ROOT" 2> "$1") ||
+        { echo "run_all.sh: cannot run catalog.py; install Python 3.10 to 3.13, or name one with PYTHON=..." >&2; exit 2; }
+    [ -n "$have" ] || { echo "run_all.sh: no data set under $DATA_ROOT; set DATA_ROOT, or try 'bash run_all.sh demo', which needs no data" >&2; exit 2; }
+    case " $BASELINES " in *" ce "*) ;; *) [ -z "$RETRAIN" ] || echo "not re-trained: ${RETRAIN// /, } take the encoder of ce, which BASELINES lacks" >&2 ;; esac
 }
 
 ratios() {  # of data set $1
     if [ -n "$RATIOS" ]; then echo "$RATIOS"; else case $1 in inat21-*) echo 99-1 95-5 50-50 ;; *) echo natural ;; esac; fi
 }
 
-name_missing() {
-    local have set; have=$(found)
-    for set in breastmnist pneumoniamnist; do
-        grep -q "^$set" <<< "$have" || echo "not found: $set (medmnist.com, ${set}_224.npz into $DATA_ROOT; or python make_subsets.py $set --download)"
-    done
-    for set in plants insects mammals; do
-        grep -q "^inat21-$set" <<< "$have" || echo "not found: inat21-$set (github.com/visipedia/inat_comp/tree/master/2021, train/ and val/ into $DATA_ROOT)"
-    done
-    case " $BASELINES " in *" ce "*) ;; *) [ -z "$RETRAIN" ] || echo "not re-trained: ${RETRAIN// /, } take the encoder of ce, which BASELINES lacks" ;; esac
-    [ -n "$have" ] || { echo "run_all.sh: no data set under $DATA_ROOT; set DATA_ROOT, or try 'bash run_all.sh demo', which needs no data" >&2; exit 2; }
-}
-
-make_subsets() {  # with 50-50 always, for the probe on balanced rows; one that fails does not stop the others
-    local set size root failed=0
-    while IFS=$'\t' read -r set size root; do
-        # shellcheck disable=SC2046  # the ratios are words
-        "$PYTHON" make_subsets.py "$set" --data-root "$root" $([ "$size" = - ] || echo "--size $size") --ratios $(ratios "$set") 50-50 < /dev/null || failed=1
-    done <<< "$(found)"
-    return $failed
+subsets() {  # with 50-50 always, for the probe on balanced rows
+    # shellcheck disable=SC2086  # the ratios are words
+    "$PYTHON" make_subsets.py all --data-root "$DATA_ROOT" ${RATIOS:+--ratios $RATIOS 50-50}
 }
 
 list() {  # the grid's runs, one command per line; each returns at once where its work is finished
     local set seed entry ratio out subset line new
-    found | while IFS=$'\t' read -r set _; do
+    while IFS=$'\t' read -r set _; do
         for ratio in $(ratios "$set"); do
             for seed in $SEEDS; do
                 subset=subsets/$set/$ratio.json
@@ -135,7 +105,7 @@ list() {  # the grid's runs, one command per line; each returns at once where it
                 done
             done
         done
-    done
+    done <<< "$have"
 }
 
 demo_list() {  # the demo's training: small enough for a laptop, long enough to tell the methods apart
@@ -225,26 +195,26 @@ case ${1:-grid} in
         "$PYTHON" -m pytest "${@:2}"
         ;;
     grid)
-        name_missing
+        look /dev/null
         setup requirements.txt
         failed=0
-        make_subsets || failed=1
+        subsets || failed=1
         list | run_list 1 || failed=1
         "$PYTHON" report.py "$RUNS"
         exit $failed
         ;;
     subsets)
-        name_missing
+        look /dev/null
         setup requirements.txt
-        make_subsets
+        subsets
         ;;
     --list)
-        name_missing >&2
+        look /dev/stderr
         PYTHON=${PYTHON:-python}
         list
         ;;
     --dry-run)
-        name_missing
+        look /dev/stderr
         PYTHON=${PYTHON:-python}
         list
         list | estimate
