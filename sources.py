@@ -21,7 +21,7 @@ from run import UserError, sha256
 
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-LARGEST = 2 ** 28                                      # values in one image; an array that declares more is no image
+LARGEST = 2 ** 24                                      # values in one image that is an array; Pillow has its own limit for files
 # every draw has its own stream default_rng([seed, stream, class]), so that no draw moves another
 DRAW_SPLIT, DRAW_TRAIN, DRAW_VAL, DRAW_TEST = range(4)
 
@@ -93,10 +93,12 @@ def squeeze(pixels, side):
 def true_size(image):
     """Both sides of an entry of Source.images, from its header."""
     from PIL import Image
+    if isinstance(image, Path) and image.suffix == ".npy":
+        image = np.load(image, mmap_mode="r", allow_pickle=False).transpose(1, 2, 0)
     if isinstance(image, np.ndarray):
+        if image.size > LARGEST:
+            raise ValueError("no image is as large")
         return image.shape[:2]
-    if image.suffix == ".npy":
-        return np.load(image, mmap_mode="r", allow_pickle=False).shape[1:]
     with Image.open(image) as opened:
         return opened.size
 
@@ -234,7 +236,7 @@ def npz_source(args, path):
         with zipfile.ZipFile(path) as archive:
             for part in SPLITS:
                 shape = npz_header(archive, f"{part}_images")[0]
-                if picks and shape[1:] != side or len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)):
+                if picks and shape[1:] != side or len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)) or math.prod(shape[1:]) > LARGEST:
                     raise ValueError(f"{part}_images are {list(shape)}, not [N, H, W] or [N, H, W, 3] of one size")
                 side = shape[1:]
                 labels.append(npz_labels(archive, f"{part}_labels", shape[0]))
@@ -536,7 +538,8 @@ def load_infarction(args):
     A folder with one CSV (columns eid, label: 1 = infarction) and one image per participant: one .pt, a dict from eid to a tensor
     [C, H, W], or a file <eid>.npy ([C, H, W]) or <eid>.png each, at any depth. The channels are three short-axis slices (basal, middle,
     apical) of one time point, cropped to the heart, each scaled to 0..1 by its own percentiles (or uint8); one slice alone is taken, too.
-    Split by participant, 90 / 5 / 5 %, not stratified and not balanced, as the reference does.
+    Split by participant, 90 / 5 / 5 %, not balanced: int(0.05 n) for val and test each, as in the reference, but stratified, so that a
+    rare class is in every split.
     """
     root = next((place for place in (Path(args.data_root), Path(args.data_root, "infarction")) if any(place.glob("*.csv"))), None)
     if root is None:
@@ -555,13 +558,16 @@ def load_infarction(args):
         raise UserError(f"{path}: participant {missing[0]} has no image in {root} (nor have {len(missing) - 1} others); "
                         "remove the lines or add the images")
     eids = sorted(labels)
-    n = int(0.05 * len(eids))
-    order = np.random.default_rng([args.seed, DRAW_SPLIT]).permutation(len(eids))
+    label = np.array([labels[eid] for eid in eids])
+    n, rare = int(0.05 * len(eids)), np.bincount(label, minlength=2).argmin()
     split = np.full(len(eids), "train", dtype="<U5")
-    split[order[:n]], split[order[n:2 * n]] = "val", "test"
+    k = max(1, round(0.05 * int((label == rare).sum())))                                  # of the rare class, in val and in test
+    for c, taken in ((rare, k), (1 - rare, n - k)):
+        members = np.random.default_rng([args.seed, DRAW_SPLIT, c]).permutation(np.flatnonzero(label == c))
+        split[members[:taken]], split[members[taken:2 * taken]] = "val", "test"
     found = digest + "".join(f"\n{eid}\t{labels[eid]}" for eid in eids)
     unlabelled = len(images) - len(eids)
-    return Source([images[eid] for eid in eids], eids, np.array([labels[eid] for eid in eids]), split, ["no infarction", "infarction"],
+    return Source([images[eid] for eid in eids], eids, label, split, ["no infarction", "infarction"],
                   hashlib.sha256(found.encode()).hexdigest(), args.size or 128, "cardiac", channels_of(images[eids[0]], eids[0]), args.store_size,
                   notes=[f"left out: {unlabelled} images without a line in {path.name}"] if unlabelled else [])
 

@@ -122,3 +122,50 @@ def weights_go_with_their_test(request):
     yield
     for path in set(folder.rglob("*.pt")) - before:
         path.unlink()
+
+
+class Done:
+    """What run_script returns, for a call in this process (importing torch anew takes seconds)."""
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch, capsys):
+    """Calls make_subsets.py in a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words, code=0):
+        import make_subsets
+        from common import cli
+        monkeypatch.setattr(sys, "argv", ["make_subsets.py", *map(str, words)])
+        done = Done()
+        done.returncode = 0
+        try:
+            cli(make_subsets.main)
+        except SystemExit as stop:
+            done.returncode = stop.code
+        done.stdout, done.stderr = capsys.readouterr()
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+    return call
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """A loader and the row plan alone, for folders that take long to decode."""
+    def call(*words):
+        import make_subsets
+        monkeypatch.setattr(sys, "argv", ["make_subsets.py", *map(str, words)])
+        args = make_subsets.parse_args()
+        source = make_subsets.DATASETS[args.dataset][0](args)
+        _, rows = make_subsets.plan(source.labels, source.split, source, args)
+        return source, {ratio: {part: tuple(np.bincount(source.labels[drawn[part]])) for part in make_subsets.SPLITS} for ratio, drawn in rows.items()}
+    return call
+
+
+@pytest.fixture
+def refused(make):
+    """Calls make_subsets.py with a mistake: exit code 2, one line that says what is in `says`."""
+    def call(*words, says):
+        done = make(*words, code=2)
+        one_line(done, *says)
+    return call

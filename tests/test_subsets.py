@@ -1,6 +1,5 @@
 """make_subsets.py: worked counts of the reference, real data sets, generated folders, kills, and every mistake's one line."""
 
-import csv
 import json
 import os
 import shutil
@@ -16,9 +15,10 @@ import pytest
 from PIL import Image
 
 import make_subsets
-from common import SPLITS, cli, load_subset
+from common import SPLITS, load_subset
 from conftest import ROOT, SHARED, one_line, real_data
 from make_subsets import ratio_counts
+from pictures import contents, counts, inat_folder, index, picture, plain_folder, well_formed
 from sources import draw_splits, split_counts
 
 # protocol.json, data.inat21: n, train, val; and class sizes, ratios, counts
@@ -39,104 +39,6 @@ def test_counts_equal_the_worked_examples_of_the_reference():
         assert split_counts(n) == (train, val)
     for sizes, ratios, kept in counts:
         assert ratio_counts(sizes, ratios) == kept
-
-
-# ------------------------------------------------------------------------------------------------------------------
-# helpers: call main() as the command line does, make small pictures, compare folders
-# ------------------------------------------------------------------------------------------------------------------
-
-
-class Done:
-    """What run_script returns, for a call in this process (importing torch anew takes seconds)."""
-
-
-@pytest.fixture
-def make(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words, code=0):
-        monkeypatch.setattr(sys, "argv", ["make_subsets.py", *map(str, words)])
-        done = Done()
-        done.returncode = 0
-        try:
-            cli(make_subsets.main)
-        except SystemExit as stop:
-            done.returncode = stop.code
-        done.stdout, done.stderr = capsys.readouterr()
-        assert done.returncode == code, done.stdout + done.stderr
-        return done
-    return call
-
-
-@pytest.fixture
-def planned(monkeypatch):
-    """A loader and the row plan alone, for folders that take long to decode."""
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["make_subsets.py", *map(str, words)])
-        args = make_subsets.parse_args()
-        source = make_subsets.DATASETS[args.dataset][0](args)
-        _, rows = make_subsets.plan(source.labels, source.split, source, args)
-        return source, {ratio: {part: tuple(np.bincount(source.labels[drawn[part]])) for part in SPLITS} for ratio, drawn in rows.items()}
-    return call
-
-
-@pytest.fixture
-def refused(make):
-    def call(*words, says):
-        done = make(*words, code=2)
-        one_line(done, *says)
-    return call
-
-
-def picture(path, seed=0, size=(24, 16), mode="RGB", **options):
-    """A smooth picture with its own colours; size is width, height."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    coarse = np.random.default_rng([7, seed]).integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).convert(mode).save(path, **options)
-
-
-def plain_folder(root, counts, suffix=".jpg", **options):
-    for name, n in counts.items():
-        for i in range(n):
-            picture(root / name / f"{name} {i:03d}{suffix}", seed=i + 1000 * len(name), **options)
-    return root
-
-
-def inat_folder(root, taxa):
-    """taxa: {taxonomy: (train images, val images)}."""
-    for i, (taxonomy, counts) in enumerate(taxa.items()):
-        for part, n in zip(("train", "val"), counts):
-            for k in range(n):
-                picture(root / part / f"{i:05d}_{taxonomy}" / f"{k:03d}.jpg", seed=100 * i + k, size=(12, 9))
-    return root
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def index(folder):
-    with open(folder / "index.csv", newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def well_formed(path):
-    """load_subset takes it, splits are apart, and mean and std are those of the train rows."""
-    subset = load_subset(path)
-    rows = np.concatenate([subset.splits[part] for part in SPLITS])
-    assert len(set(rows)) == len(rows)
-    split = np.array([line["split"] for line in index(path.parent)])
-    for part in SPLITS:
-        assert (split[subset.splits[part]] == part).all() and (np.diff(subset.splits[part]) > 0).all()
-    train = subset.images[subset.splits["train"]] / 255
-    np.testing.assert_allclose(subset.mean, train.mean((0, 1, 2)), atol=1e-6)
-    np.testing.assert_allclose(subset.std, np.maximum(train.std((0, 1, 2)), 1 / 255), atol=1e-6)
-    assert Image.open(path.with_suffix(".png")).size[0] > 100
-    return subset
-
-
-def counts(subset):
-    return {part: tuple(subset.counts[part].values()) for part in SPLITS}
 
 
 # ------------------------------------------------------------------------------------------------------------------
