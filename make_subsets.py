@@ -169,10 +169,9 @@ def start_worker():
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()   # nor outlive a killed parent
 
 
-def each(function, jobs, n, source, workers):
-    """function of every one of n jobs, in their order; by several processes where images are decoded from files."""
-    parallel = workers > 1 and n > 1 and isinstance(source.images[:1][0], Path)
-    pool = ProcessPoolExecutor(min(workers, n), initializer=start_worker) if parallel else None
+def each(function, jobs, n, workers):
+    """function of every one of n jobs, in their order, by several processes."""
+    pool = ProcessPoolExecutor(min(workers, n), initializer=start_worker) if workers > 1 and n > 1 else None
     try:
         yield from (pool.map if pool else map)(function, jobs)
     except BrokenProcessPool:
@@ -203,7 +202,7 @@ def pack(source, folder, side, workers):
     if done:
         print(f"going on: {packed} of {n} images are packed already")
     with open(journal, "a") as log, tqdm(total=n, initial=packed, desc="pack", unit="image", leave=False, delay=0.5) as bar:
-        for start, crc, rows in each(pack_block, jobs, len(starts), source, workers):
+        for start, crc, rows in each(pack_block, jobs, len(starts), workers):
             log.write(json.dumps([start, crc, rows]) + "\n")
             log.flush()
             done[start] = rows
@@ -253,20 +252,16 @@ def keep_readable(path, packed, names, skip_bad):
     out = np.lib.format.open_memmap(kept, mode="w+", dtype=np.uint8, shape=(int(readable.sum()), *shape))
     with open(kept, "r+b") as file:
         file.seek(out.offset)
-        for start, block in blocks(path):
-            file.write(block[readable[start:start + len(block)]])
+        for start in range(0, len(readable), CHUNK):
+            file.write(read_block(path, start)[readable[start:start + CHUNK]])
     return kept, np.flatnonzero(readable)
 
 
-def blocks(path):
-    """(start, uint8 [n, S, S, C]) over the packed images, read and not mapped: the pages of a map count as memory that is used."""
+def read_block(path, start):
+    """The packed images from row `start` on, CHUNK at most; read and not mapped, since the pages of a map count as memory that is used."""
     images = np.load(path, mmap_mode="r")
-    size = math.prod(images.shape[1:])
-    with open(path, "rb") as file:
-        file.seek(images.offset)
-        for start in range(0, len(images), CHUNK):
-            block = np.fromfile(file, dtype=np.uint8, count=min(CHUNK, len(images) - start) * size)
-            yield start, block.reshape(-1, *images.shape[1:])
+    n, size = min(CHUNK, len(images) - start), math.prod(images.shape[1:])
+    return np.fromfile(path, dtype=np.uint8, count=n * size, offset=images.offset + start * size).reshape(n, *images.shape[1:])
 
 
 def write_index(path, source, packed, good):
@@ -291,25 +286,32 @@ def read_index(path):
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def survey(path, index):
+def survey(path, index, workers):
     """One pass over the packed images, for every ratio and for the warning of leaks.
 
     Returns sums of pixels and of their squares [M, 2, C], exact integers in float64; whether all images have equal channels; and the
     leaks: rows of equal pictures (and equal true sizes) that lie in two splits or in both classes, a list of lists.
     """
     labels, split, sizes, _ = index
-    shape, level = np.load(path, mmap_mode="r").shape, np.arange(256.0)
-    sums, equal, same = np.zeros((shape[0], 2, shape[3])), shape[3] == 3, {}
-    with tqdm(total=shape[0], desc="survey", unit="image", leave=False, delay=1) as bar:
-        for start, block in blocks(path):
-            equal = equal and bool((block == block[..., :1]).all())
-            for row, image in enumerate(block, start):
-                for c in range(shape[3]):
-                    histogram = np.bincount(image[..., c].ravel(), minlength=256)
-                    sums[row, :, c] = histogram @ level, histogram @ level ** 2
-                same.setdefault(hashlib.blake2b(image.tobytes() + sizes[row].tobytes(), digest_size=16).digest(), []).append(row)
-            bar.update(len(block))
-    return sums, equal, [rows for rows in same.values() if len(set(zip(labels[rows], split[rows]))) > 1]
+    n, sums, grey, same = len(labels), [], True, {}
+    jobs = ((path, start) for start in range(0, n, CHUNK))
+    with tqdm(total=n, desc="survey", unit="image", leave=False, delay=1) as bar:
+        for block_sums, block_grey, digests in each(survey_block, jobs, -(-n // CHUNK), workers):
+            for row, digest in enumerate(digests, bar.n):
+                same.setdefault((digest, *sizes[row]), []).append(row)
+            sums.append(block_sums)
+            grey = grey and block_grey
+            bar.update(len(digests))
+    return np.concatenate(sums), grey, [rows for rows in same.values() if len(set(zip(labels[rows], split[rows]))) > 1]
+
+
+def survey_block(job):
+    """Of the images from one row on: sums of pixels and of their squares [n, 2, C], whether all are grey, sha256 of each."""
+    block, level = read_block(*job), np.arange(256.0)
+    histograms = np.array([[np.bincount(image[..., c].ravel(), minlength=256) for c in range(block.shape[3])] for image in block])      # [n, C, 256]
+    sums = np.stack([histograms @ level, histograms @ level ** 2], axis=1)
+    grey = block.shape[3] == 3 and bool((histograms == histograms[:, :1]).all()) and bool((block == block[..., :1]).all())
+    return sums, grey, [hashlib.sha256(image).digest() for image in block]
 
 
 def mean_std(sums, pixels):
@@ -343,12 +345,12 @@ def contact_sheet(path, title, images, sizes, rows, labels, classes):
         figure.savefig(part, format="png")
 
 
-def write_ratios(folder, images_path, index_path, rows, minority, source, settings, truncated):
+def write_ratios(folder, images_path, index_path, rows, minority, source, settings, truncated, workers):
     """<ratio>.png and <ratio>.json for every entry of rows, and the packed files moved to their names just before the JSONs."""
     images, index = np.load(images_path, mmap_mode="r"), read_index(index_path)
     labels, split, sizes, names = index
-    sums, equal, leaks = survey(images_path, index)
-    if equal and "grayscale" in DATASETS[settings["dataset"]][1]:
+    sums, grey, leaks = survey(images_path, index, workers)
+    if grey and "grayscale" in DATASETS[settings["dataset"]][1]:
         source.notes.append("every image is grey: --grayscale would store one channel and use the medical augmentation")
     facts = {"images_sha256": sha256(images_path), "index_sha256": sha256(index_path), "truncated": truncated,
              "leaks": [[names[row] for row in same] for same in leaks]}
@@ -404,6 +406,7 @@ def opened(args):
 
 def make(args):
     source, folder, settings = opened(args)
+    workers = workers_for(source, args)
     records = finished(folder, settings, args.skip_bad)
     if records:                                                                          # decoded already
         first = next(iter(records.values()))
@@ -412,7 +415,7 @@ def make(args):
     else:
         plan(source.labels, source.split, source, args)                                  # what cannot work fails before the long work
         folder.mkdir(parents=True, exist_ok=True)
-        path, packed = pack(source, folder, stored_side(source), args.workers or cores())
+        path, packed = pack(source, folder, stored_side(source), workers)
         images_path, good = keep_readable(path, packed, source.names, args.skip_bad)
         settings["skipped"], truncated = len(packed) - len(good), [source.names[i] for i in good if packed[i][3]]
         index_path = folder / ".part-index.csv"
@@ -421,7 +424,7 @@ def make(args):
     minority, rows = plan(labels, split, source, args)
     new = {ratio: drawn for ratio, drawn in rows.items() if ratio not in records}
     if new:
-        write_ratios(folder, images_path, index_path, new, minority, source, settings, truncated)
+        write_ratios(folder, images_path, index_path, new, minority, source, settings, truncated, workers)
     for part in folder.glob(".part-*"):
         part.unlink()
     report(folder, args, source, minority, rows)
@@ -450,7 +453,7 @@ def verify(args):
     jobs = ((path, rows, take(source.images, good[rows]), side, source.channels, source.truncated) for rows in chunks)
     same = []
     with tqdm(total=len(good), desc="verify", unit="image", leave=False, delay=0.5) as bar:
-        for equal in each(check_block, jobs, len(chunks), source, args.workers or cores()):
+        for equal in each(check_block, jobs, len(chunks), workers_for(source, args)):
             same += equal
             bar.update(len(equal))
     if not all(same):
@@ -484,8 +487,11 @@ def take(images, positions):
     return [image for i in positions for image in images[i:i + 1]]
 
 
-def cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def workers_for(source, args):
+    """How many processes: one where images are not decoded from files, for arrays would have to be sent to the others."""
+    if not isinstance(source.images[:1][0], Path):
+        return 1
+    return args.workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def report(folder, args, source, minority, rows):

@@ -72,7 +72,7 @@ def read_image(path, grayscale=False):
     """Decode an image file with Pillow, turned upright by its EXIF tag. Returns uint8 [H, W, C], C = 1 or 3."""
     from PIL import Image, ImageOps
     with Image.open(path) as image:
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I;16") or image.mode == "I" and image.format == "PNG":
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))                    # 16-bit grey: convert() would clip, not scale
         if image.mode in ("I", "F"):
