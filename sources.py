@@ -649,10 +649,10 @@ DATASETS = {
     "digits": (load_digits, ()),
     "breastmnist": (load_medmnist, ("download",)),
     "pneumoniamnist": (load_medmnist, ("download",)),
-    **{name: (load_inat21, ("skip_bad", "grayscale")) for name in INAT21},
-    "inat21": (load_inat21, ("skip_bad", "grayscale", "minority", "majority")),
     "fracatlas": (load_fracatlas, ("skip_bad",)),
     "infarction": (load_infarction, ("skip_bad",)),
+    **{name: (load_inat21, ("skip_bad", "grayscale")) for name in INAT21},
+    "inat21": (load_inat21, ("skip_bad", "grayscale", "minority", "majority")),
     "npz": (load_npz, ("minority", "majority")),
     "folder": (load_folder, ("skip_bad", "grayscale", "minority", "majority", "patient")),
 }

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 import benchmark
+import catalog
 import evaluate_metrics
 import finetune
 import linear_probe
 import make_subsets
 import pretrain
 import report
+import sources
 from conftest import ROOT, call
 
 SCRIPTS = {f"{module.__name__}.py": module for module in (make_subsets, pretrain, linear_probe, evaluate_metrics, finetune, report, benchmark)}
@@ -65,6 +67,15 @@ def test_the_table_of_methods_has_the_measured_times():
     for method, row in rows.items():
         times = [f"{values['ratio']:.2f}" for form, values in measured.items() if form.split()[0] == method and form != "tsc --variant paper"]
         assert re.findall(r"\d\.\d\d", row[7]) == times, method
+
+
+def test_the_table_of_data_sets_is_the_catalogue():
+    table = (ROOT / "README.md").read_text(encoding="utf-8").split("## Data")[1].split("\n\n")[2]
+    rows = {line.split("`")[1]: line for line in table.splitlines() if line.startswith("| `")}
+    assert list(rows) == list(sources.DATASETS) and set(catalog.DATASETS) < set(rows)
+    for name, entry in catalog.DATASETS.items():
+        numbers = ", ".join(f"{few} / {many}" for few, many in entry.counts.values())            # label 0 is the minority of all that have counts
+        assert numbers in rows[name], name
 
 
 def run_all(*words, **variables):
