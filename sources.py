@@ -90,17 +90,28 @@ def squeeze(pixels, side):
     return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC)).reshape(side, side, -1)
 
 
-def true_size(image):
-    """Both sides of an entry of Source.images, from its header."""
-    from PIL import Image
-    if isinstance(image, Path) and image.suffix == ".npy":
-        image = np.load(image, mmap_mode="r", allow_pickle=False).transpose(1, 2, 0)
+def array_of(image):
+    """An entry of Source.images as an array [H, W, C] where it is one, or an .npy [C, H, W] (mapped, not read); None where it is an image file."""
     if isinstance(image, np.ndarray):
-        if image.size > LARGEST:
-            raise ValueError("no image is as large")
-        return image.shape[:2]
-    with Image.open(image) as opened:
-        return opened.size
+        return image
+    if image.suffix.lower() != ".npy":
+        return None
+    array = np.load(image, mmap_mode="r", allow_pickle=False)
+    if array.ndim != 3:
+        raise ValueError(f"an array {list(array.shape)}, not [C, H, W]")
+    return array.transpose(1, 2, 0)
+
+
+def true_size(image):
+    """Both sides of an entry of Source.images, from its header. ValueError where it declares more than any image has."""
+    from PIL import Image
+    array = array_of(image)
+    if array is None:
+        with Image.open(image) as opened:
+            return opened.size
+    if array.size > LARGEST:
+        raise ValueError(f"{' x '.join(map(str, array.shape))} values are too many for an image")
+    return array.shape[:2]
 
 
 def decode(image, channels, truncated):
@@ -109,29 +120,26 @@ def decode(image, channels, truncated):
     Errors are Pillow's, numpy's, or a ValueError with the reason.
     """
     from PIL import ImageFile
-    if isinstance(image, Path) and image.suffix != ".npy":
-        try:
-            return read_image(image, grayscale=channels == 1), False
-        except OSError:
-            if not truncated:
-                raise
-        try:
-            ImageFile.LOAD_TRUNCATED_IMAGES = True
-            return read_image(image, grayscale=channels == 1), True
-        finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES = False
-    if isinstance(image, Path):
-        image = np.load(image, mmap_mode="r", allow_pickle=False)
-        if image.ndim != 3:
-            raise ValueError(f"an array {list(image.shape)}, not [C, H, W]")
-        image = image.transpose(1, 2, 0)
-    if image.shape[2] != channels or not 0 < image.size <= LARGEST:
-        raise ValueError(f"{image.shape[2]} x {image.shape[0]} x {image.shape[1]} values; expected {channels} channels, as the first image has")
-    if image.dtype == np.uint8:
-        return image, False
-    if image.dtype.kind != "f" or not (image.min() >= 0 and image.max() <= 1):                    # NaN is neither
-        raise ValueError(f"{image.dtype} values that are not all between 0 and 1; scale them, or save uint8")
-    return np.rint(image * 255).astype(np.uint8), False
+    array = array_of(image)
+    if array is not None:
+        true_size(array)
+        if array.shape[2] != channels:
+            raise ValueError(f"{array.shape[2]} channels; the first image has {channels}")
+        if array.dtype == np.uint8:
+            return array, False
+        if array.dtype.kind != "f" or not (array.min() >= 0 and array.max() <= 1):               # NaN is neither
+            raise ValueError(f"{array.dtype} values that are not all between 0 and 1; scale them, or save uint8")
+        return np.rint(array * 255).astype(np.uint8), False
+    try:
+        return read_image(image, grayscale=channels == 1), False
+    except OSError:
+        if not truncated:
+            raise
+    try:
+        ImageFile.LOAD_TRUNCATED_IMAGES = True
+        return read_image(image, grayscale=channels == 1), True
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -610,15 +618,15 @@ def channels_of(image, eid):
     """1 or 3, of the first participant; the others have to be like it."""
     from PIL import Image
     try:
-        if isinstance(image, Path) and image.suffix.lower() == ".png":
+        array = array_of(image)
+        if array is None:
             with Image.open(image) as opened:
                 return 1 if opened.mode in ("1", "L", "I", "I;16") else 3
-        channels = image.shape[2] if isinstance(image, np.ndarray) else len(np.load(image, mmap_mode="r", allow_pickle=False))
     except Exception as error:                                  # Pillow and numpy report a broken file in many ways
         raise UserError(f"{image}: cannot be read ({error}); mend or remove it") from None
-    if channels not in (1, 3):
-        raise UserError(f"participant {eid}: an image of {channels} channels; make it [3, H, W], three slices, or [1, H, W]")
-    return channels
+    if array.shape[2] not in (1, 3):
+        raise UserError(f"participant {eid}: an image of {array.shape[2]} channels; make it [3, H, W], three slices, or [1, H, W]")
+    return array.shape[2]
 
 
 def read_table(path, columns):
