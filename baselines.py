@@ -135,9 +135,9 @@ class TSC(KCL):
         self.register_buffer("centroids", torch.zeros(2, model.dim))
         self.targeted = False
 
-    def start_epoch(self, epoch, model):
+    def start_epoch(self, epoch, model, resumed=False):
         self.targeted = epoch >= self.switch
-        if epoch == self.switch and targets_swapped(self.centroids, self.targets):
+        if epoch == self.switch and not resumed and targets_swapped(self.centroids, self.targets):
             self.targets.copy_(self.targets.flip(0))
         self.facts = {"targeted": self.targeted}
 
@@ -234,9 +234,9 @@ class SBCL(Method):
         self.register_buffer("coarse_temperatures", torch.full((2,), args.temperature))
         self.warming_up, self.facts = False, {"subclasses": self.numbers}
 
-    def start_epoch(self, epoch, model):
+    def start_epoch(self, epoch, model, resumed=False):
         self.warming_up = epoch < self.warmup
-        if not self.warming_up and (epoch - self.warmup) % self.every == 0:
+        if not self.warming_up and not resumed and (epoch - self.warmup) % self.every == 0:
             self.recluster(model, seeded(self.seed, epoch, 1))
         self.facts = {"subclasses": self.numbers, "supcon_warmup": self.warming_up,
                       "coarse_temperatures": [round(t, 4) for t in self.coarse_temperatures.tolist()]}

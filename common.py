@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,8 @@ from augment import (RECIPES, augment, center_crops, center_view, color_jitter, 
                      normalize, rotate, shift_hue)
 from losses import (antipodal_prototypes, class_weights, collapse_value, draw_supervised_majority, focal_loss,  # noqa: F401
                     ntxent_loss, supcon_loss, supmin_loss, suppro_loss)
-from run import ArgumentParser, UserError, at_least, cli, command_line, read_json, sha256, whole, write_json  # noqa: F401
+from run import (ArgumentParser, Stop, Stopped, UserError, at_least, cli, command_line, hold, read_json, sha256, whole,  # noqa: F401
+                 write_json)
 from sources import IMAGE_SUFFIXES, SPLITS, image_files, printable, read_image, squeeze
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -50,7 +52,7 @@ def provenance(device, others=()):
 
 
 RUN_FILES = ("config.json", "log.jsonl", "checkpoint.pt", "encoder.pt", "curves.png", "probe.json", "probe.pt", "metrics.json",
-             "embedding.png", "embedding.npz", "finetune.json", "classifier.pt")
+             "embedding.png", "embedding.npz", "finetune.json", "classifier.pt", "not-finite.json")
 
 
 def start_run(folder, config, device):
@@ -60,6 +62,7 @@ def start_run(folder, config, device):
     gives way to a real one.
     """
     folder = Path(folder)
+    hold(folder)
     if (folder / "config.json").exists():
         old = read_json(folder / "config.json", "delete the folder or choose another with --out")
         if old.get("smoke") and not config["smoke"]:
@@ -288,8 +291,8 @@ class Method(nn.Module):
         """x [V, N, 3, H, W]; labels int [N]; positions int [N], which training images these are; generator of the epoch, on the CPU."""
         return self.loss(embed_views(model, x), labels, generator)
 
-    def start_epoch(self, epoch, model):
-        """Called before each epoch, also the first after a resume."""
+    def start_epoch(self, epoch, model, resumed=False):
+        """Called before each epoch; resumed: in the middle of it, where what was computed at its start is in the checkpoint."""
 
     def phase(self, epoch, epochs):
         """(first, end) of the stretch of epochs around `epoch` that has one learning-rate schedule; the optimizer starts afresh with each."""
@@ -345,24 +348,76 @@ def state_sha256(module):
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(folder, parts, epoch, config):
-    """Write checkpoint.pt: the state_dict of every part (name -> module, optimizer, ...), the epoch to go on with, the settings."""
-    save_tensors(Path(folder) / "checkpoint.pt", {**{name: part.state_dict() for name, part in parts.items()}, "epoch": epoch, "config": config})
+def save_checkpoint(folder, parts, epoch, config, within=None):
+    """Write checkpoint.pt: the state_dict of every part (name -> module, optimizer, ...), the epoch to go on with, the settings.
+
+    within: where in that epoch, from Stopped.within; None at its start.
+    """
+    save_tensors(Path(folder) / "checkpoint.pt",
+                 {**{name: part.state_dict() for name, part in parts.items()}, "epoch": epoch, "config": config, "within": within})
 
 
 def resume(folder, parts, config):
-    """Load checkpoint.pt into `parts` (name -> whatever has load_state_dict); returns the epoch to go on with, 0 without a checkpoint."""
+    """Load checkpoint.pt into `parts` (name -> whatever has load_state_dict). Returns (epoch to go on with, within as it was saved)."""
     path = Path(folder) / "checkpoint.pt"
     if not path.exists():
-        return 0
-    checkpoint = load_tensors(path, keys=[*parts, "epoch", "config"])
+        return 0, None
+    checkpoint = load_tensors(path, keys=[*parts, "epoch", "config", "within"])
     if checkpoint["config"] != config:
         raise UserError(f"{path}: belongs to a run with other settings; delete it or choose another folder with --out")
     for name, part in parts.items():
         load_exactly(part, checkpoint[name], path)
-    if checkpoint["epoch"] < config["epochs"]:
-        print(f"  goes on after epoch {checkpoint['epoch']} of {config['epochs']}")
-    return checkpoint["epoch"]
+    epoch, within = checkpoint["epoch"], checkpoint["within"]
+    if epoch < config["epochs"]:
+        print(f"  goes on after epoch {epoch} of {config['epochs']}" + (f" and {within['step']} steps" if within else ""))
+    return epoch, within
+
+
+class Epoch:
+    """How far an epoch has come: its batches, its generator, the losses of its steps. Stopped within, it goes on with its next step."""
+
+    def __init__(self, number, seed, draw, device, stop):
+        """draw: generator -> batches, lists of positions. The generator is the epoch's own: order, augmentation and draws repeat."""
+        self.number, self.stop, self.started = number, stop, time.time()
+        self.generator = seeded(seed, number)
+        self.batches = draw(self.generator)
+        self.resumed, stop.within = stop.within, None
+        self.done, self.skipped = 0, 0
+        self.losses = torch.zeros(len(self.batches), device=device)
+        if self.resumed:
+            self.generator.set_state(self.resumed["generator"])
+            self.done, self.skipped = self.resumed["step"], self.resumed["skipped"]
+            self.losses.copy_(self.resumed["losses"])
+            self.started -= self.resumed["seconds"]
+
+    def step(self, loss, optimizer, scaler):
+        """Backward and one step of the optimizer; Stopped, with what a checkpoint needs, if a signal has asked for it."""
+        scale = scaler.get_scale()
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        overflow = scaler.get_scale() < scale                    # fp16: the scaler has left this step out
+        self.skipped += overflow
+        self.losses[self.done] = 0 if overflow else loss.detach()                                # no .item() here: it would wait for the GPU
+        self.done += 1
+        if self.stop.number:
+            raise Stopped(self.stop.number, {"step": self.done, "skipped": self.skipped, "losses": self.losses.cpu(),
+                                             "generator": self.generator.get_state(), "seconds": self.seconds()})
+
+    def seconds(self):
+        return time.time() - self.started
+
+    def loss(self, model, train, folder):
+        """Mean loss of the steps that were not skipped. UserError where one is not finite, or a weight; the images of its step are listed."""
+        bad = (~self.losses.isfinite()).nonzero()
+        if len(bad) or self.skipped == self.done or not all(p.isfinite().all() for p in model.parameters()):
+            step = int(bad[0]) if len(bad) else self.done - 1     # a gradient that is not finite spoils the next loss, if there is one
+            write_json(Path(folder) / "not-finite.json",
+                       {"epoch": self.number + 1, "step": step + 1, "rows": train.rows[self.batches[step]].tolist()})
+            raise UserError(f"{folder}: the loss is not finite in epoch {self.number + 1}, step {step + 1}; the rows of its images are listed in "
+                            "not-finite.json, the last checkpoint is kept; try a lower --lr or --amp off")
+        return self.losses.double().sum().item() / (self.done - self.skipped)
 
 
 def warmup_cosine(epoch, epochs, lr, warmup_epochs=10):

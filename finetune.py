@@ -24,11 +24,10 @@ from tqdm import tqdm
 
 from baselines import (CosineClassifier, LearnableScale, balanced_batches, effective_number_weights, ldam_loss, ldam_margins,
                        logit_adjusted_loss, tau_normalized)
-from common import (ArgumentParser, ImageBatches, UserError, at_least, augment, center_view, class_weights, cli,
-                    embed, focal_loss, images_to_predict, load_exactly, load_run, load_subset, load_tensors, log_line,
+from common import (ArgumentParser, Epoch, ImageBatches, Stop, Stopped, UserError, at_least, augment, center_view, class_weights,
+                    cli, embed, focal_loss, images_to_predict, load_exactly, load_run, load_subset, load_tensors, log_line,
                     normalize, pick_device, precision, predict_folder, provenance, read_json, resnet, resume, rewind_log,
-                    save_checkpoint, save_tensors, scores, seeded, shuffled_batches, start_run, state_sha256,
-                    warmup_cosine, write_json)
+                    save_checkpoint, save_tensors, scores, shuffled_batches, start_run, state_sha256, warmup_cosine, write_json)
 
 SCALE = 30.0                                                     # of the cosine classifier's logits
 RETRAIN_EPOCHS = {"crt": 10, "lws": 5, "tau_norm": 0}            # Kang et al. 2020; tau_norm trains nothing
@@ -202,7 +201,7 @@ def main():
     optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4) if args.retrain else torch.optim.Adam(groups)
     best = Best(model)
     parts = {"model": model, "optimizer": optimizer, "scaler": scaler, "best": best}
-    epoch = resume(out, parts, config)
+    epoch, within = resume(out, parts, config)
     rewind_log(out, epoch)
     if args.retrain == "tau_norm" and epoch == 0:
         choose_tau(model, best, subset, out, device, args)
@@ -210,11 +209,14 @@ def main():
 
     train = ImageBatches(subset.images, rows, device)
     steps = min(len(rows) // args.batch_size, 2 if args.smoke else math.inf)
-    with tqdm(total=args.epochs * steps, initial=epoch * steps, unit="step", dynamic_ncols=True, disable=args.epochs == 0) as bar:
+    with tqdm(total=args.epochs * steps, initial=epoch * steps, unit="step", dynamic_ncols=True, disable=args.epochs == 0) as bar, Stop(within) as stop:
         for epoch in range(epoch, args.epochs):
-            stats = train_one_epoch(epoch, steps, model, loss_of, optimizer, scaler, autocast, train, subset, args, bar)
-            if not math.isfinite(stats["loss"]):
-                raise UserError(f"{out}: the loss is not finite in epoch {epoch + 1}; the last checkpoint is kept; try a lower --lr or --amp off")
+            try:
+                stats = train_one_epoch(epoch, steps, model, loss_of, optimizer, scaler, autocast, train, subset, args, out, bar, stop)
+            except Stopped as stopped:
+                if stopped.within:
+                    save_checkpoint(out, parts, epoch, config, stopped.within)
+                raise
             validation = evaluate(model, subset, "val", device, args)
             if epoch >= first_choice(args):
                 best.update(model, epoch, validation["balanced_accuracy" if args.retrain == "lws" else "auroc"])
@@ -345,32 +347,32 @@ class Best:
         self.epoch, self.score, self.weights = state["epoch"], state["score"], state["weights"]
 
 
-def train_one_epoch(epoch, steps, model, loss_of, optimizer, scaler, autocast, train, subset, args, bar):
-    """`steps` full batches, one view of each image. The generator is the epoch's own: order and augmentation repeat after a resume."""
-    generator = seeded(args.seed, epoch)
+def train_one_epoch(epoch, steps, model, loss_of, optimizer, scaler, autocast, train, subset, args, folder, bar, stop):
+    """`steps` full batches, one view of each image, or the rest of an epoch that was stopped."""
+    def draw(generator):
+        if args.balanced_batches:
+            return balanced_batches(subset.labels[train.rows], args.batch_size, steps, generator)
+        return shuffled_batches(len(train.rows), args.batch_size, generator)[:steps]
+
+    progress = Epoch(epoch, args.seed, draw, train.device, stop)
     for group in optimizer.param_groups:
         group["lr"] = warmup_cosine(epoch, args.epochs, group["peak_lr"], warmup_epochs=0)
-    if args.balanced_batches:
-        batches = balanced_batches(subset.labels[train.rows], args.batch_size, steps, generator)
-    else:
-        batches = shuffled_batches(len(train.rows), args.batch_size, generator)[:steps]
-    total = torch.zeros((), device=train.device)
+    bar.update(progress.done)
     model.train()
-    for positions, images in train(batches):
+    for positions, images in train(progress.batches[progress.done:]):
         batch = train.rows[positions]
         sizes = torch.from_numpy(subset.sizes[batch])
         labels = torch.from_numpy(subset.labels[batch]).to(train.device, non_blocking=True)
-        view = center_view(images, sizes, subset.size) if args.no_augment else augment(images, sizes, subset.recipe, subset.size, generator)
+        if args.no_augment:
+            view = center_view(images, sizes, subset.size)
+        else:
+            view = augment(images, sizes, subset.recipe, subset.size, progress.generator)
         with autocast:
             logits = model(normalize(view, subset.mean, subset.std))
-        loss = loss_of(logits.float(), labels, epoch)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        total += loss.detach()
+        progress.step(loss_of(logits.float(), labels, epoch), optimizer, scaler)
         bar.update()
-    return {"loss": (total / steps).item(), "lr": optimizer.param_groups[0]["lr"], "head_lr": optimizer.param_groups[1]["lr"]}
+    return {"loss": progress.loss(model, train, folder), "lr": optimizer.param_groups[0]["lr"], "head_lr": optimizer.param_groups[1]["lr"],
+            **({"skipped_steps": progress.skipped} if scaler.is_enabled() else {})}
 
 
 @torch.no_grad()

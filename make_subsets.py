@@ -31,7 +31,8 @@ import numpy as np
 from tqdm import tqdm
 
 import catalog
-from run import ArgumentParser, UserError, at_least, cli, command_line, read_json, sha256, whole, write_json
+from run import (SIGNALS, ArgumentParser, UserError, at_least, cli, command_line, hold, read_json, sha256, whole,
+                 write_json)
 from sources import DATASETS, DRAW_TEST, DRAW_TRAIN, DRAW_VAL, SPLITS, decode, squeeze, true_size
 
 RATIOS = ("99-1", "95-5", "50-50", "natural")
@@ -164,7 +165,8 @@ def reason(error):
 
 
 def start_worker():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)                # Ctrl-C is the parent's business
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)                   # the parent's business
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()   # nor outlive a killed parent
 
@@ -408,13 +410,14 @@ def make(args):
     source, folder, settings = opened(args)
     workers = workers_for(source, args)
     records = finished(folder, settings, args.skip_bad)
+    if not records:
+        plan(source.labels, source.split, source, args)                                  # what cannot work fails before the long work
+    hold(folder)
     if records:                                                                          # decoded already
         first = next(iter(records.values()))
         settings["skipped"], truncated = first["settings"]["skipped"], first["truncated"]
         images_path, index_path = folder / "images.npy", folder / "index.csv"
     else:
-        plan(source.labels, source.split, source, args)                                  # what cannot work fails before the long work
-        folder.mkdir(parents=True, exist_ok=True)
         path, packed = pack(source, folder, stored_side(source), workers)
         images_path, good = keep_readable(path, packed, source.names, args.skip_bad)
         settings["skipped"], truncated = len(packed) - len(good), [source.names[i] for i in good if packed[i][3]]

@@ -18,8 +18,8 @@ import torch
 from tqdm import tqdm
 
 from baselines import BCL, KCL, SBCL, TSC, PaCo
-from common import (ArgumentParser, ContrastiveModel, ImageBatches, Method, UserError, antipodal_prototypes, at_least,
-                    augment, cli, draw_supervised_majority, embed, load_subset, log_line, normalize, ntxent_loss,
+from common import (ArgumentParser, ContrastiveModel, Epoch, ImageBatches, Method, Stop, Stopped, UserError, antipodal_prototypes,
+                    at_least, augment, cli, draw_supervised_majority, embed, load_subset, log_line, normalize, ntxent_loss,
                     pick_device, precision, read_log, resume, rewind_log, save_checkpoint, save_tensors, seeded,
                     shuffled_batches, start_run, supcon_loss, supmin_loss, suppro_loss, warmup_cosine, whole)
 from evaluate_metrics import class_alignment_consistency, sample_alignment_accuracy
@@ -153,7 +153,7 @@ def main():
     # a new run, or the same one from its last checkpoint
     start_run(out, config, device)
     parts = {"model": model, "method": method, "optimizer": optimizer, "scaler": scaler}
-    epoch = resume(out, parts, config)
+    epoch, within = resume(out, parts, config)
     if epoch == args.epochs and (out / "encoder.pt").exists():
         print(f"finished already: {out / 'encoder.pt'}")
         return
@@ -165,11 +165,14 @@ def main():
     # training
     train = ImageBatches(subset.images, rows, device)
     steps = min(len(rows) // args.batch_size, 2 if args.smoke else math.inf)
-    with tqdm(total=args.epochs * steps, initial=epoch * steps, unit="step", dynamic_ncols=True) as bar:
+    with tqdm(total=args.epochs * steps, initial=epoch * steps, unit="step", dynamic_ncols=True) as bar, Stop(within) as stop:
         for epoch in range(epoch, args.epochs):
-            stats = train_one_epoch(epoch, steps, model, method, optimizer, scaler, autocast, train, subset, args, bar)
-            if not math.isfinite(stats["loss"]):
-                raise UserError(f"{out}: the loss is not finite in epoch {epoch + 1}; the last checkpoint is kept; try a lower --lr or --amp off")
+            try:
+                stats = train_one_epoch(epoch, steps, model, method, optimizer, scaler, autocast, train, subset, args, out, bar, stop)
+            except Stopped as stopped:
+                if stopped.within:
+                    save_checkpoint(out, parts, epoch, config, stopped.within)
+                raise
             last = epoch + 1 == args.epochs
             if args.watch_every and ((epoch + 1) % args.watch_every == 0 or last):
                 stats.update(watch(model, subset, device, args))
@@ -185,36 +188,32 @@ def main():
     print(f"wrote {out / 'encoder.pt'} and {out / 'curves.png'}\nnext: python linear_probe.py {out}")
 
 
-def train_one_epoch(epoch, steps, model, method, optimizer, scaler, autocast, train, subset, args, bar):
-    """One pass in full batches. The generator is the epoch's own: order, augmentation and draws repeat after a resume."""
-    generator = seeded(args.seed, epoch)
-    start, total = time.time(), torch.zeros((), device=train.device)
-    method.start_epoch(epoch, model)
+def train_one_epoch(epoch, steps, model, method, optimizer, scaler, autocast, train, subset, args, folder, bar, stop):
+    """One pass in full batches, or the rest of one that was stopped."""
+    progress = Epoch(epoch, args.seed, lambda generator: shuffled_batches(len(train.rows), args.batch_size, generator)[:steps], train.device, stop)
+    method.start_epoch(epoch, model, bool(progress.resumed))
     first, end = method.phase(epoch, args.epochs)
-    if epoch == first:
+    if epoch == first and not progress.resumed:
         optimizer.state.clear()                                  # no momentum of the phase before
     lr = warmup_cosine(epoch - first, end - first, args.lr, 0 if first else args.warmup_epochs)
     for group in optimizer.param_groups:
         group["lr"] = lr
-    for positions, images in train(shuffled_batches(len(train.rows), args.batch_size, generator)[:steps]):
+    bar.update(progress.done)
+    for positions, images in train(progress.batches[progress.done:]):
         batch = train.rows[positions]
         sizes = torch.from_numpy(subset.sizes[batch])
         labels = torch.from_numpy(subset.labels[batch]).to(train.device, non_blocking=True)
-        views = [augment(images, sizes, subset.recipe, subset.size, generator, view in method.strong) for view in range(method.views)]
+        views = [augment(images, sizes, subset.recipe, subset.size, progress.generator, view in method.strong) for view in range(method.views)]
         x = normalize(torch.cat(views), subset.mean, subset.std).unflatten(0, (method.views, -1))        # [V, N, 3, H, W]
         with autocast:
-            loss = method(model, x, labels, torch.from_numpy(positions).to(train.device, non_blocking=True), generator)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        total += loss.detach()                                   # no .item() here: it would wait for the GPU at every step
+            loss = method(model, x, labels, torch.from_numpy(positions).to(train.device, non_blocking=True), progress.generator)
+        progress.step(loss, optimizer, scaler)
         bar.update()
-    loss, seconds = (total / steps).item(), time.time() - start
+    loss, seconds = progress.loss(model, train, folder), progress.seconds()
     bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
     collapsed = method.collapse_value(args.batch_size)
     return {"loss": loss, "collapse_gap": None if collapsed is None else collapsed - loss, "lr": lr, "seconds": round(seconds, 3),
-            "images_per_s": round(steps * args.batch_size / seconds, 1)}
+            "images_per_s": round(steps * args.batch_size / seconds, 1), **({"skipped_steps": progress.skipped} if scaler.is_enabled() else {})}
 
 
 # the watch: is the representation collapsing? -------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shlex
+import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,14 +54,52 @@ def at_least(low, kind=int):
     return number
 
 
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]          # USR1: SLURM before it pre-empts
+
+
+class Stopped(KeyboardInterrupt):
+    """One of SIGNALS has arrived. `within`: what a checkpoint needs to go on in the middle of an epoch, None where that is not known."""
+
+    def __init__(self, number, within=None):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number, self.within = number, within
+
+
+class Stop:
+    """A block in which a signal to stop is only noted, in `number`, so that a loop can finish its step. A second one stops it at once."""
+
+    def __init__(self, within=None):
+        """within: where the last one stopped, for the loop to go on."""
+        self.number, self.within = None, within
+
+    def __enter__(self):
+        self.before = {number: signal.signal(number, self.note) for number in SIGNALS}
+        return self
+
+    def note(self, number, frame):
+        if self.number:
+            raise Stopped(number)
+        self.number = number
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def stop_now(number, frame):
+    raise Stopped(number)
+
+
 def cli(main):
-    """Call a script's main(). A UserError or a path that cannot be written ends as one line and exit code 2, Ctrl-C as 130."""
+    """Call a script's main(). A UserError or a path that cannot be written ends as one line and exit code 2, a signal as 128 + its number."""
+    for number in SIGNALS:
+        signal.signal(number, stop_now)
     try:
         main()
     except UserError as error:
         status, message = 2, str(error)
-    except KeyboardInterrupt:
-        status, message = 130, "stopped; the same command goes on from what is finished"
+    except Stopped as stopped:
+        status, message = 128 + stopped.number, f"{stopped}; the same command goes on from what is finished"
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":            # torch's; not imported here
             raise
@@ -89,6 +128,22 @@ def whole(path):
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+HELD = []                                                         # open lock files; the system lets go of them when the process ends
+
+
+def hold(folder):
+    """Make `folder` and keep it for this process until it ends, however it ends. UserError while another process holds it."""
+    import fcntl
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    HELD.append(open(Path(folder) / ".lock", "w"))
+    try:
+        fcntl.lockf(HELD[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise UserError(f"{folder}: cannot be locked ({error.strerror}); choose a folder on another disk with --out") from None
+        raise UserError(f"{folder}: another process is at work in it; wait until it has ended, or choose another folder with --out") from None
 
 
 def write_json(path, data):

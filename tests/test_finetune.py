@@ -1,6 +1,8 @@
 """finetune.py as a user runs it: every loss and every re-training, what stays frozen, which images are trained on, stops and mistakes."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +15,7 @@ import common
 import finetune
 import linear_probe
 import pretrain
-from common import UserError, load_run, load_subset
+from common import Stopped, UserError, load_run, load_subset
 from conftest import call, equal, log_of
 
 SCRATCH = "subsets/digits/95-5.json"
@@ -304,12 +306,12 @@ def test_a_stopped_run_ends_bit_identical_and_a_finished_one_returns(run, words,
     call(finetune, *words, place / "whole")
     train_one_epoch = finetune.train_one_epoch
 
-    def stop(epoch, *args):
+    def signalled(epoch, *args):
         if epoch == 3:                                           # the deferred weights of four epochs start there
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
         return train_one_epoch(epoch, *args)
-    monkeypatch.setattr(finetune, "train_one_epoch", stop)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(finetune, "train_one_epoch", signalled)
+    with pytest.raises(Stopped):
         call(finetune, *words, place / "stopped")
     monkeypatch.undo()
     call(finetune, *words, place / "stopped")

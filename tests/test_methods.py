@@ -3,6 +3,8 @@
 import copy
 import inspect
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import common
 import make_subsets
 import pretrain
 from baselines import SBCL, TSC, sbcl_loss
-from common import UserError, embed_views, load_subset, seeded
+from common import Stopped, UserError, embed_views, load_subset, seeded
 from conftest import call, equal, log_of, real_data
 
 FORMS = {"ntxent": "", "supcon": "", "supmin": "--majority-supervision 0.5", "suppro": "--margin 0.5", "kcl": "", "kcl queue": "--queue 40 --k 1",
@@ -35,7 +37,7 @@ def test_every_method_is_tried_here():
 
 @pytest.mark.parametrize("form", FORMS)
 def test_stopped_or_not_a_run_ends_the_same_to_the_last_bit(workplace, monkeypatch, form):
-    """Stopped after epoch 3 of 4: past TSC's switch and past SBCL's first clustering, which only the checkpoint remembers.
+    """Stopped within epoch 3 of 4, after TSC's switch and SBCL's first clustering at its start, which only the checkpoint remembers.
 
     SBCL is given three sub-classes of the majority, which --smoke alone would not have.
     """
@@ -44,13 +46,14 @@ def test_stopped_or_not_a_run_ends_the_same_to_the_last_bit(workplace, monkeypat
     call(pretrain, *command, f"{form}/whole")
     train_one_epoch = pretrain.train_one_epoch
 
-    def stop(epoch, *args):
-        if epoch == 3:
-            raise KeyboardInterrupt
+    def signalled(epoch, *args):
+        if epoch == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
         return train_one_epoch(epoch, *args)
-    monkeypatch.setattr(pretrain, "train_one_epoch", stop)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(pretrain, "train_one_epoch", signalled)
+    with pytest.raises(Stopped):
         call(pretrain, *command, f"{form}/stopped")
+    assert common.load_tensors(Path(form, "stopped", "checkpoint.pt"))["within"]["step"] == 1
     monkeypatch.setattr(pretrain, "train_one_epoch", train_one_epoch)
     call(pretrain, *command, f"{form}/stopped")
     if form.startswith("sbcl"):

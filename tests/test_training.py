@@ -36,7 +36,7 @@ def run(workplace):
 # pre-training ---------------------------------------------------------------------------------------------------------
 
 def test_a_run_leaves_its_files_and_returns_at_once_when_repeated(run, capsys):
-    assert {path.name for path in run.iterdir()} == {"config.json", "log.jsonl", "checkpoint.pt", "encoder.pt", "curves.png"}
+    assert {path.name for path in run.iterdir()} == {".lock", "config.json", "log.jsonl", "checkpoint.pt", "encoder.pt", "curves.png"}
     header = json.loads((run / "log.jsonl").read_text().splitlines()[0])
     assert {"command", "commit", "device", "torch", "torchvision"} <= header.keys() and "pretrain.py" in header["command"]
     assert json.loads((run / "config.json").read_text())["sha256"] == load_subset("subsets/digits/99-1.json").sha256

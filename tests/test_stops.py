@@ -1,0 +1,149 @@
+"""Nothing lost: signals, two processes in one folder, numbers that are not finite."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import common
+import finetune
+import pretrain
+import run
+from common import Epoch, Stop, Stopped, UserError
+from conftest import ROOT, call, equal, log_of
+
+SUBSET = "subsets/digits/95-5.json"
+WORDS = [SUBSET, "--method", "supcon", "--smoke", "--size", "8", "--epochs", "4", "--watch-every", "0", "--out"]
+
+
+@pytest.fixture
+def handlers():
+    """cli() takes the signals of the whole process: give them back."""
+    before = {number: signal.getsignal(number) for number in run.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def whole(workplace):
+    """A run that nothing has stopped."""
+    call(pretrain, *WORDS, "whole")
+    return Path("whole")
+
+
+def exit_code(script, *words):
+    """As the command line ends."""
+    argv, sys.argv = sys.argv, [f"{script.__name__}.py", *map(str, words)]
+    try:
+        run.cli(script.main)
+    except SystemExit as end:
+        return end.code
+    finally:
+        sys.argv = argv
+    return 0
+
+
+@pytest.mark.parametrize("name, code", [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138)])
+def test_a_signal_is_followed_after_the_step_and_the_same_command_goes_on(whole, monkeypatch, capsys, handlers, name, code):
+    augment, seen = pretrain.augment, []
+
+    def signalled(*args):
+        seen.append(args)
+        if len(seen) == 5:                                       # in the middle of the first step of epoch 2
+            os.kill(os.getpid(), getattr(signal, name))
+        return augment(*args)
+    monkeypatch.setattr(pretrain, "augment", signalled)
+    capsys.readouterr()
+    assert exit_code(pretrain, *WORDS, name) == code and len(seen) == 6      # that step was finished: 2 + 1 steps of two views
+    error = [line for line in capsys.readouterr().err.split("\n") if line and "\r" not in line]
+    assert error[-1] == f"pretrain.py: stopped by {name}; the same command goes on from what is finished"
+    monkeypatch.setattr(pretrain, "augment", augment)
+    assert exit_code(pretrain, *WORDS, name) == 0 and "goes on after epoch 1 of 4 and 1 steps" in capsys.readouterr().out
+    assert log_of(whole) == log_of(Path(name)) and len(log_of(Path(name))) == 4
+    assert equal(*(common.load_tensors(Path(folder, "encoder.pt")) for folder in (whole, name)))
+
+
+def test_a_second_signal_does_not_wait():
+    with pytest.raises(Stopped), Stop():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("the second one was only noted")             # the handler runs before this line
+
+
+def test_a_signal_between_epochs_loses_nothing(workplace, monkeypatch):
+    log_line = pretrain.log_line
+
+    def signalled(folder, **values):
+        if values["epoch"] == 3:                                 # the last epoch is over: the run ends as if nothing had been
+            os.kill(os.getpid(), signal.SIGTERM)
+        log_line(folder, **values)
+    monkeypatch.setattr(pretrain, "log_line", signalled)
+    call(pretrain, *WORDS, "late")
+    assert (Path("late") / "encoder.pt").exists() and len(log_of(Path("late"))) == 4
+
+
+@pytest.mark.parametrize("script, words", [(pretrain, WORDS), (finetune, [SUBSET, "--smoke", "--out"])])
+def test_a_folder_belongs_to_one_living_process(workplace, script, words):
+    other = subprocess.Popen([sys.executable, "-c", "import run, time; run.hold('shared'); print('held', flush=True); time.sleep(600)"],
+                             stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert other.stdout.readline() == b"held\n"
+    with pytest.raises(UserError, match="shared: another process is at work in it; .*--out"):
+        call(script, *words, "shared")
+    assert [path.name for path in Path("shared").iterdir()] == [".lock"]
+    other.kill()                                                 # a dead process holds nothing
+    other.wait()
+    run.hold("shared")
+    Path("shared/.lock").unlink()
+
+
+class Poison(torch.autograd.Function):
+    """A loss of zero with a gradient that is not finite."""
+
+    @staticmethod
+    def forward(ctx, z):
+        ctx.shape = z.shape
+        return z.sum() * 0
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.full(ctx.shape, torch.inf)
+
+
+@pytest.mark.parametrize("what, step", [("loss", 1), ("gradient", 2)])
+def test_a_number_that_is_not_finite_stops_with_its_images_named(workplace, monkeypatch, what, step):
+    """The gradient in the last step of epoch 2: no loss after it shows it, the weights do."""
+    seen = []
+
+    def loss(self, z, labels, generator):
+        seen.append(labels)
+        if len(seen) == 2 + step:
+            return Poison.apply(z) if what == "gradient" else z.sum() * torch.nan
+        return z.square().mean()
+    monkeypatch.setattr(pretrain.SupCon, "loss", loss)
+    with pytest.raises(UserError, match=f"not finite in epoch 2, step {step}; .*not-finite.json, the last checkpoint is kept"):
+        call(pretrain, *WORDS, what)
+    told = json.loads(Path(what, "not-finite.json").read_text())
+    assert (told["epoch"], told["step"]) == (2, step)
+    subset = common.load_subset(SUBSET)
+    np.testing.assert_array_equal(subset.labels[told["rows"]], seen[1 + step])
+    assert common.load_tensors(Path(what, "checkpoint.pt"))["epoch"] == 1 and len(log_of(Path(what))) == 1
+
+
+def test_an_overflow_of_fp16_is_skipped_and_counted():
+    w = torch.nn.Parameter(torch.ones(3))
+    model = torch.nn.ParameterList([w])
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu", init_scale=2.0 ** 120)
+    progress = Epoch(0, 0, lambda generator: [np.arange(2)] * 4, torch.device("cpu"), Stop())
+    before = []
+    for factor in (1e3, torch.inf, 1.0, 1.0):                    # 1e3 * 2^120 and infinity overflow float32
+        before.append(w.detach().clone())
+        progress.step((factor * w).sum(), optimizer, scaler)
+    assert progress.skipped == 2 and torch.equal(before[0], before[2])
+    np.testing.assert_allclose(progress.loss(model, None, "nowhere"), (3.0 + 2.7) / 2, rtol=1e-6)
