@@ -187,21 +187,31 @@ def load_subset(path, verify=True):
             index = list(csv.DictReader(file))
         labels = np.array([int(row["label"]) for row in index])
         sizes = np.array([(int(row["height"]), int(row["width"])) for row in index])
-        splits = {split: np.array(record["splits"][split], dtype=np.int64) for split in SPLITS}
+        splits = {split: np.array(record["splits"][split] or [], dtype=object) for split in SPLITS}
+        if any(type(row) is not int for rows in splits.values() for row in rows):
+            raise UserError(f"{path}: its splits are not lists of rows; {remake}")
+        splits = {split: rows.astype(np.int64) for split, rows in splits.items()}
         subset = Subset(path, record["name"], record["ratio"], list(record["classes"]), int(record["minority"]), record["counts"], splits,
                         images, labels, sizes, int(record["size"]), record["recipe"], list(record["mean"]), list(record["std"]),
                         record["images_sha256"], hashlib.sha256(json.dumps(record["splits"], sort_keys=True).encode()).hexdigest())
+        rows = np.concatenate(list(splits.values()))
+        if len(np.unique(rows)) != len(rows) or len(rows) and not 0 <= rows.min() <= rows.max() < len(labels):
+            raise UserError(f"{path}: rows are out of range, or more than once in its splits; {remake}")
         for split in SPLITS:
-            rows = splits[split]
-            if len(np.unique(rows)) != len(rows) or len(rows) and not 0 <= rows.min() <= rows.max() < len(labels):
-                raise UserError(f"{path}: rows of {split} are doubled or out of range; {remake}")
-            if [int((labels[rows] == c).sum()) for c in (0, 1)] != [record["counts"][split][str(c)] for c in (0, 1)]:
+            if [int((labels[splits[split]] == c).sum()) for c in (0, 1)] != [record["counts"][split][str(c)] for c in (0, 1)]:
                 raise UserError(f"{path}: rows and counts of {split} disagree; {remake}")
-        if len(images) != len(labels) or images.dtype != np.uint8 or subset.recipe not in RECIPES or subset.minority not in (0, 1):
+        if images.ndim != 4 or images.dtype != np.uint8 or len(images) != len(labels) or not np.isin(labels, (0, 1)).all() or sizes.min() < 1:
             raise UserError(f"{path}: does not fit its images.npy; {remake}")
+        names, numbers = (subset.name, subset.ratio, *subset.classes), np.array([subset.mean, subset.std], dtype=np.float64)
+        if not all(isinstance(name, str) for name in names) or len(names) != 4 or subset.recipe not in RECIPES or subset.minority not in (0, 1):
+            raise UserError(f"{path}: its name, ratio, classes, minority or recipe are not those of a subset; {remake}")
+        if any(Path(name).name != name or name == ".." for name in names[:2]):                    # they become folders below runs/
+            raise UserError(f"{path}: its name or ratio is no folder name; {remake}")
+        if numbers.shape != (2, images.shape[3]) or not np.isfinite(numbers).all() or numbers[1].min() <= 0 or not 1 <= subset.size <= 4096:
+            raise UserError(f"{path}: its mean, std or size is no number for its images; {remake}")
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such file; {remake}") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise UserError(f"{path}: not a subset of this kit ({type(error).__name__}: {error}); {remake}") from None
     return subset
 
