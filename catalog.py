@@ -66,9 +66,14 @@ def find_fracatlas(root):
     return place and (place, None)
 
 
+def infarction_folder(root):
+    """The folder that holds the table of participants, or None."""
+    return next((place for place in (root / "infarction", root) if any(place.glob("*.csv"))), None)
+
+
 def find_infarction(root):
-    place = root / "infarction"
-    return (place, None) if place.is_dir() and any(place.glob("*.csv")) else None
+    place = infarction_folder(root)
+    return (place, None) if place and place != root else None    # below a root of many data sets it has a folder of its own
 
 
 INAT21_GET = "github.com/visipedia/inat_comp/tree/master/2021"
@@ -99,6 +104,7 @@ def missing(root):
 
 
 if __name__ == "__main__":
-    for name, (folder, size) in found(sys.argv[1]).items():
+    data_root = sys.argv[1] if len(sys.argv) > 1 else "data"
+    for name, (folder, size) in found(data_root).items():
         print(name, size or "-", folder, sep="\t")
-    print(*missing(sys.argv[1]), sep="\n", file=sys.stderr)
+    print(*missing(data_root), sep="\n", file=sys.stderr)

@@ -4,6 +4,9 @@ r"""Images on disk -> subsets/<dataset>/: two classes, decoded once, at several 
     python make_subsets.py breastmnist --size 28 --download                     # MedMNIST file in data/
     python make_subsets.py inat21-mammals --data-root /data/inat21              # the folder that holds train/ and val/
     python make_subsets.py folder --data-root /data/xray --patient '(person\d+)'  # <class>/ or train|val|test/<class>/
+    python make_subsets.py npz --data-root octmnist.npz --minority 2 --majority 3  # any file of MedMNIST's layout
+    python make_subsets.py all --data-root /data                                # every data set of the paper that lies there
+    python make_subsets.py all --data-root /data --verify                       # what was made of it is what it should be
 
 Writes images.npy (uint8 [M, S, S, C], every image squeezed to a square), index.csv (one line per image), and per ratio
 <ratio>.json (which rows are train, val and test) and <ratio>.png (what they look like). 99-1 is percent of majority and
@@ -151,10 +154,11 @@ def pack_block(job):
 
 
 def check_block(job):
-    """Decode some images again. Returns, for each, whether it is what the .npy file holds at its row."""
-    path, rows, *what = job
-    block, _ = decode_block(*what)
-    return (np.load(path, mmap_mode="r")[rows] == block).all(axis=(1, 2, 3)).tolist()
+    """Decode some images again. Returns, for each, whether it is what the .npy file holds at its row, and whether it is truncated."""
+    path, at, *what = job
+    block, rows = decode_block(*what)
+    same = (np.load(path, mmap_mode="r")[at] == block).all(axis=(1, 2, 3))
+    return [(bool(equal) and not why, cut) for equal, (_, _, why, cut) in zip(same, rows)]
 
 
 def reason(error):
@@ -191,7 +195,7 @@ def pack(source, folder, side, workers):
     """
     path, journal = folder / ".part-images.npy", folder / ".part-journal.jsonl"
     n, shape = len(source.images), (len(source.images), side, side, source.channels)
-    head = {"source": source.digest, "shape": list(shape)}
+    head = {"source": source.digest, "shape": list(shape), "rows": "width height unreadable truncated"}
     done = read_journal(journal, path, head)
     if not done:
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
@@ -291,29 +295,29 @@ def read_index(path):
 def survey(path, index, workers):
     """One pass over the packed images, for every ratio and for the warning of leaks.
 
-    Returns sums of pixels and of their squares [M, 2, C], exact integers in float64; whether all images have equal channels; and the
-    leaks: rows of equal pictures (and equal true sizes) that lie in two splits or in both classes, a list of lists.
+    Returns sums of pixels and of their squares [M, 2, C], exact integers in float64; whether all images have equal channels; the
+    brightest pixel; and the leaks: rows of equal pictures (and equal true sizes) in two splits or in both classes, a list of lists.
     """
     labels, split, sizes, _ = index
-    n, sums, grey, same = len(labels), [], True, {}
+    n, sums, grey, brightest, same = len(labels), [], True, 0, {}
     jobs = ((path, start) for start in range(0, n, CHUNK))
     with tqdm(total=n, desc="survey", unit="image", leave=False, delay=1) as bar:
-        for block_sums, block_grey, digests in each(survey_block, jobs, -(-n // CHUNK), workers):
-            for row, digest in enumerate(digests, bar.n):
+        for block_sums, block_grey, block_brightest, digests in each(survey_block, jobs, -(-n // CHUNK), workers):
+            for row, digest in enumerate(digests, CHUNK * len(sums)):
                 same.setdefault((digest, *sizes[row]), []).append(row)
             sums.append(block_sums)
-            grey = grey and block_grey
+            grey, brightest = grey and block_grey, max(brightest, block_brightest)
             bar.update(len(digests))
-    return np.concatenate(sums), grey, [rows for rows in same.values() if len(set(zip(labels[rows], split[rows]))) > 1]
+    return np.concatenate(sums), grey, brightest, [rows for rows in same.values() if len(set(zip(labels[rows], split[rows]))) > 1]
 
 
 def survey_block(job):
-    """Of the images from one row on: sums of pixels and of their squares [n, 2, C], whether all are grey, sha256 of each."""
+    """Of the images from one row on: sums of pixels and of their squares [n, 2, C], whether all are grey, the brightest pixel, sha256 of each."""
     block, level = read_block(*job), np.arange(256.0)
     histograms = np.array([[np.bincount(image[..., c].ravel(), minlength=256) for c in range(block.shape[3])] for image in block])      # [n, C, 256]
     sums = np.stack([histograms @ level, histograms @ level ** 2], axis=1)
     grey = block.shape[3] == 3 and bool((histograms == histograms[:, :1]).all()) and bool((block == block[..., :1]).all())
-    return sums, grey, [hashlib.sha256(image).digest() for image in block]
+    return sums, grey, int(block.max()), [hashlib.sha256(image).digest() for image in block]
 
 
 def mean_std(sums, pixels):
@@ -347,39 +351,51 @@ def contact_sheet(path, title, images, sizes, rows, labels, classes):
         figure.savefig(part, format="png")
 
 
-def write_ratios(folder, images_path, index_path, rows, minority, source, settings, truncated, workers):
-    """<ratio>.png and <ratio>.json for every entry of rows, and the packed files moved to their names just before the JSONs."""
-    images, index = np.load(images_path, mmap_mode="r"), read_index(index_path)
-    labels, split, sizes, names = index
-    sums, grey, leaks = survey(images_path, index, workers)
+def records_of(name, images_path, index_path, rows, minority, source, settings, truncated, workers):
+    """{ratio: what <ratio>.json says}, from the packed images, for every entry of rows."""
+    index = read_index(index_path)
+    labels, _, _, names = index
+    sums, grey, brightest, leaks = survey(images_path, index, workers)
+    shape = np.load(images_path, mmap_mode="r").shape
+    facts = {"images_sha256": sha256(images_path), "index_sha256": sha256(index_path), "truncated": truncated,
+             "leaks": [[names[row] for row in same] for same in leaks], "settings": settings}
     if grey and "grayscale" in DATASETS[settings["dataset"]][1]:
         source.notes.append("every image is grey: --grayscale would store one channel and use the medical augmentation")
-    facts = {"images_sha256": sha256(images_path), "index_sha256": sha256(index_path), "truncated": truncated,
-             "leaks": [[names[row] for row in same] for same in leaks]}
+    if brightest < 16:
+        source.notes.append(f"WARNING: no pixel is brighter than {brightest} of 255; scale 16-bit files that use 12 bits to the full range")
     records = {}
     for ratio, drawn in rows.items():
-        mean, std = mean_std(sums[drawn["train"]], images.shape[1] * images.shape[2])
+        mean, std = mean_std(sums[drawn["train"]], shape[1] * shape[2])
         counts = {part: {str(c): int((labels[drawn[part]] == c).sum()) for c in (0, 1)} for part in SPLITS}
-        title = f"{folder.name} {ratio}, minority: {source.classes[minority]}"
-        contact_sheet(folder / f"{ratio}.png", title, images, sizes, drawn, labels, source.classes)
-        records[ratio] = {"name": folder.name, "ratio": ratio, "classes": source.classes, "minority": minority, "counts": counts,
+        records[ratio] = {"name": name, "ratio": ratio, "classes": source.classes, "minority": minority, "counts": counts,
                           "size": source.size, "recipe": source.recipe, "mean": mean, "std": std, "seed": settings["seed"],
-                          "command": command_line(), **facts, "settings": settings,
-                          "splits": {part: drawn[part].tolist() for part in SPLITS}}
+                          **facts, "splits": {part: drawn[part].tolist() for part in SPLITS}}
+    return records
+
+
+def write_ratios(folder, images_path, index_path, rows, records):
+    """<ratio>.png and <ratio>.json for every record, and the packed files moved to their names just before the JSONs."""
+    images = np.load(images_path, mmap_mode="r")
+    labels, _, sizes, _ = read_index(index_path)
+    for ratio, record in records.items():
+        title = f"{folder.name} {ratio}, minority: {record['classes'][record['minority']]}"
+        contact_sheet(folder / f"{ratio}.png", title, images, sizes, rows[ratio], labels, record["classes"])
     os.replace(images_path, folder / "images.npy")
     os.replace(index_path, folder / "index.csv")
     for ratio, record in records.items():
-        write_json(folder / f"{ratio}.json", record)
+        write_json(folder / f"{ratio}.json", {"command": command_line(), **record})
 
 
 def finished(folder, settings, skip_bad):
     """The records of a finished subset folder, {ratio: record}, verified. UserError when it was made with other settings or was changed."""
     records = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob("[!.]*.json")):
         record = read_json(path, "delete it, or choose another folder with --name or --out")
         old = record.get("settings")
         if not isinstance(old, dict):
             raise UserError(f"{path}: not a subset of this kit; choose another folder with --name or --out")
+        if not {"truncated", "leaks"} <= record.keys():
+            raise UserError(f"{folder}: made by an earlier version of the kit; delete it and give the same command again, for the same images")
         now = {**settings, "skipped": old.get("skipped") if skip_bad else 0}
         differ = [f"{key} {old.get(key)} there, {now.get(key)} now" for key in {**now, **old} if old.get(key) != now.get(key)]
         if differ:
@@ -399,7 +415,10 @@ def finished(folder, settings, skip_bad):
 
 def opened(args):
     """The Source of a data set, the folder of its subsets, and the settings that decide what is in it."""
-    source = DATASETS[args.dataset][0](args)
+    try:
+        source = DATASETS[args.dataset][0](args)
+    except OSError as error:
+        raise UserError(f"{error.filename or args.data_root}: {error.strerror or error}; make it readable, or remove it") from None
     settings = {"dataset": args.dataset, "size": source.size, "store_size": source.store_size, "grayscale": args.grayscale,
                 "seed": args.seed, "patient": args.patient, "minority": args.minority, "majority": args.majority,
                 "source": f"{len(source.images)} images, sha256 {source.digest[:16]}"}
@@ -408,11 +427,11 @@ def opened(args):
 
 def make(args):
     source, folder, settings = opened(args)
-    workers = workers_for(source, args)
     records = finished(folder, settings, args.skip_bad)
     if not records:
         plan(source.labels, source.split, source, args)                                  # what cannot work fails before the long work
     hold(folder)
+    workers = workers_for(source, args)
     if records:                                                                          # decoded already
         first = next(iter(records.values()))
         settings["skipped"], truncated = first["settings"]["skipped"], first["truncated"]
@@ -427,11 +446,13 @@ def make(args):
     minority, rows = plan(labels, split, source, args)
     new = {ratio: drawn for ratio, drawn in rows.items() if ratio not in records}
     if new:
-        write_ratios(folder, images_path, index_path, new, minority, source, settings, truncated, workers)
+        more = records_of(folder.name, images_path, index_path, new, minority, source, settings, truncated, workers)
+        write_ratios(folder, images_path, index_path, new, more)
+        records = {**records, **more}
     for part in folder.glob(".part-*"):
         part.unlink()
-    report(folder, args, source, minority, rows)
-    files = ["images.npy", "index.csv"] * (not records) + [f"{ratio}.{kind}" for ratio in new for kind in ("json", "png")]
+    report(folder, args, source, {ratio: records[ratio] for ratio in rows})
+    files = ["images.npy", "index.csv"] * (len(records) == len(new)) + [f"{ratio}.{kind}" for ratio in new for kind in ("json", "png")]
     print(f"wrote {folder}: {' '.join(files)}" if new else f"{folder} is there already, made with these settings; checksums verified")
     print(f"next: python pretrain.py {shlex.quote(str(folder / next(iter(rows))))}.json --method supmin")
 
@@ -440,30 +461,35 @@ def verify(args):
     """Check a finished folder against its checksums, and everything in it against its source, decoded again. UserError for a difference."""
     source, folder, settings = opened(args)
     records = finished(folder, settings, skip_bad=True)
-    if not records:
-        raise UserError(f"{folder}: no finished subset there to verify; make it with the same command without --verify")
+    absent = [ratio for ratio in args.ratios or records if ratio not in records]
+    if not records or absent:
+        raise UserError(f"{folder}: no finished {' '.join(absent) or 'subset'} there to verify; make it with the same command without --verify")
+    path, again = folder / "images.npy", f"delete {folder} and make it again"
     labels, split, _, names = read_index(folder / "index.csv")
     position = {name: i for i, name in enumerate(source.names)}
     good = np.array([position.get(name, -1) for name in names])
     if (good < 0).any() or (labels != source.labels[good]).any() or (split != source.split[good]).any():
-        raise UserError(f"{folder / 'index.csv'}: lists other images, classes or splits than {args.data_root}; delete {folder} and make it again")
-    minority, rows = plan(labels, split, source, argparse.Namespace(**{**vars(args), "ratios": list(records)}))
-    for ratio, record in records.items():
-        if any(rows[ratio][part].tolist() != record["splits"][part] for part in SPLITS) or minority != record["minority"]:
-            raise UserError(f"{folder / ratio}.json: its rows are not those that its seed draws; delete {folder} and make it again")
-    side, path = np.load(folder / "images.npy", mmap_mode="r").shape[1], folder / "images.npy"
+        raise UserError(f"{folder / 'index.csv'}: lists other images, classes or splits than {args.data_root}; {again}")
+    workers, side = workers_for(source, args), np.load(path, mmap_mode="r").shape[1]
     chunks = [np.arange(start, min(start + CHUNK, len(good))) for start in range(0, len(good), CHUNK)]
     jobs = ((path, rows, take(source.images, good[rows]), side, source.channels, source.truncated) for rows in chunks)
-    same = []
+    checked = []
     with tqdm(total=len(good), desc="verify", unit="image", leave=False, delay=0.5) as bar:
-        for equal in each(check_block, jobs, len(chunks), workers_for(source, args)):
-            same += equal
-            bar.update(len(equal))
-    if not all(same):
-        raise UserError(f"{folder / 'images.npy'}: {same.count(False)} of {len(same)} images are not what their files hold now, first "
-                        f"{names[same.index(False)]}; delete {folder} and make it again")
-    report(folder, args, source, minority, rows)
-    print(f"verified {folder}: checksums, {len(names)} images decoded again, rows of {', '.join(records)} drawn again")
+        for results in each(check_block, jobs, len(chunks), workers):
+            checked += results
+            bar.update(len(results))
+    other = [name for name, (same, _) in zip(names, checked) if not same]
+    if other:
+        raise UserError(f"{path}: {len(other)} of {len(names)} images are not what their files hold now, first {other[0]}; {again}")
+    minority, rows = plan(labels, split, source, argparse.Namespace(**{**vars(args), "ratios": list(records)}))
+    settings["skipped"], truncated = len(source.names) - len(names), [name for name, (_, cut) in zip(names, checked) if cut]
+    expected = records_of(folder.name, path, folder / "index.csv", rows, minority, source, settings, truncated, workers)
+    for ratio, record in records.items():
+        differ = [key for key in {**expected[ratio], **record} if key != "command" and expected[ratio].get(key) != record.get(key)]
+        if differ:
+            raise UserError(f"{folder / ratio}.json: not what its images and its seed give: {', '.join(differ)}; {again}")
+    report(folder, args, source, records)
+    print(f"verified {folder}: checksums, {len(names)} images decoded again, {', '.join(records)} drawn again")
 
 
 def for_all(step, args):
@@ -497,23 +523,23 @@ def workers_for(source, args):
     return args.workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def report(folder, args, source, minority, rows):
+def report(folder, args, source, records):
     """The counts, beside those to be expected, and what there is to say of single images."""
     def line(name, counts):
         return f"{name:<12}" + "".join(f"{' / '.join(map(str, counts[part])):>16}" for part in SPLITS)
 
-    shape = np.load(folder / "images.npy", mmap_mode="r").shape
-    labels, split, _, _ = read_index(folder / "index.csv")
-    record = read_json(folder / f"{next(iter(rows))}.json", f"delete {folder} and make it again")
+    shape, record = np.load(folder / "images.npy", mmap_mode="r").shape, next(iter(records.values()))
     print(f"{folder.name}: {shape[0]} images, stored as {shape[1]} x {shape[2]} x {shape[3]}, "
-          f"classes {source.classes[0]} / {source.classes[1]}, minority {source.classes[minority]}")
+          f"classes {source.classes[0]} / {source.classes[1]}, minority {source.classes[record['minority']]}")
     print(*dict.fromkeys(source.notes), sep="\n", end="\n" * bool(source.notes))
     print(f"{'ratio':<12}" + "".join(f"{part:>16}" for part in SPLITS))
-    for ratio, drawn in rows.items():
-        print(line(ratio, {part: np.bincount(labels[drawn[part]], minlength=2) for part in SPLITS}))
+    for ratio, of in records.items():
+        print(line(ratio, {part: of["counts"][part].values() for part in SPLITS}))
+    labels, split, _, _ = read_index(folder / "index.csv")
+    counts = {part: tuple(np.bincount(labels[split == part], minlength=2).tolist()) for part in SPLITS}
     expected = catalog.DATASETS[args.dataset].counts if args.dataset in catalog.DATASETS else {}
-    if expected and (args.verify or any(tuple(np.bincount(labels[split == part], minlength=2)) != expected[part] for part in SPLITS)):
-        print(line("as published", expected))
+    if expected and (args.verify or counts != expected):
+        print(line("expected", expected) + ("   as it is" if counts == expected else f"   WARNING: there are{line('', counts)}"))
     if record["truncated"]:
         print(f"truncated, read as far as they go ({len(record['truncated'])}):", *shown(record["truncated"]), sep="\n")
     if record["leaks"]:

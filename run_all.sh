@@ -67,10 +67,11 @@ END
 }
 
 
-look() {  # $have: the data sets under DATA_ROOT, one per line: name, size or -, folder; $1: where those that are missing are named
-    have=$("${PYTHON:-python3}" catalog.py "$DATA_ROOT" 2> "$1") ||
-        { echo "run_all.sh: cannot run catalog.py; install Python 3.10 to 3.13, or name one with PYTHON=..." >&2; exit 2; }
-    [ -n "$have" ] || { echo "run_all.sh: no data set under $DATA_ROOT; set DATA_ROOT, or try 'bash run_all.sh demo', which needs no data" >&2; exit 2; }
+look() {  # $have: the data sets under DATA_ROOT, one per line: name, size or -, folder, with tabs between; $missing: the others
+    missing=$("${PYTHON:-python3}" catalog.py "$DATA_ROOT" 2>&1 > /dev/null) ||
+        { echo "run_all.sh: cannot run catalog.py; install Python 3.10 to 3.13, or name one with PYTHON=... (${missing##*$'\n'})" >&2; exit 2; }
+    have=$("${PYTHON:-python3}" catalog.py "$DATA_ROOT" 2> /dev/null)
+    [ -n "$have" ] || { echo "$missing"; echo "run_all.sh: no data set under $DATA_ROOT; set DATA_ROOT, or try 'bash run_all.sh demo', which needs no data"; exit 2; } >&2
     case " $BASELINES " in *" ce "*) ;; *) [ -z "$RETRAIN" ] || echo "not re-trained: ${RETRAIN// /, } take the encoder of ce, which BASELINES lacks" >&2 ;; esac
 }
 
@@ -195,7 +196,7 @@ case ${1:-grid} in
         "$PYTHON" -m pytest "${@:2}"
         ;;
     grid)
-        look /dev/null
+        look
         setup requirements.txt
         failed=0
         subsets || failed=1
@@ -204,17 +205,19 @@ case ${1:-grid} in
         exit $failed
         ;;
     subsets)
-        look /dev/null
+        look
         setup requirements.txt
         subsets
         ;;
     --list)
-        look /dev/stderr
+        look
+        echo "$missing" >&2
         PYTHON=${PYTHON:-python}
         list
         ;;
     --dry-run)
-        look /dev/stderr
+        look
+        echo "$missing" >&2
         PYTHON=${PYTHON:-python}
         list
         list | estimate

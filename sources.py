@@ -1,6 +1,7 @@
 """Where images come from: files and arrays decoded, and one loader per data set, from the arguments of make_subsets.py to a Source.
 
-A loader finds the images, their class and their split, and decodes nothing. A new data set is a loader and a line in DATASETS. Needs no torch.
+A loader finds the images, their class and their split, and decodes nothing. A new data set is a loader and a line in DATASETS. Needs no torch
+(MedMNIST's package, which names the classes of its files, and a .pt bring it along).
 """
 
 import csv
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from catalog import INAT21, INAT21_GET, INAT21_PARTS, MEDMNIST_SIZES, fracatlas_folder, inat21_parts, medmnist_file
+from catalog import INAT21, INAT21_GET, INAT21_PARTS, MEDMNIST_SIZES, fracatlas_folder, inat21_parts, infarction_folder, medmnist_file
 from run import UserError, sha256
 
 SPLITS = ("train", "val", "test")
@@ -51,15 +52,15 @@ class Source:
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def image_files(folder):
-    """Image files at any depth below a folder, sorted by path; hidden files and folders are skipped."""
+def image_files(folder, suffixes=IMAGE_SUFFIXES):
+    """Files of images at any depth below a folder, sorted by path; hidden files and folders are skipped."""
     def closed(error):
         raise UserError(f"{error.filename}: {error.strerror}; make it readable")
 
     found = []
     for place, folders, files in os.walk(folder, onerror=closed if folder.exists() else None):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place, name) for name in files if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES]
+        found += [Path(place, name) for name in files if not name.startswith(".") and Path(name).suffix.lower() in suffixes]
     return sorted(found, key=lambda path: path.as_posix())
 
 
@@ -287,6 +288,8 @@ def npz_labels(archive, name, n):
         raise ValueError(f"{name} are {list(shape)} for {n} images")
     with archive.open(f"{name}.npy") as file:
         labels = np.lib.format.read_array(file, allow_pickle=False).astype(np.int64)
+    if labels.ndim == 2 and shape[1] > 1 and not np.isin(labels, (0, 1)).all():
+        raise ValueError(f"{name} of {shape[1]} findings are not all 0 or 1")
     return labels[:, 0] if shape[1:] == (1,) else labels
 
 
@@ -325,7 +328,7 @@ def two_groups(labels, minority, majority, path, named):
     known = [int(c) for c in (range(labels.shape[1]) if labels.ndim == 2 else np.unique(labels))]
 
     def numbers(flag, text):
-        chosen = [int(word) if word.strip().isdecimal() else word for word in text.split(",")]
+        chosen = list(dict.fromkeys(int(word) if word.strip().isdecimal() else word for word in text.split(",")))
         strange = [c for c in chosen if c not in known]
         if strange:
             raise UserError(f"{flag} {text}: {path} has no class {strange[0]}; its classes are {listed(known)}")
@@ -337,12 +340,14 @@ def two_groups(labels, minority, majority, path, named):
     def joined(chosen):
         return " + ".join(named.get(str(c), str(c)) for c in chosen)
 
+    if len(known) < 2:
+        raise UserError(f"{path}: holds {len(known)} class{'es' * (not known)}; two at least are needed")
     if minority is None:
         if len(known) != 2 or labels.ndim == 2 or majority is not None:
             raise UserError(f"--minority: say which of the classes of {path} is the rare one, e.g. --minority {known[0]} --majority {known[-1]} "
                             f"(without --majority: all others); they are {listed(known)}")
         return np.searchsorted(known, labels), [joined([c]) for c in known], None, []
-    few, many = numbers("--minority", minority), numbers("--majority", majority) if majority else None
+    few, many = numbers("--minority", minority), numbers("--majority", majority) if majority is not None else None
     if many and set(few) & set(many):
         raise UserError(f"--minority {minority} --majority {majority}: both name class {min(set(few) & set(many))}")
     is_few = labels[:, few].any(1) if labels.ndim == 2 else np.isin(labels, few)
@@ -358,11 +363,11 @@ def two_groups(labels, minority, majority, path, named):
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def file_source(args, images, root, labels, split, classes, grayscale, **more):
-    """A Source of image files below root; size, storage and augmentation as the flags and `grayscale` say."""
+def file_source(args, images, root, labels, split, classes, grayscale, groups=None, **more):
+    """A Source of image files below root; size, storage and augmentation as the flags and `grayscale` say. groups: a name for each, or None."""
     names = [printable(image.relative_to(root).as_posix()) for image in images]
-    found = "\n".join(f"{name}\t{label}\t{image.stat().st_size if image.exists() else None}"
-                      for name, label, image in zip(names, labels, images))
+    found = "\n".join(f"{name}\t{label}\t{image.stat().st_size if image.exists() else None}" + (f"\t{group}" if group else "")
+                      for name, label, image, group in zip(names, labels, images, groups or [None] * len(images)))
     size = args.size or 224
     return Source(images, names, labels, split, classes, hashlib.sha256(found.encode()).hexdigest(), size,
                   "medical" if grayscale else "natural", 1 if grayscale else 3, args.store_size or round(size * 10 / 7), **more)
@@ -443,15 +448,15 @@ def load_folder(args):
         if name.lower() in SPLITS:
             raise UserError(f"{root}: a class folder named {name} would be taken for a split; rename it")
     classes, minority = two_classes(names, args, f"{root}: class folders found: {len(names)} ({', '.join(names[:10]) or 'none'})", layout)
-    found = [(image, label, part) for part, folder in groups.items() for label, members in enumerate(classes.values()) for name in members
+    found = [(image, label, part) for part, folder in groups.items() for label, (_, members) in enumerate(classes) for name in members
              for image in image_files(folder / name)]
     if not found:
-        raise UserError(f"{root}: no images below {' and '.join(classes)} ({' '.join(sorted(IMAGE_SUFFIXES))}); put them there")
+        raise UserError(f"{root}: no images below {' and '.join(name for name, _ in classes)} ({' '.join(sorted(IMAGE_SUFFIXES))}); put them there")
     images, labels = [image for image, _, _ in found], np.array([label for _, label, _ in found], dtype=np.int64)
     split = np.array([part for _, _, part in found], dtype="<U5")
     patients = np.array([patient(args.patient, image, root) for image in images]) if args.patient else None
-    source = file_source(args, images, root, labels, split, list(classes), args.grayscale, minority=minority)
-    left = len(names) - sum(map(len, classes.values()))
+    source = file_source(args, images, root, labels, split, [name for name, _ in classes], args.grayscale, minority=minority)
+    left = len(names) - sum(len(members) for _, members in classes)
     if left:
         source.notes.append(f"left out: {left} class folder{'s' * (left > 1)}")
     missing = {part: percent for part, percent in {"test": 20, "val": 10}.items() if part not in groups}
@@ -475,9 +480,9 @@ def subfolders(folder):
 
 
 def two_classes(names, args, found, layout):
-    """({class: its folders} in order of label, label of the minority or None for the rarer) of class folders `names`, as the flags say."""
+    """[(class, its folders)] of two classes, index = label, and the label of the minority, None for the rarer; from class folders `names`."""
     def chosen(flag, text):
-        members = [text] if text in names else [word.strip() for word in text.split(",")]
+        members = [text] if text in names else list(dict.fromkeys(word.strip() for word in text.split(",")))
         for name in members:
             if name not in names:
                 near = difflib.get_close_matches(name, names, cutoff=0.4) or names[:10]
@@ -486,15 +491,17 @@ def two_classes(names, args, found, layout):
 
     if len(names) < 2:
         raise UserError(f"{found}; two at least are needed, as {layout}")
-    if args.minority is None and (len(names) > 2 or args.majority):
+    if args.minority is None and (len(names) > 2 or args.majority is not None):
         raise UserError(f"{found}; say which is the rare one with --minority A, and the other with --majority B,C (default: all others)")
     few = chosen("--minority", args.minority) if args.minority is not None else names[:1]
-    many = chosen("--majority", args.majority) if args.majority else [name for name in names if name not in few]
+    many = chosen("--majority", args.majority) if args.majority is not None else [name for name in names if name not in few]
     if set(few) & set(many) or not many:
         raise UserError(f"--minority {args.minority} --majority {args.majority}: the two classes must differ")
-    classes = {"+".join(few): few, "+".join(many) if args.majority or len(many) == 1 else "rest": many}
-    ordered = dict(sorted(classes.items()))
-    return ordered, None if args.minority is None else list(ordered.values()).index(few)
+    rest = "rest" if args.majority is None and len(many) > 1 else "+".join(many)
+    classes = sorted([("+".join(few), few), (rest, many)])
+    if classes[0][0] == classes[1][0]:
+        raise UserError(f"--minority {args.minority} --majority {args.majority}: both classes would be called {rest}; rename a folder")
+    return classes, None if args.minority is None else [members for _, members in classes].index(few)
 
 
 def patient(regex, image, root):
@@ -513,8 +520,8 @@ def load_fracatlas(args):
 
     The release has 717 fractured and 3,366 other images, a table dataset.csv (image_id, fractured and what is shown) and no split for
     classification. Drawn here: 20 % for test and 10 % for val, stratified. The table has no patient: its column multiscan says that one
-    picture shows several scans, not which pictures belong together. So views of one patient can be kept in one split only where the table
-    has been given a column patient_id; copies of one file always are. Some files of the release are truncated: they are read as far as
+    picture shows several scans, not which pictures belong together. So views of one patient are kept in one split where the table has been
+    given a column patient_id; else only copies of one file are. Some files of the release are truncated: they are read as far as
     they go, the rest is grey, and the subset's record names them.
     """
     root = fracatlas_folder(Path(args.data_root))
@@ -523,21 +530,32 @@ def load_fracatlas(args):
                         "unpack it there, or give its folder with --data-root")
     table = read_table(root / "dataset.csv", ["image_id", "fractured"])
     classes = ["Fractured", "Non_fractured"]
-    images = {image.name: (image, label) for label, name in enumerate(classes) for image in image_files(root / "images" / name)}
+    images, described = {}, {}
+    for label, name in enumerate(classes):
+        for image in image_files(root / "images" / name):
+            if image.name in images:
+                raise UserError(f"{image}: a second file of this name, also {images[image.name][0]}; leave one")
+            images[image.name] = image, label
     for line, row in table.items():
-        name = row["image_id"]
+        name, where = row["image_id"], f"{root / 'dataset.csv'}, line {line}"
         if name not in images:
-            raise UserError(f"{root / 'dataset.csv'}, line {line}: {name} is not in images/Fractured or images/Non_fractured; unpack FracAtlas again")
+            raise UserError(f"{where}: {name!r} is not in images/Fractured or images/Non_fractured; unpack FracAtlas again")
+        if name in described:
+            raise UserError(f"{where}: {name} a second time; one line each")
         if zero_or_one(root / "dataset.csv", line, "fractured", row) != 1 - images[name][1]:
-            raise UserError(f"{root / 'dataset.csv'}, line {line}: fractured is {row['fractured']}, but {name} lies in {classes[images[name][1]]}")
-    described = {row["image_id"]: row for row in table.values()}
+            raise UserError(f"{where}: fractured is {row['fractured']}, but {name} lies in {classes[images[name][1]]}")
+        described[name] = row
     strange = sorted(images.keys() - described.keys())
     if strange:
-        raise UserError(f"{images[strange[0]][0]}: not in dataset.csv (and {len(strange) - 1} more); remove it or unpack FracAtlas again")
+        raise UserError(f"{images[strange[0]][0]}: not in dataset.csv{more_of(strange)}; remove it or unpack FracAtlas again")
     paths, labels = [image for image, _ in images.values()], np.array([label for _, label in images.values()])
-    groups = np.array([described[image.name].get("patient_id") or sha256(image) for image in paths])
-    split = draw_splits(labels, {"test": 20, "val": 10}, args.seed, groups)
-    return file_source(args, paths, root, labels, split, classes, True, truncated=True)
+    groups = [described[image.name].get("patient_id") or sha256(image) for image in paths]
+    split = draw_splits(labels, {"test": 20, "val": 10}, args.seed, np.array(groups))
+    return file_source(args, paths, root, labels, split, classes, True, groups, truncated=True)
+
+
+def more_of(names):
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
 def load_infarction(args):
@@ -549,7 +567,7 @@ def load_infarction(args):
     Split by participant, 90 / 5 / 5 %, not balanced: int(0.05 n) for val and test each, as in the reference, but stratified, so that a
     rare class is in every split.
     """
-    root = next((place for place in (Path(args.data_root), Path(args.data_root, "infarction")) if any(place.glob("*.csv"))), None)
+    root = infarction_folder(Path(args.data_root))
     if root is None:
         raise UserError(f"{args.data_root}: no CSV (eid,label) there or in infarction/; put it beside one .pt, or .npy or .png files")
     path, *others = sorted(root.glob("*.csv"))
@@ -563,29 +581,30 @@ def load_infarction(args):
     images, digest = participants(root)
     missing = [eid for eid in labels if eid not in images]
     if missing:
-        raise UserError(f"{path}: participant {missing[0]} has no image in {root} (nor have {len(missing) - 1} others); "
-                        "remove the lines or add the images")
+        raise UserError(f"{path}: participant {missing[0]!r}{more_of(missing)} has no image in {root}; remove the line or add the image")
     eids = sorted(labels)
     label = np.array([labels[eid] for eid in eids])
     n, rare = int(0.05 * len(eids)), np.bincount(label, minlength=2).argmin()
-    split = np.full(len(eids), "train", dtype="<U5")
     k = max(1, round(0.05 * int((label == rare).sum())))                                  # of the rare class, in val and in test
+    if n <= k:
+        raise UserError(f"{path}: {len(eids)} participants, of whom 5 % are too few to have both classes in val and in test; it takes 40 at least")
+    split = np.full(len(eids), "train", dtype="<U5")
     for c, taken in ((rare, k), (1 - rare, n - k)):
         members = np.random.default_rng([args.seed, DRAW_SPLIT, c]).permutation(np.flatnonzero(label == c))
         split[members[:taken]], split[members[taken:2 * taken]] = "val", "test"
     found = digest + "".join(f"\n{eid}\t{labels[eid]}" for eid in eids)
     unlabelled = len(images) - len(eids)
-    return Source([images[eid] for eid in eids], eids, label, split, ["no infarction", "infarction"],
-                  hashlib.sha256(found.encode()).hexdigest(), args.size or 128, "cardiac", channels_of(images[eids[0]], eids[0]), args.store_size,
+    return Source([images[eid] for eid in eids], eids, label, split, ["no infarction", "infarction"], hashlib.sha256(found.encode()).hexdigest(),
+                  args.size or 128, "cardiac", one_number_of_channels({eid: images[eid] for eid in eids}), args.store_size,
                   notes=[f"left out: {unlabelled} images without a line in {path.name}"] if unlabelled else [])
 
 
 def participants(root):
     """({eid: array [H, W, C] or path}, sha256 of what was found) of a folder with one .pt, or with .npy or .png files."""
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in (".pt", ".npy", ".png") and not path.name.startswith("."))
+    files = image_files(root, (".pt", ".npy", ".png"))
     kinds = sorted({path.suffix.lower() for path in files})
     if len(kinds) != 1 or kinds == [".pt"] and len(files) > 1:
-        raise UserError(f"{root}: holds {f'{len(files)} files {chr(32).join(kinds)}' if files else 'no image'}; "
+        raise UserError(f"{root}: holds {f'{len(files)} files ' + ' '.join(kinds) if files else 'no image'}; "
                         "leave one .pt (a dict from eid to a tensor), or a file <eid>.npy or <eid>.png for each participant")
     if kinds == [".pt"]:
         return tensors(files[0]), sha256(files[0])
@@ -594,7 +613,8 @@ def participants(root):
         if path.stem in images:
             raise UserError(f"{path}: participant {path.stem} a second time, also as {images[path.stem]}; leave one")
         images[path.stem] = path
-    return images, hashlib.sha256("".join(f"{path}\t{path.stat().st_size}\n" for path in images.values()).encode()).hexdigest()
+    found = "".join(f"{printable(path.relative_to(root).as_posix())}\t{path.stat().st_size}\n" for path in files)
+    return images, hashlib.sha256(found.encode()).hexdigest()
 
 
 def tensors(path):
@@ -607,6 +627,8 @@ def tensors(path):
                         "save a dict from eid to a tensor [C, H, W] with torch.save") from None
     images = {}
     for eid, tensor in state.items() if isinstance(state, dict) else [(None, state)]:
+        if str(eid) in images:
+            raise UserError(f"{path}: participant {eid} a second time, as a number and as text; leave one")
         try:
             images[str(eid)] = tensor.permute(1, 2, 0).numpy()
         except (AttributeError, RuntimeError, TypeError):
@@ -614,19 +636,25 @@ def tensors(path):
     return images
 
 
-def channels_of(image, eid):
-    """1 or 3, of the first participant; the others have to be like it."""
+def one_number_of_channels(images):
+    """1 or 3: the channels of all participants, {eid: array or path}, from the headers. UserError where they differ or are others."""
     from PIL import Image
-    try:
-        array = array_of(image)
-        if array is None:
-            with Image.open(image) as opened:
-                return 1 if opened.mode in ("1", "L", "I", "I;16") else 3
-    except Exception as error:                                  # Pillow and numpy report a broken file in many ways
-        raise UserError(f"{image}: cannot be read ({error}); mend or remove it") from None
-    if array.shape[2] not in (1, 3):
-        raise UserError(f"participant {eid}: an image of {array.shape[2]} channels; make it [3, H, W], three slices, or [1, H, W]")
-    return array.shape[2]
+    channels = {}
+    for eid, image in images.items():
+        try:
+            array = array_of(image)
+            if array is None:
+                with Image.open(image) as opened:
+                    number = 1 if opened.mode in ("1", "L", "I", "I;16") else 3
+            else:
+                number = array.shape[2]
+        except Exception:                                       # an unreadable image is reported by name when it is decoded
+            continue
+        channels.setdefault(number, eid)
+    if len(channels) == 1 and channels.keys() <= {1, 3}:
+        return next(iter(channels))
+    seen = ", ".join(f"{number} (participant {eid})" for number, eid in channels.items()) or "none that can be read"
+    raise UserError(f"channels of the images: {seen}; make all of them [3, H, W], three slices, or all [1, H, W]")
 
 
 def read_table(path, columns):
@@ -648,7 +676,7 @@ def read_table(path, columns):
 
 def zero_or_one(path, line, column, row):
     if row[column] not in ("0", "1"):
-        raise UserError(f"{path}, line {line}: {column} is {row[column]!r}, neither 0 nor 1; mend it")
+        raise UserError(f"{path}, line {line}: {column} is {row[column] or ''!r}, neither 0 nor 1; mend it")
     return int(row[column])
 
 

@@ -54,7 +54,7 @@ def test_fracatlas_is_split_kept_grey_and_read_as_far_as_it_goes(make, tmp_path)
     assert subset.images.shape == (52, 45, 45, 1)
     name = "images/Fractured/IMG0000003.jpg"
     assert record("subsets/fracatlas/natural.json")["truncated"] == [name] == record("subsets/fracatlas/50-50.json")["truncated"]
-    assert f"as far as they go (1):\n  {name}" in done.stdout and "as published      501 / 2356" in done.stdout
+    assert f"as far as they go (1):\n  {name}" in done.stdout and "expected          501 / 2356" in done.stdout
     line = next(line for line in index(Path("subsets/fracatlas")) if line["source"] == name)
     from PIL import ImageFile
     with pytest.MonkeyPatch.context() as patch:
@@ -82,10 +82,14 @@ def test_fracatlas_keeps_copies_and_known_patients_in_one_split(make, tmp_path):
         shutil.copy(atlas / "images/Non_fractured/IMG0000013.jpg", atlas / f"images/Non_fractured/IMG{i:07d}.jpg")
     done = make("fracatlas", "--ratios", "natural")
     split = {Path(line["source"]).stem: line["split"] for line in index(Path("subsets/fracatlas"))}
-    assert len({split[f"IMG{i:07d}"] for i in range(13, 26)}) == 1 and "WARNING" not in done.stdout
-    atlas = fracatlas(tmp_path / "named", 40, patient_id=lambda i: f"p{i // 2}")
+    assert len({split[f"IMG{i:07d}"] for i in range(13, 26)}) == 1 and "equal pictures" not in done.stdout
+    fracatlas(tmp_path / "named", 40)
     make("fracatlas", "--data-root", "named", "--name", "named", "--ratios", "natural")
-    split = {Path(line["source"]).stem: line["split"] for line in index(Path("subsets/named"))}
+    shutil.rmtree("named")
+    fracatlas(tmp_path / "named", 40, patient_id=lambda i: f"p{i // 2}")
+    one_line(make("fracatlas", "--data-root", "named", "--name", "named", code=2), "made with other settings", "source")
+    make("fracatlas", "--data-root", "named", "--name", "known", "--ratios", "natural")
+    split = {Path(line["source"]).stem: line["split"] for line in index(Path("subsets/known"))}
     assert all(split[f"IMG{i:07d}"] == split[f"IMG{i + 1:07d}"] for i in range(0, 80, 2)) and len(set(split.values())) == 3
 
 
@@ -97,9 +101,13 @@ def test_fracatlas_mistakes(refused, tmp_path):
                        (good.splitlines()[0] + "\n", ["no line below"]), (good.replace("IMG0000005.jpg", "../../x.jpg"), ["line 7", "../../x.jpg"]),
                        (good.replace("IMG0000002.jpg,1,0,1", "IMG0000002.jpg,1,0,2"), ["line 4", "'2'", "neither 0 nor 1"]),
                        (good.replace("IMG0000002.jpg,1,0,1", "IMG0000002.jpg,1,0,0"), ["line 4", "lies in Fractured"]),
+                       (good + "IMG0000002.jpg,1,0,1\n", ["line 10", "a second time"]),
                        ("\n".join(good.splitlines()[:-1]), ["IMG0000007.jpg", "not in dataset.csv"])):
         file.write_text(text)
         refused("fracatlas", says=["FracAtlas", *says])
+    file.write_text(good)
+    shutil.copy(atlas / "images/Fractured/IMG0000001.jpg", atlas / "images/Non_fractured/IMG0000001.jpg")
+    refused("fracatlas", says=["Non_fractured/IMG0000001.jpg", "a second file of this name"])
     file.write_bytes(b"image_id,fractured\n\xff\xfe,1\n")
     refused("fracatlas", says=["dataset.csv", "UTF-8"])
     assert not Path("subsets").exists()
@@ -182,9 +190,11 @@ def test_cardiac_mistakes(make, refused, tmp_path):
         torch.save(what, scan_file)
         refused("infarction", says=["heart scans.pt", "no tensor [C, H, W]"])
     torch.save({**tensors, "1000000": torch.zeros(2, 4, 4)}, scan_file)
-    refused("infarction", says=["1000000", "2 channels", "three slices"])
+    refused("infarction", says=["2 (participant 1000000), 3 (participant 1000017)", "three slices"])
+    torch.save({**tensors, 1000017: tensors["1000017"]}, scan_file)
+    refused("infarction", says=["participant 1000017 a second time"])
     for strange in (torch.full((3, 20, 24), float("nan")), torch.full((3, 20, 24), 1.5), torch.zeros(3, 20, 24, dtype=torch.int32),
-                    torch.zeros(1, 1, 1).expand(3, 2 ** 15, 2 ** 15), torch.zeros(1, 20, 24)):   # the fourth takes 4 bytes and declares 12 GiB
+                    torch.zeros(1, 1, 1).expand(3, 2 ** 15, 2 ** 15)):                           # this one takes 4 bytes and declares 12 GiB
         torch.save({**tensors, "1000017": strange}, scan_file)
         one_line(make("infarction", "--name", "x", code=2), "1000017", "--skip-bad")
     make("infarction", "--name", "x", "--skip-bad", "--ratios", "natural")
@@ -193,7 +203,7 @@ def test_cardiac_mistakes(make, refused, tmp_path):
     sheet = (root / "labels.csv").read_text()
     for text, says in ((sheet.replace("eid", "id"), ["no column eid", "id, label"]), (sheet.replace("1000017,0", "1000017,2"), ["line 3", "'2'"]),
                        (sheet.replace("1000017,0", "1000017,"), ["line 3", "''"]), (sheet.replace("1000017", "1000000"), ["line 3", "a second time"]),
-                       (sheet.replace("1000017", "1"), ["participant 1 has no image"])):
+                       (sheet.replace("1000017", "1"), ["participant '1' has no image"])):
         (root / "labels.csv").write_text(text)
         refused("infarction", says=["labels.csv", *says])
     (root / "labels.csv").write_text("\n".join(sheet.splitlines()[:-1]))
@@ -206,7 +216,7 @@ def test_cardiac_mistakes(make, refused, tmp_path):
     scan_file.unlink()
     np.save(root / "1000000.npy", np.array([{}], dtype=object))
     (root / "labels.csv").write_text("eid,label\n1000000,1\n")
-    refused("infarction", says=["1000000.npy", "cannot be read"])
+    refused("infarction", says=["labels.csv", "1 participants", "40 at least"])
 
 
 # any .npz, two of its classes -------------------------------------------------------------------------------------------
@@ -267,11 +277,12 @@ def test_npz_mistakes(make, refused, tmp_path):
     refused(*words, "--minority", "7", says=["--minority 7", "no class 7", "0, 1, 2, 3"])
     refused(*words, "--minority", "1", "--majority", "x", says=["--majority x", "no class x"])
     refused(*words, "--minority", "1,2", "--majority", "2,3", says=["both name class 2"])
+    refused(*words, "--minority", "1", "--majority", "", says=["--majority", "no class"])
     good = file.read_bytes()
     strange = {"train_images": [arrays["train_images"][0], arrays["train_images"].astype(np.int32),
                                 np.zeros((48, 8, 8, 8), np.uint8), np.asfortranarray(arrays["train_images"]), np.array([{}] * 48)],
                "val_images": [arrays["val_images"][..., :20]],
-               "train_labels": [arrays["train_labels"][:5], arrays["train_labels"] / 2, np.array([["a"]] * 48), np.array([[{}]] * 48)]}
+               "train_labels": [np.eye(48, 3, dtype=np.int8) * 2 - 1, arrays["train_labels"][:5], arrays["train_labels"] / 2, np.array([["a"]] * 48), np.array([[{}]] * 48)]}
     for name, values in strange.items():
         for value in values:
             np.savez(file, **{**arrays, name: value})
@@ -306,6 +317,9 @@ def test_two_groups_of_several_class_folders(make, refused, tmp_path):
     refused("folder", "--data-root", root, says=["4 (Ahorn, rot, Buche, Eiche, Fichte)", "--minority A", "--majority B,C"])
     refused("folder", "--data-root", root, "--minority", "Eiche,Bucha", says=["--minority Eiche,Bucha", "Bucha", "Buche"])
     refused("folder", "--data-root", root, "--minority", "Eiche", "--majority", "Buche,Eiche", says=["must differ"])
+    refused("folder", "--data-root", root, "--minority", "Eiche", "--majority", "", says=["--majority", "no such class folder"])
+    make("folder", "--data-root", root, "--minority", "Eiche", "--majority", "Buche,Buche", "--ratios", "natural", "--name", "twice")
+    assert len(index(Path("subsets/twice"))) == 22
     for name in ("Eiche", "Buche"):
         plain_folder(tmp_path / "given" / "train", {name: 8})
         plain_folder(tmp_path / "given" / "test", {name: 4, "Fichte": 3})
@@ -358,9 +372,13 @@ def test_the_leak_of_breastmnist_is_named_and_kept(make):
     assert f"WARNING: equal pictures in two splits or in both classes (1):\n  {' = '.join(leak)}\n" in done.stdout
     assert record("subsets/breastmnist/natural.json")["leaks"] == record("subsets/breastmnist/95-5.json")["leaks"] == [leak]
     assert counts(well_formed(Path("subsets/breastmnist/natural.json"))) == catalog.DATASETS["breastmnist"].counts
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TQDM_DISABLE", "1")                                                        # a bar that does not count
+        make("breastmnist", "--data-root", path.parent, "--size", 28, "--ratios", "natural", "--out", "quiet")
+    assert record("quiet/breastmnist/natural.json")["leaks"] == [leak]
     done = make("breastmnist", "--data-root", path.parent, "--size", 28, "--verify")
-    assert " = ".join(leak) in done.stdout and "as published       147 / 399         21 / 57        42 / 114" in done.stdout
-    assert "780 images decoded again, rows of 95-5, natural drawn again" in done.stdout
+    assert " = ".join(leak) in done.stdout and "expected           147 / 399         21 / 57        42 / 114   as it is" in done.stdout
+    assert "780 images decoded again, 95-5, natural drawn again" in done.stdout
 
 
 def test_leaks_are_equal_pictures_across_splits_or_classes_only(make, tmp_path):
@@ -395,8 +413,12 @@ def test_verify_finds_what_was_changed_in_the_subset_or_in_its_source(make, refu
     whole, changed = file.read_text(), record(file)
     changed["splits"]["train"][0] = changed["splits"]["val"][0]
     file.write_text(json.dumps(changed))
-    refused("folder", "--skip-bad", "--verify", says=["60-40.json", "not those that its seed draws"])
+    refused("folder", "--skip-bad", "--verify", says=["60-40.json", "not what its images and its seed give: splits"])
+    for key, value in (("mean", [0.1, 0.2, 0.3]), ("size", 99), ("classes", ["x", "y"]), ("leaks", [["q", "z"]]), ("minority", 1)):
+        file.write_text(json.dumps({**json.loads(whole), key: value}))
+        refused("folder", "--skip-bad", "--verify", says=["60-40.json", f"its seed give: {key}"])
     file.write_text(whole)
+    refused("folder", "--skip-bad", "--verify", "--ratios", "natural", "70-30", says=["no finished 70-30"])
     data = bytearray(Path("subsets/data/images.npy").read_bytes())
     data[-1] ^= 1
     Path("subsets/data/images.npy").write_bytes(data)
@@ -423,6 +445,45 @@ def test_all_builds_what_is_there_and_names_the_rest(make, refused, tmp_path):
     assert done.stdout.count("is there already") == 4 and load(Path("subsets/fracatlas")) == 224
     assert make("all", "--verify", "--skip-bad").stdout.count("verified subsets/") == 5
     refused("all", "--name", "x", says=["--name", "does not take"])
+    (root / "infarction" / "1000000.npy").unlink()
+    (root / "infarction" / "1000000.npy").symlink_to("nowhere")
+    done = make("all", "--verify", "--skip-bad", code=2)                                         # one that cannot be read does not stop the others
+    assert done.stdout.count("verified subsets/") == 4 and done.stderr.splitlines()[-1].startswith("make_subsets.py: failed: infarction")
+
+
+def test_what_an_earlier_version_left_is_refused_or_done_again(make, refused, tmp_path):
+    plain_folder(tmp_path / "data", {"a": 40, "b": 40})
+    (tmp_path / "data" / "a" / "bad.jpg").write_bytes(b"")
+    make("folder", "--ratios", "natural", code=2)
+    (tmp_path / "data" / "a" / "bad.jpg").unlink()
+    journal = Path("subsets/data/.part-journal.jsonl")
+    head, *lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    del head["rows"]
+    journal.write_text("\n".join(json.dumps(line) for line in (head, *([start, crc, [row[:3] for row in rows]] for start, crc, rows in lines))))
+    assert "going on" not in make("folder", "--ratios", "natural").stdout
+    Path("subsets/data/.part-60-40.json").write_text('{"torn')                                   # by a kill
+    file = Path("subsets/data/natural.json")
+    good = record(file)
+    assert "is there already" in make("folder", "--ratios", "natural").stdout
+    file.write_text(json.dumps({key: value for key, value in good.items() if key not in ("truncated", "leaks")}))
+    refused("folder", "--ratios", "natural", says=["subsets/data", "earlier version"])
+    refused("folder", "--verify", says=["subsets/data", "earlier version"])
+
+
+def test_the_place_of_the_data_does_not_matter(make, tmp_path):
+    biobank(tmp_path / "data" / "infarction", *participants(), "npy")
+    make("infarction", "--ratios", "natural")
+    assert "is there already" in make("infarction", "--data-root", tmp_path / "data", "--ratios", "natural").stdout
+    (tmp_path / "data" / "notes.csv").write_text("a,b\n")                                        # beside infarction/: not its table
+    assert "is there already" in make("infarction", "--ratios", "natural").stdout
+
+
+def test_12_bits_in_16_are_too_dark_to_pass_unnoticed(make, tmp_path):
+    for label in "ab":
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for i in range(12):
+            Image.fromarray(np.full((9, 9), 4095 - i, np.uint16)).save(tmp_path / "data" / label / f"{i}.png")
+    assert "WARNING: no pixel is brighter than 15 of 255" in make("folder", "--grayscale", "--ratios", "natural").stdout
 
 
 def load(folder):
