@@ -17,7 +17,7 @@ import linear_probe
 import make_subsets
 import pretrain
 import report
-from conftest import ROOT, call
+from conftest import ROOT, call, run_script
 
 SCRIPTS = {f"{module.__name__}.py": module for module in (make_subsets, pretrain, linear_probe, evaluate_metrics, finetune, report, benchmark)}
 
@@ -106,3 +106,10 @@ def test_without_data_the_grid_says_so(tmp_path):
         assert done.returncode == 2 and "no data set under" in done.stderr and "demo" in done.stderr
     done = run_all("dmo")
     assert done.returncode == 2 and "dmo is none of demo, test" in done.stderr
+
+
+@pytest.mark.parametrize("what", benchmark.BENCHMARKS)
+def test_every_benchmark_runs_and_keeps_its_figures(what, tmp_path):
+    done = run_script("benchmark.py", what, "--smoke", "--device", "cpu", "--out", "figures", cwd=tmp_path)
+    kept = json.loads((tmp_path / f"figures/{what}.json").read_text())
+    assert kept[what] and kept["smoke"] and {"command", "commit", "device"} <= kept["provenance"].keys() and "| 1.00" in done.stdout
