@@ -4,6 +4,7 @@
     python benchmark.py methods --arch resnet18 --size 32 --batch-size 64  small enough for a CPU
     python benchmark.py losses                                             time and memory against the masked form everyone copies
     python benchmark.py losses --out results/benchmark                     and keep the figures, with provenance
+    python benchmark.py metrics --rounds 2                                 time and memory against plain NumPy
 
 The forms that are compared take turns: in every round each is divided by the time of the one they are compared with in the same round; the
 tables have the median over rounds, lowest and highest. Everything runs on made-up data. A step of `methods` is pretrain.py's own: views,
@@ -21,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+import evaluate_metrics
 import pretrain
-from common import (SPLITS, ArgumentParser, ContrastiveModel, ImageBatches, Subset, antipodal_prototypes, at_least, cli, ntxent_loss, pick_device,
-                    precision, provenance, seeded, supcon_loss, supmin_loss, suppro_loss, write_json)
+from common import (SPLITS, ArgumentParser, ContrastiveModel, ImageBatches, Subset, UserError, antipodal_prototypes, at_least, cli, ntxent_loss,
+                    pick_device, precision, provenance, seeded, supcon_loss, supmin_loss, suppro_loss, write_json)
 
 FORMS = ("supcon", "ntxent", "supmin", "suppro", "kcl", "kcl --queue 1024", "tsc", "tsc --variant paper", "sbcl", "bcl", "paco",
          "paco --variant gpaco")                                 # words after --method
@@ -125,7 +127,7 @@ def losses(args, device):
     """Time and peak memory of forward and backward, relative to the masked form."""
     result, sizes, forms = {}, *(((1024,), ("masked", "supcon")) if args.smoke else ((512, 4096, 16384), LOSSES))
     forms = {rows: [form for form in forms if rows <= 512 or "NTXent" not in form] for rows in sizes}        # its memory grows with rows ** 3
-    memory = {rows: {form: peak_memory(loss_step, form, rows, device) for form in forms[rows]} for rows in tqdm(sizes, desc="memory")}
+    memory = {rows: {form: peak_memory(loss_step, form, rows, device)[0] for form in forms[rows]} for rows in tqdm(sizes, desc="memory")}
     for rows in sizes:
         data = made_up_embeddings(rows, device)
         first = {form: timed(loss_step, form, *data) for form in forms[rows]}            # not counted: caches fill
@@ -166,6 +168,80 @@ def loss_step(form, z, labels):
     LOSSES[form](z, labels).backward()
 
 
+# ------------------------------------------------------------------------------------------------------------------
+# metrics
+# ------------------------------------------------------------------------------------------------------------------
+
+METRICS = {"five": lambda z, y: [metric(z, y) for metric in FIVE],
+           "five, NumPy": lambda z, y: numpy_five(z.numpy(), y.numpy()),
+           "PEU": lambda z, y: evaluate_metrics.entropy_uniformity(z, y, repeats=1),
+           "PEU, NumPy, nearest by argmin": lambda z, y: numpy_entropy(z.numpy(), y.numpy(), lambda distance: distance.argmin(1)),
+           "PEU, NumPy, nearest by argsort": lambda z, y: numpy_entropy(z.numpy(), y.numpy(), lambda distance: distance.argsort(1)[:, 0])}
+FIVE = (evaluate_metrics.sample_alignment_distance, evaluate_metrics.sample_alignment_accuracy, evaluate_metrics.class_alignment_distance,
+        evaluate_metrics.class_alignment_consistency, evaluate_metrics.gaussian_potential)
+
+
+def metrics(args, device):
+    """Time and peak memory of the six (PEU: one throw), relative to NumPy with all distances at once, sorted."""
+    if device.type == "cuda":
+        raise UserError("metrics: compares with NumPy; use --device cpu")
+    rows, measured = 1000 if args.smoke else 20000, {form: [] for form in METRICS}
+    for form in tqdm(list(METRICS) * (1 if args.smoke else args.rounds), desc="metrics"):
+        measured[form].append(peak_memory(metric_step, form, rows, device))
+    memory, seconds = ({form: [pair[i] for pair in pairs] for form, pairs in measured.items()} for i in (0, 1))
+    for ending, peu in (("", "PEU"), (", NumPy, argmin", "PEU, NumPy, nearest by argmin"), (", NumPy, argsort", "PEU, NumPy, nearest by argsort")):
+        five = "five, NumPy" if ending else "five"
+        seconds["six" + ending] = [a + b for a, b in zip(seconds[five], seconds[peu])]
+        memory["six" + ending] = [max(pair) for pair in zip(memory[five], memory[peu])]
+    result = {form: {**ratios(seconds[form], seconds[form.split(",")[0]]), "megabytes": max(memory[form]) / 1e6} for form in seconds}
+    print(f"\n{provenance(device)['device']}, 2 views of {rows // 2:,} images, {DIM} dimensions\n")
+    print("| metrics | time, ours = 1 (lowest - highest) | seconds | peak memory, MB |\n|---|---|---|---|")
+    for form, row in result.items():
+        print(f"| {form} | {row['ratio']:.2f} ({row['lowest']:.2f} - {row['highest']:.2f}) | {row['seconds']:.2f} | {row['megabytes']:.0f} |")
+    return {"rows": rows, "dimensions": DIM}, result
+
+
+def metric_step(form, z, labels):
+    METRICS[form](z.transpose(0, 1), labels)
+
+
+def numpy_distances(a, b):
+    squared = (a ** 2).sum(1)[:, None] + (b ** 2).sum(1) - 2 * a @ b.T
+    return np.sqrt(np.maximum(squared, 0))
+
+
+def numpy_five(z, labels):
+    """All metrics but PEU as one writes them down: one float32 matrix of distances, one full sort. z [V, n, D]; pairs of numbers."""
+    views, n, _ = z.shape
+    rows, image, label = z.reshape(views * n, -1), np.tile(np.arange(n), views), np.tile(labels, views)
+    distance = numpy_distances(rows, rows)
+    np.fill_diagonal(distance, np.inf)
+    order = distance.argsort(1)
+    k = int(0.05 * len(rows))
+    sad = np.linalg.norm(z[1:] - z[0], axis=2).mean(0)
+    saa = image[order[:, 0]] == image
+    cac = (label[order[:, :k]] == label[:, None]).mean(1)
+    pairs = [distance[np.ix_(label == c, label == c)] for c in (0, 1)]
+    cad = [np.mean(of_class[np.isfinite(of_class)]) for of_class in pairs]
+    gpu = [np.exp(-2 * of_class ** 2).sum() / (len(of_class) * (len(of_class) - 1)) for of_class in pairs]
+    return [[sad[labels == c].mean() for c in (0, 1)], [100 * saa[label == c].mean() for c in (0, 1)], cad,
+            [100 * cac[label == c].mean() for c in (0, 1)], gpu]
+
+
+def numpy_entropy(z, labels, nearest):
+    """One throw of PEU, a thousand rows at a time: all at once the distances would not fit."""
+    rows, label = z.reshape(-1, z.shape[2]), np.tile(labels, len(z))
+    points = np.random.default_rng(0).standard_normal((10 * len(rows), rows.shape[1]), dtype=np.float32)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    place = np.concatenate([nearest(numpy_distances(some, points)) for some in np.array_split(rows, -(-len(rows) // 1000))])
+    shares = [np.unique(place[label == c], return_counts=True)[1] / (label == c).sum() for c in (0, 1)]
+    return [-100 * (p * np.log2(p)).sum() / np.log2((label == c).sum()) for c, p in enumerate(shares)]
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# what losses and metrics share
+# ------------------------------------------------------------------------------------------------------------------
+
 def made_up_embeddings(rows, device, minority_share=0.05):
     """Unit vectors z [N, 2, D] whose views are near each other, `rows` in all, and labels [N]."""
     generator, n = seeded(0), rows // 2
@@ -185,7 +261,7 @@ def timed(step, *data, times=1):
 
 
 def peak_memory(step, form, rows, device):
-    """Bytes at the peak of a step, beyond what a process holds that did a small one. Measured in a process of its own."""
+    """Bytes at the peak of a step, beyond what a process holds that did a small one; and its seconds. Measured in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
         return fresh.submit(_peak_memory, step, form, rows, device, torch.get_num_threads()).result()
 
@@ -198,14 +274,14 @@ def _peak_memory(step, form, rows, device, threads):
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        step(form, *data)
-        return torch.cuda.max_memory_allocated(device) - before
+        seconds = timed(step, form, *data)
+        return torch.cuda.max_memory_allocated(device) - before, seconds
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step(form, *data)
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)                  # Linux counts kilobytes
+    seconds = timed(step, form, *data)
+    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before), seconds         # Linux counts kilobytes
 
 
-BENCHMARKS = {"methods": methods, "losses": losses}
+BENCHMARKS = {"methods": methods, "losses": losses, "metrics": metrics}
 
 if __name__ == "__main__":
     cli(main)

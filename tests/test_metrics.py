@@ -102,6 +102,18 @@ def test_rows_worked_by_hand():
     assert class_alignment_consistency(z, labels, 1).tolist() == [100, 50]
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-9])
+def test_the_nearest_random_point_is_that_of_float64(scale):
+    """Also of rows so close together that bfloat16, or float32, cannot tell them apart."""
+    z, _ = cloud(dim=6, scale=scale)
+    rows = F.normalize(z.flatten(0, 1) + torch.ones(6) * (scale < 1), dim=1)            # [120, 6]
+    generator = seeded(0)
+    points = torch.cat([torch.randn(256, 6, generator=generator) for _ in range(4)])[:1000].double()
+    expected = (rows @ F.normalize(points, dim=1).T).argmax(1)
+    assert torch.equal(evaluate_metrics._nearest_random_point(rows, 1000, seeded(0)), expected)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_entropy_of_few_places():
     """Class 0 in one place: 0. Class 1, 8 rows, half in each of two far places: 1 bit of 3."""
     z = torch.zeros(2, 8, 2)
