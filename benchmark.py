@@ -11,7 +11,6 @@ tables have the median over rounds, lowest and highest. Everything runs on made-
 network, loss, optimizer, on images in memory. `losses` needs pytorch-metric-learning (requirements-test.txt).
 """
 
-import gc
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -251,13 +250,15 @@ def made_up_embeddings(rows, device, minority_share=0.05):
 
 def timed(step, *data, times=1):
     """Seconds of a step, mean of a few `times`."""
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else gc.collect
-    wait()
-    start = time.perf_counter()
+    def now():
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    start = now()
     for _ in range(times):
         step(*data)
-    wait()
-    return (time.perf_counter() - start) / times
+    return (now() - start) / times
 
 
 def peak_memory(step, form, rows, device):
