@@ -129,22 +129,33 @@ def probe_scores(probe, x, y, subset):
 # the two protocols: each returns a Linear on the raw features and what validation chose -------------------------------
 
 def fit_cached(encoder, subset, rows, val, device, args):
-    """Logistic regression with balanced class weights on standardised features of the evaluation view; C by validation AUROC."""
-    from sklearn.linear_model import LogisticRegression
+    """Logistic regression on the features of the evaluation view."""
     x, y = features(encoder, subset, rows, device, args, desc="train")
-    x, x_val = x.double(), val[0].double()
+    return logistic_regression(x, y, *val, subset.minority, STRENGTHS[2:4] if args.smoke else STRENGTHS)
+
+
+def logistic_regression(x, y, x_val, y_val, minority, strengths):
+    """Logistic regression with balanced class weights on standardised features, its strength C chosen by validation AUROC.
+
+    x [n, D], x_val [m, D]; y [n], y_val [m] of 0 and 1; strengths from strong to weak regularisation. Returns a Linear(D, 2) that takes
+    features as they are, and {"C", "val_auroc"}. Each fit begins where the stronger one ended, in float32: a third of the time of
+    fresh fits in float64, for coefficients that decide alike.
+    """
+    from sklearn.linear_model import LogisticRegression
+    x, x_val = x.double(), x_val.double()
     mean, std = x.mean(0), x.std(0)
     std[std < 1e-6] = torch.inf                                  # a feature that never changes gets no weight
-    best_auroc = -1.0
-    for strength in tqdm(STRENGTHS[2:4] if args.smoke else STRENGTHS, desc="strengths", leave=False):
-        fitted = LogisticRegression(C=strength, class_weight="balanced", max_iter=5000, tol=1e-6).fit(((x - mean) / std).numpy(), y)
-        p = fitted.predict_proba(((x_val - mean) / std).numpy())[:, 1]
-        auroc = scores(p, val[1], subset.minority)["auroc"]
+    x, x_val = ((x - mean) / std).float().numpy(), ((x_val - mean) / std).numpy()
+    fitted, best_auroc = LogisticRegression(class_weight="balanced", max_iter=5000, tol=1e-5, warm_start=True), -1.0
+    for strength in tqdm(strengths, desc="strengths", leave=False):
+        fitted.set_params(C=strength).fit(x, y)
+        auroc = scores(fitted.predict_proba(x_val)[:, 1], y_val, minority)["auroc"]
         if auroc > best_auroc:                                   # a tie keeps the stronger regularisation
-            best, best_auroc, chosen = fitted, auroc, {"C": strength, "val_auroc": auroc}
-    weight = torch.from_numpy(best.coef_[0]) / std       # undo the standardisation: the probe takes raw features
-    bias = float(best.intercept_[0]) - float(weight @ mean)
-    probe = nn.Linear(x.shape[1], 2)
+            best_auroc, chosen = auroc, {"C": strength, "val_auroc": auroc}
+            best = torch.from_numpy(fitted.coef_[0]).double(), float(fitted.intercept_[0])
+    weight = best[0] / std                                       # undo the standardisation: the probe takes raw features
+    bias = best[1] - float(weight @ mean)
+    probe = nn.Linear(len(mean), 2)
     with torch.no_grad():                                        # logits -t/2 and t/2: their softmax is the sigmoid of t
         probe.weight.copy_(torch.stack([-weight / 2, weight / 2]))
         probe.bias.copy_(torch.tensor([-bias / 2, bias / 2]))
