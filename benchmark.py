@@ -4,7 +4,8 @@
     python benchmark.py methods --arch resnet18 --size 32 --batch-size 64  small enough for a CPU
     python benchmark.py losses                                             time and memory against the masked form everyone copies
     python benchmark.py losses --out results/benchmark                     and keep the figures, with provenance
-    python benchmark.py metrics --rounds 2                                 time and memory against plain NumPy
+    python benchmark.py metrics --rounds 1                                 time and memory against plain NumPy
+    python benchmark.py probe --rounds 1                                   time against scikit-learn's plain use
 
 The forms that are compared take turns: in every round each is divided by the time of the one they are compared with in the same round; the
 tables have the median over rounds, lowest and highest. Everything runs on made-up data. A step of `methods` is pretrain.py's own: views,
@@ -22,9 +23,10 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import evaluate_metrics
+import linear_probe
 import pretrain
 from common import (SPLITS, ArgumentParser, ContrastiveModel, ImageBatches, Subset, UserError, antipodal_prototypes, at_least, cli, ntxent_loss,
-                    pick_device, precision, provenance, seeded, supcon_loss, supmin_loss, suppro_loss, write_json)
+                    pick_device, precision, provenance, scores, seeded, supcon_loss, supmin_loss, suppro_loss, write_json)
 
 FORMS = ("supcon", "ntxent", "supmin", "suppro", "kcl", "kcl --queue 1024", "tsc", "tsc --variant paper", "sbcl", "bcl", "paco",
          "paco --variant gpaco")                                 # words after --method
@@ -34,13 +36,13 @@ DIM = 128                                                        # of made-up em
 
 def parse_args():
     parser = ArgumentParser("Speed as ratios within one run.", smoke=dict(arch="resnet18", size=8, batch_size=8, steps=1, rounds=2))
-    parser.add_argument("what", choices=BENCHMARKS, help="; ".join(f"{name}: {function.__doc__.split('.')[0]}" for name, function in BENCHMARKS.items()))
+    parser.add_argument("what", choices=BENCHMARKS, help="what is measured")
     parser.add_argument("--arch", default="resnet50", help="methods: any torchvision ResNet")
     parser.add_argument("--size", type=at_least(8), default=224, metavar="S", help="methods: side of what the network sees, pixels")
     parser.add_argument("--batch-size", type=at_least(2), default=256, help="methods: images")
     parser.add_argument("--steps", type=at_least(1), default=5, help="methods: timed together, in each round")
     parser.add_argument("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="methods: precision; auto: bf16 where the GPU has it")
-    parser.add_argument("--rounds", type=at_least(2), default=5, help="turns of every form, after one that is not counted")
+    parser.add_argument("--rounds", type=at_least(1), default=5, help="turns of every form")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the figures are kept, as methods.json or the like (default: printed only)")
     parser.add_argument("--smoke", action="store_true", help="tiny, to see it run")
@@ -238,6 +240,57 @@ def numpy_entropy(z, labels, nearest):
 
 
 # ------------------------------------------------------------------------------------------------------------------
+# probe
+# ------------------------------------------------------------------------------------------------------------------
+
+def probe(args, device):
+    """The cached probe's fit with its choice of strength, relative to scikit-learn in float64 without warm starts."""
+    n, dim = (300, 32) if args.smoke else (15000, 2048)
+    (x, y), val, (x_test, y_test) = made_up_features(dim, (n, n // 5, n // 5))
+    forms = {"ours": linear_probe.logistic_regression, "scikit-learn": plain_logistic_regression}
+    seconds, result = {form: [] for form in forms}, {}
+    for form in tqdm(list(forms) * args.rounds, desc="probe"):
+        start = time.perf_counter()
+        fitted, chosen = forms[form](x, y, *val, 1, linear_probe.STRENGTHS)
+        seconds[form].append(time.perf_counter() - start)
+        with torch.no_grad():
+            result[form] = {**chosen, "test_accuracy": float((fitted(x_test).argmax(1).numpy() == y_test).mean())}
+    result = {form: {**ratios(seconds[form], seconds["ours"]), **row} for form, row in result.items()}
+    print(f"\n{provenance(device)['device']}, {n:,} x {dim:,} features, {len(linear_probe.STRENGTHS)} strengths\n")
+    print("| fit | time, ours = 1 (lowest - highest) | seconds | C | test accuracy, percent |\n|---|---|---|---|---|")
+    for form, row in result.items():
+        print(f"| {form} | {row['ratio']:.2f} ({row['lowest']:.2f} - {row['highest']:.2f}) | {row['seconds']:.1f} | {row['C']} | "
+              f"{100 * row['test_accuracy']:.2f} |")
+    return {"images": n, "dimensions": dim}, result
+
+
+def plain_logistic_regression(x, y, x_val, y_val, minority, strengths):
+    """linear_probe.logistic_regression as one writes it down: every strength afresh, float64, to a tolerance of 1e-6."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    fits = {C: make_pipeline(StandardScaler(), LogisticRegression(C=C, class_weight="balanced", max_iter=5000, tol=1e-6)) for C in strengths}
+    x, x_val = x.double().numpy(), x_val.double().numpy()
+    aurocs = {C: scores(fit.fit(x, y).predict_proba(x_val)[:, 1], y_val, minority)["auroc"] for C, fit in fits.items()}
+    C = max(strengths, key=aurocs.get)
+    return lambda x: torch.from_numpy(fits[C].predict_proba(x.double().numpy())), {"C": C, "val_auroc": aurocs[C]}
+
+
+def made_up_features(dim, counts, minority_share=0.05):
+    """Features like a pooled ResNet's, correlated and none negative, and labels: a pair (x [n, D], y [n]) for each of the counts.
+
+    Mixtures of dim / 4 hidden factors of falling weight; the minority differs in the mean of a tenth of them.
+    """
+    generator, factors = seeded(0), dim // 4
+    mix = torch.randn(factors, dim, generator=generator) / torch.arange(1, factors + 1).sqrt()[:, None]
+    for n in counts:
+        y = torch.randperm(n, generator=generator) < n * minority_share
+        hidden = torch.randn(n, factors, generator=generator)
+        hidden[:, factors // 20: factors // 7] += 0.5 * y[:, None]
+        yield (hidden @ mix + 0.3 * torch.randn(n, dim, generator=generator) + 0.5).relu(), y.long().numpy()
+
+
+# ------------------------------------------------------------------------------------------------------------------
 # what losses and metrics share
 # ------------------------------------------------------------------------------------------------------------------
 
@@ -282,7 +335,7 @@ def _peak_memory(step, form, rows, device, threads):
     return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before), seconds         # Linux counts kilobytes
 
 
-BENCHMARKS = {"methods": methods, "losses": losses, "metrics": metrics}
+BENCHMARKS = {"methods": methods, "losses": losses, "metrics": metrics, "probe": probe}
 
 if __name__ == "__main__":
     cli(main)
