@@ -149,8 +149,8 @@ def test_chunks_do_not_change_results_and_bound_memory(metric, monkeypatch):
         monkeypatch.setattr(evaluate_metrics, "AT_ONCE", at_once)
         with LargestTensor() as largest:
             np.testing.assert_allclose(metric(z, labels), expected, rtol=1e-12)
-        assert largest.numel <= max(at_once, 1024 * 4)                                  # less than the 14 400 pairs
-    # 1024 * 4: what PEU draws at a time, whatever the chunk
+        assert largest.numel <= max(at_once, 256 * 4)                                   # less than the 14 400 pairs
+    # 256 * 4: what PEU draws at a time, whatever the chunk
 
 
 @pytest.mark.parametrize("metric", METRICS)
