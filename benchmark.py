@@ -177,7 +177,7 @@ METRICS = {"five": lambda z, y: [metric(z, y) for metric in FIVE],
            "five, NumPy": lambda z, y: numpy_five(z.numpy(), y.numpy()),
            "PEU": lambda z, y: evaluate_metrics.entropy_uniformity(z, y, repeats=1),
            "PEU, NumPy, nearest by argmin": lambda z, y: numpy_entropy(z.numpy(), y.numpy(), lambda distance: distance.argmin(1)),
-           "PEU, NumPy, nearest by argsort": lambda z, y: numpy_entropy(z.numpy(), y.numpy(), lambda distance: distance.argsort(1)[:, 0])}
+           "PEU, NumPy, nearest by argsort": lambda z, y: numpy_entropy(z.numpy(), y.numpy(), lambda distance: distance.argsort(1)[:, 0].copy())}
 FIVE = (evaluate_metrics.sample_alignment_distance, evaluate_metrics.sample_alignment_accuracy, evaluate_metrics.class_alignment_distance,
         evaluate_metrics.class_alignment_consistency, evaluate_metrics.gaussian_potential)
 
@@ -230,11 +230,11 @@ def numpy_five(z, labels):
 
 
 def numpy_entropy(z, labels, nearest):
-    """One throw of PEU, a thousand rows at a time: all at once the distances would not fit."""
+    """One throw of PEU, a few hundred rows at a time: all at once the distances would not fit."""
     rows, label = z.reshape(-1, z.shape[2]), np.tile(labels, len(z))
     points = np.random.default_rng(0).standard_normal((10 * len(rows), rows.shape[1]), dtype=np.float32)
     points /= np.linalg.norm(points, axis=1, keepdims=True)
-    place = np.concatenate([nearest(numpy_distances(some, points)) for some in np.array_split(rows, -(-len(rows) // 1000))])
+    place = np.concatenate([nearest(numpy_distances(some, points)) for some in np.array_split(rows, -(-len(rows) // 250))])
     shares = [np.unique(place[label == c], return_counts=True)[1] / (label == c).sum() for c in (0, 1)]
     return [-100 * (p * np.log2(p)).sum() / np.log2((label == c).sum()) for c, p in enumerate(shares)]
 
