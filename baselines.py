@@ -18,8 +18,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from common import Method, embed, embed_views, seeded
-from losses import (antipodal_prototypes, at_least_float32, check_labels, collapse_value, same_class, same_image, similarities, supcon_loss,
-                    view_rows)
+from losses import antipodal_prototypes, at_least_float32, check_labels, collapse_value, supcon_loss, view_rows
 
 # ------------------------------------------------------------------------------------------------------------------
 # KCL: every anchor has k positives, whatever its class
@@ -42,10 +41,9 @@ def draw_k_positives(labels, views, k, generator):
 
     Candidates are all views of the other images of its class. labels int [N]. Returns bool [V*N, V*N], view-major, row = anchor.
     """
-    label, image = labels.repeat(views), torch.arange(len(labels), device=labels.device).repeat(views)
-    same = image[:, None] == image[None, :]
-    drawn = _draw((label[:, None] == label[None, :]) & ~same, k, generator)
-    return drawn | same.fill_diagonal_(False)
+    own = _equal_pairs(torch.arange(len(labels), device=labels.device), views)
+    drawn = _draw(_equal_pairs(labels, views) & ~own, k, generator)
+    return drawn | own.fill_diagonal_(False)
 
 
 def draw_k_from_queue(labels, queue_labels, k, generator):
@@ -174,10 +172,14 @@ def sbcl_loss(z, labels, subclasses, temperature=0.1, coarse_temperatures=(0.1, 
     z [N, V, D] unit vectors; labels, subclasses int [N] (two classes may use the same ids); coarse_temperatures a pair, one per class.
     Returns a scalar (nats).
     """
-    s = similarities(z, 1.0)
+    check_labels(z, labels)
+    check_labels(z, subclasses)
+    rows = view_rows(z)
+    with torch.autocast(z.device.type, enabled=False):
+        s = rows @ rows.T
     others = ~torch.eye(len(s), dtype=torch.bool, device=s.device)
-    same, own = same_class(z, labels), same_image(z)
-    members = same & same_class(z, subclasses)
+    same, same_subclass, own = (_equal_pairs(values, z.shape[1]) & others for values in (labels, subclasses, torch.arange(len(z), device=z.device)))
+    members = same & same_subclass
     outside = others & ~members | own
     positives = same & outside
     t = torch.as_tensor(coarse_temperatures, dtype=s.dtype, device=s.device)[labels.long().repeat(z.shape[1]), None]     # [V*N, 1]
@@ -395,6 +397,12 @@ class PaCo(Method):
 # ------------------------------------------------------------------------------------------------------------------
 # what they share
 # ------------------------------------------------------------------------------------------------------------------
+
+def _equal_pairs(values, views):
+    """Which rows are of images with equal values: [N] -> bool [V*N, V*N], view-major."""
+    values = values.repeat(views)
+    return values[:, None] == values[None, :]
+
 
 def _contrast_set(z, labels, positives, temperature, queue=None, targets=None):
     """Similarities of all anchors to all columns, and which of these are in the anchor's contrast set: [R, M], bool [R, M].

@@ -2,59 +2,80 @@
 
     python benchmark.py methods                                            seconds per training step, relative to SupCon
     python benchmark.py methods --arch resnet18 --size 32 --batch-size 64  small enough for a CPU
-    python benchmark.py methods --out results/benchmark                    and keep the figures, with provenance
+    python benchmark.py losses                                             time and memory against the masked form everyone copies
+    python benchmark.py losses --out results/benchmark                     and keep the figures, with provenance
+    python benchmark.py subsets                                            packing 15,120 photographs against a plain Pillow loop
 
-A step is pretrain.py's own: views, network, loss, optimizer, on images in memory. In every round each method takes its turn, and is
-divided by SupCon's time in the same round; the table has the median over rounds, lowest and highest.
+The forms that are compared take turns: in every round each is divided by the time of the one they are compared with in the same round; the
+tables have the median over rounds, lowest and highest. Everything runs on made-up data. A step of `methods` is pretrain.py's own: views,
+network, loss, optimizer, on images in memory. `losses` needs pytorch-metric-learning (requirements-test.txt).
 """
 
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from tqdm import tqdm
 
+import make_subsets
 import pretrain
-from common import (SPLITS, ArgumentParser, ContrastiveModel, ImageBatches, Subset, at_least, cli, pick_device, precision,
-                    provenance, seeded, write_json)
+from common import (SPLITS, ArgumentParser, ContrastiveModel, ImageBatches, Stop, Subset, UserError, antipodal_prototypes, at_least, cli,
+                    ntxent_loss, pick_device, precision, provenance, seeded, sha256, supcon_loss, supmin_loss, suppro_loss, write_json)
 
 FORMS = ("supcon", "ntxent", "supmin", "suppro", "kcl", "kcl --queue 1024", "tsc", "tsc --variant paper", "sbcl", "bcl", "paco",
          "paco --variant gpaco")                                 # words after --method
 WARMED_UP = 3                                                    # of 4 epochs: past TSC's switch and SBCL's clustering
+DIM = 128                                                        # of made-up embeddings
 
 
 def parse_args():
     parser = ArgumentParser("Speed as ratios within one run.", smoke=dict(arch="resnet18", size=8, batch_size=8, steps=1, rounds=2))
-    parser.add_argument("what", choices=["methods"], help="methods: time per training step of each, relative to SupCon")
-    parser.add_argument("--arch", default="resnet50", help="any torchvision ResNet")
-    parser.add_argument("--size", type=at_least(8), default=224, metavar="S", help="side of what the network sees, pixels")
-    parser.add_argument("--batch-size", type=at_least(2), default=256, help="images")
-    parser.add_argument("--steps", type=at_least(1), default=5, help="timed together, in each round")
-    parser.add_argument("--rounds", type=at_least(2), default=5, help="turns of every method, after one that is not counted")
-    parser.add_argument("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="auto: bf16 where the GPU has it")
+    parser.add_argument("what", choices=BENCHMARKS, help="what is measured")
+    parser.add_argument("--arch", default="resnet50", help="methods: any torchvision ResNet")
+    parser.add_argument("--size", type=at_least(8), default=224, metavar="S", help="methods: side of what the network sees, pixels")
+    parser.add_argument("--batch-size", type=at_least(2), default=256, help="methods: images")
+    parser.add_argument("--steps", type=at_least(1), default=5, help="methods: timed together, in each round")
+    parser.add_argument("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="methods: precision; auto: bf16 where the GPU has it")
+    parser.add_argument("--rounds", type=at_least(1), default=5, help="turns of every form")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one")
-    parser.add_argument("--out", type=Path, help="folder for methods.json (default: printed only)")
-    parser.add_argument("--smoke", action="store_true", help="tiny network, to see it run")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the figures are kept, as methods.json or the like (default: printed only)")
+    parser.add_argument("--smoke", action="store_true", help="tiny, to see it run")
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
     device = pick_device(args.device)
-    result = methods(args, device)
-    print(f"\n{provenance(device)['device']}, {args.arch}, {args.size} px, batch {args.batch_size}, --amp {args.amp}: "
-          f"{args.rounds} rounds of {args.steps} steps\n")
-    print("| method | views | learned beside the network | kept beside it | time per step, SupCon = 1 (lowest - highest) |\n|---|---|---|---|---|")
-    for form, row in result.items():
-        print(f"| {form} | {row['views']} | {row['learned']:,} | {row['kept']:,} | {row['ratio']:.2f} ({row['lowest']:.2f} - {row['highest']:.2f}) |")
+    facts = provenance(device)                                   # of the code as it is now, whatever is edited meanwhile
+    settings, result = BENCHMARKS[args.what](args, device)
     if args.out:
-        settings = {key: getattr(args, key) for key in ("arch", "size", "batch_size", "steps", "rounds", "amp", "smoke")}
-        write_json(args.out / "methods.json", {**settings, "methods": result, "provenance": provenance(device)})
-        print(f"wrote {args.out / 'methods.json'}")
+        path = args.out / f"{args.what}.json"
+        write_json(path, {**settings, "rounds": args.rounds, "smoke": args.smoke, args.what: result, "provenance": facts})
+        print(f"wrote {path}")
 
+
+def ratios(seconds, reference):
+    """Statistics over rounds of the times of one form, relative to those of another."""
+    relative = np.array(seconds) / np.array(reference)
+    return {"ratio": float(np.median(relative)), "lowest": float(relative.min()), "highest": float(relative.max()),
+            "seconds": float(np.median(seconds))}
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# methods
+# ------------------------------------------------------------------------------------------------------------------
 
 def methods(args, device):
-    """Seconds per step of every form of every method on made-up images. Returns {form: {"ratio", "lowest", "highest", "seconds", ...}}."""
+    """Time per training step of each, relative to SupCon."""
     _, autocast, scaler = precision(device, args.amp, args.size)
     subset = made_up_subset(args.batch_size * args.steps, args.size)
     train = ImageBatches(subset.images, subset.splits["train"], device)
@@ -70,16 +91,20 @@ def methods(args, device):
         for turn in range(1 + args.rounds):                      # the first is not counted: SBCL clusters in it, caches fill
             for form, (options, model, method, optimizer) in runs.items():
                 epoch = WARMED_UP if turn else WARMED_UP - 1
-                stats = pretrain.train_one_epoch(epoch, args.steps, model, method, optimizer, scaler, autocast, train, subset, options, bar)
+                stats = pretrain.train_one_epoch(epoch, args.steps, model, method, optimizer, scaler, autocast, train, subset, options, None,
+                                                 bar, Stop())
                 seconds[form] += [stats["seconds"] / args.steps] if turn else []
     result = {}
     for form, (_, _, method, _) in runs.items():
-        ratios = np.array(seconds[form]) / np.array(seconds["supcon"])
         learned = sum(p.numel() for p in method.parameters() if p.requires_grad)
-        result[form] = {"ratio": float(np.median(ratios)), "lowest": float(ratios.min()), "highest": float(ratios.max()),
-                        "seconds": float(np.median(seconds[form])), "views": method.views, "learned": learned,
+        result[form] = {**ratios(seconds[form], seconds["supcon"]), "views": method.views, "learned": learned,
                         "kept": sum(t.numel() for t in method.state_dict().values()) - learned}
-    return result
+    print(f"\n{provenance(device)['device']}, {args.arch}, {args.size} px, batch {args.batch_size}, --amp {args.amp}: "
+          f"{args.rounds} rounds of {args.steps} steps\n")
+    print("| method | views | learned beside the network | kept beside it | time per step, SupCon = 1 (lowest - highest) |\n|---|---|---|---|---|")
+    for form, row in result.items():
+        print(f"| {form} | {row['views']} | {row['learned']:,} | {row['kept']:,} | {row['ratio']:.2f} ({row['lowest']:.2f} - {row['highest']:.2f}) |")
+    return {key: getattr(args, key) for key in ("arch", "size", "batch_size", "steps", "amp")}, result
 
 
 def made_up_subset(images, size, minority_share=0.05):
@@ -91,6 +116,197 @@ def made_up_subset(images, size, minority_share=0.05):
                   draw.integers(0, 256, (images, size, size, 3), dtype=np.uint8), labels, np.full((images, 2), size), size, "natural",
                   [0.5] * 3, [0.25] * 3, "", "")
 
+
+# ------------------------------------------------------------------------------------------------------------------
+# losses
+# ------------------------------------------------------------------------------------------------------------------
+
+PROTOTYPES = antipodal_prototypes(DIM, seeded(0))
+LOSSES = {"masked": lambda z, y: masked_loss(z, y), "ntxent": lambda z, y: ntxent_loss(z), "supcon": supcon_loss,
+          "supmin": lambda z, y: supmin_loss(z, y, 1), "suppro": lambda z, y: suppro_loss(z, y, PROTOTYPES),
+          "pytorch-metric-learning SupConLoss": lambda z, y: library_loss("SupConLoss", z, y.repeat(2)),
+          "pytorch-metric-learning NTXentLoss": lambda z, y: library_loss("NTXentLoss", z, torch.arange(len(z), device=z.device).repeat(2))}
+
+
+def losses(args, device):
+    """Time and peak memory of forward and backward, relative to the masked form."""
+    result, sizes, forms = {}, *(((1024,), ("masked", "supcon")) if args.smoke else ((512, 4096, 16384), LOSSES))
+    forms = {rows: [form for form in forms if rows <= 512 or "NTXent" not in form] for rows in sizes}        # its memory grows with rows ** 3
+    memory = {rows: {form: peak_memory(loss_step, form, rows, device) for form in forms[rows]} for rows in tqdm(sizes, desc="memory")}
+    for rows in sizes:
+        data = made_up_embeddings(rows, device)
+        first = {form: timed(loss_step, form, *data) for form in forms[rows]}            # not counted: caches fill
+        seconds = {form: [] for form in first}
+        for form in tqdm(list(first) * args.rounds, desc=f"{rows} rows", leave=False):
+            seconds[form].append(timed(loss_step, form, *data, times=max(1, int(0.2 / first[form]))))
+        result[rows] = {form: {**ratios(seconds[form], seconds["masked"]), "megabytes": memory[rows][form] / 1e6} for form in seconds}
+    print(f"\n{provenance(device)['device']}, {DIM} dimensions: {args.rounds} rounds\n")
+    print("| rows | form | time, masked = 1 (lowest - highest) | seconds | peak memory, masked = 1 | MB |\n|---|---|---|---|---|---|")
+    for rows, form, row in ((rows, form, row) for rows in sizes for form, row in result[rows].items()):
+        print(f"| {rows:,} | {form} | {row['ratio']:.2f} ({row['lowest']:.2f} - {row['highest']:.2f}) | {row['seconds']:.4f} | "
+              f"{memory[rows][form] / memory[rows]['masked']:.2f} | {row['megabytes']:.0f} |")
+    return {"dimensions": DIM}, result
+
+
+def masked_loss(z, labels, temperature=0.07):
+    """The supervised contrastive loss in the form that is copied everywhere, with masks of all views by all views. z [N, V, D]."""
+    n, views, _ = z.shape
+    contrast = torch.cat(z.unbind(1))
+    mask = (labels[:, None] == labels).float().repeat(views, views)
+    logits = contrast @ contrast.T / temperature
+    logits = logits - logits.max(dim=1, keepdim=True).values.detach()
+    logits_mask = torch.ones_like(mask).scatter(1, torch.arange(n * views, device=z.device)[:, None], 0)
+    mask = mask * logits_mask
+    exp_logits = logits.exp() * logits_mask
+    log_prob = logits - exp_logits.sum(1, keepdim=True).log()
+    return -((mask * log_prob).sum(1) / mask.sum(1)).mean()
+
+
+def library_loss(name, z, labels):
+    from pytorch_metric_learning import losses as library
+    return getattr(library, name)(temperature=0.07)(z.transpose(0, 1).flatten(0, 1), labels)
+
+
+def loss_step(form, z, labels):
+    z = z.requires_grad_()
+    z.grad = None
+    LOSSES[form](z, labels).backward()
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# subsets
+# ------------------------------------------------------------------------------------------------------------------
+
+def subsets(args, device):
+    """Packing of a made-up iNaturalist against a plain Pillow loop, its memory, a kill and a restart, one worker and all."""
+    with tempfile.TemporaryDirectory(prefix="subsets-") as folder:
+        root, n = Path(folder), 240 if args.smoke else 15120
+        with ProcessPoolExecutor() as pool:
+            made = tqdm(pool.map(made_up_category, [root] * (n // 70), range(n // 70)), total=n // 70, desc="photographs")
+            files = [path for paths in made for path in paths]
+        plain, packed = one_core(root, files[::max(1, n // 1000)], args.rounds)
+        command = [sys.executable, Path(__file__).with_name("make_subsets.py"), "inat21-mammals", "--data-root", root, "--ratios", "natural"]
+        runs = {}
+        for name, more in (("one worker", ["--workers", "1"]), ("all workers", [])):
+            start = time.time()
+            memory = peak_of(subprocess.Popen([*command, *more, "--out", root / name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            runs[name] = {"seconds": time.time() - start, "peak_mib": memory}
+        killed = subprocess.Popen([*command, "--out", root / "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(runs["all workers"]["seconds"] / 2)
+        killed.kill()
+        killed.wait()
+        again = subprocess.run([*command, "--out", root / "killed"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+        bytes_of = [{file: sha256(root / name / "inat21-mammals" / file) for file in ("images.npy", "index.csv")} for name in (*runs, "killed")]
+        if not bytes_of[0] == bytes_of[1] == bytes_of[2]:
+            raise UserError("the packed bytes depend on the number of workers, or on a kill")
+        result = {"images": len(files), "bytes": sum(path.stat().st_size for path in files), "one core": ratios(packed, plain), **runs,
+                  "after a kill": again}
+    print(f"\n{len(files)} JPEGs, one core: {result['one core']['ratio']:.2f} of the time of a plain Pillow loop "
+          f"({result['one core']['lowest']:.2f} - {result['one core']['highest']:.2f})")
+    print(*(f"{name}: {run['seconds']:.0f} s, {run['peak_mib']:.0f} MiB at most" for name, run in runs.items()), sep="\n")
+    print(f"after a kill: {again}; same bytes")
+    return {}, result
+
+
+def made_up_category(root, i):
+    """Writes 60 training and 10 validation photographs of one category, up to 500 px, in iNaturalist's layout. Returns their paths."""
+    order, paths = "Artiodactyla" if i % 3 == 0 else "Carnivora", []
+    for part, n in (("train", 60), ("val", 10)):
+        folder = root / part / f"{i:05d}_Animalia_Chordata_Mammalia_{order}_Family{i % 20}_Genus{i % 100}_species{i}"
+        folder.mkdir(parents=True)
+        for k in range(n):
+            draw = np.random.default_rng([i, k, n])
+            width, height = [(500, 375), (375, 500), (500, 333), (500, 500)][draw.integers(4)]
+            coarse = Image.fromarray(draw.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)).resize((width, height))
+            noisy = np.asarray(coarse) + draw.normal(0, 12, (height, width, 1))
+            paths.append(folder / f"{k:03d}.jpg")
+            Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(paths[-1], quality=85)
+    return paths
+
+
+def one_core(root, files, rounds):
+    """Seconds per round of a plain Pillow loop and of make_subsets.pack_block over the same files, taking turns."""
+    side, plain, packed = 320, [], []
+    path = root / "one-core.npy"
+    offset = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(files), side, side, 3)).offset
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for file in files:
+            np.asarray(Image.open(file).convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
+        plain.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        for at in range(0, len(files), make_subsets.CHUNK):
+            make_subsets.pack_block((path, offset, at, files[at:at + make_subsets.CHUNK], side, 3, False))
+        packed.append(time.perf_counter() - start)
+    return plain, packed
+
+
+def peak_of(process):
+    """MiB that a process and its children use at most, shared pages counted once (Linux: proportional set size), until it ends."""
+    peak = 0
+    while process.poll() is None:
+        members = [process.pid, *(int(pid) for task in Path(f"/proc/{process.pid}/task").glob("*/children") for pid in task.read_text().split())]
+        try:
+            sizes = [re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE) for pid in members]
+        except (FileNotFoundError, ProcessLookupError):          # one has ended just now
+            continue
+        peak = max(peak, sum(int(size[1]) for size in sizes if size) / 1024)
+        time.sleep(0.2)
+    if process.returncode:
+        raise UserError(f"{' '.join(map(str, process.args))}: exit code {process.returncode}")
+    return peak
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# what they share
+# ------------------------------------------------------------------------------------------------------------------
+
+def made_up_embeddings(rows, device, minority_share=0.05):
+    """Unit vectors z [N, 2, D] whose views are near each other, `rows` in all, and labels [N]."""
+    generator, n = seeded(0), rows // 2
+    z = torch.randn(n, 1, DIM, generator=generator) + 0.7 * torch.randn(n, 2, DIM, generator=generator)
+    return F.normalize(z, dim=2).to(device), (torch.arange(n) < max(2, n * minority_share)).long().to(device)
+
+
+def timed(step, *data, times=1):
+    """Seconds of a step, mean of a few `times`."""
+    def now():
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    start = now()
+    for _ in range(times):
+        step(*data)
+    return (now() - start) / times
+
+
+def peak_memory(step, form, rows, device):
+    """Bytes at the peak of a step, beyond what a process holds that did a small one. Measured in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+        return fresh.submit(_peak_memory, step, form, rows, device, torch.get_num_threads()).result()
+
+
+def _peak_memory(step, form, rows, device, threads):
+    torch.set_num_threads(threads)
+    step(form, *made_up_embeddings(64, device))
+    data = made_up_embeddings(rows, device)
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step(form, *data)
+        return torch.cuda.max_memory_allocated(device) - before
+    before = peak_resident()
+    step(form, *data)
+    return peak_resident() - before
+
+
+def peak_resident():
+    """Bytes of memory that this process has had at most (Linux). getrusage would count what its parent had, too."""
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+BENCHMARKS = {"methods": methods, "losses": losses, "subsets": subsets}
 
 if __name__ == "__main__":
     cli(main)

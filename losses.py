@@ -6,8 +6,10 @@ views and P(i) the positives of view i, every contrastive loss here is
 
     L = mean_i [ log sum_{a in A(i)} exp(s_ia)  -  mean_{p in P(i)} s_ip ]                                    (1)
 
-and the methods differ in P(i) alone. Equation (1) is L_out of Khosla et al. 2020 (arXiv:2004.11362), as a mean over
-anchors and without the factor temperature / base_temperature that SupContrast's code puts in front of it.
+and the methods differ in P(i) alone: each divides the images into groups, and P(i) is the other views in the group of view i.
+Equation (1) is L_out of Khosla et al. 2020 (arXiv:2004.11362), as a mean over anchors and without the factor temperature /
+base_temperature that SupContrast's code puts in front of it. No matrix of all views by all views is kept: the positives' sum is
+sum_p s_ip = z_i . (sum of the group - z_i) / T, and the log-sum-exp is taken over a few rows at a time, so that memory grows with V*N.
 If all embeddings are equal, (1) is log(V*N - 1) whatever views are in P: the collapse value. (A prototype in P, as in Supervised
 Prototypes, moves it.)
 """
@@ -16,6 +18,9 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+CHUNK = 256                     # rows whose similarities are held at a time
 
 
 def collapse_value(images: int, views: int = 2) -> float:
@@ -28,8 +33,7 @@ def ntxent_loss(z, temperature=0.07):
 
     z [N, V, D] unit vectors, V >= 2. Returns a scalar (nats).
     """
-    s = similarities(z, temperature)
-    return _contrast(s, same_image(z)).mean()
+    return _contrast(z, by_image(z), temperature)
 
 
 def supcon_loss(z, labels, temperature=0.07):
@@ -37,8 +41,7 @@ def supcon_loss(z, labels, temperature=0.07):
 
     z [N, V, D] unit vectors, V >= 2; labels int [N]. Returns a scalar (nats).
     """
-    s = similarities(z, temperature)
-    return _contrast(s, same_class(z, labels)).mean()
+    return _contrast(z, by_class(z, labels), temperature)
 
 
 def supmin_loss(z, labels, minority, temperature=0.07, supervised_majority=None):
@@ -53,10 +56,8 @@ def supmin_loss(z, labels, minority, temperature=0.07, supervised_majority=None)
         if supervised_majority.shape != labels.shape:
             raise ValueError(f"supervised_majority must be [{len(labels)}], one per image, not {list(supervised_majority.shape)}")
         supervised = supervised | supervised_majority
-    supervised = supervised.repeat(z.shape[1])                                          # [V*N]
-    both_supervised = supervised[:, None] & supervised[None, :]
-    positives = (same_class(z, labels) & both_supervised) | same_image(z)
-    return _contrast(similarities(z, temperature), positives).mean()
+    group = torch.where(supervised, by_class(z, labels), len(z) + by_image(z))          # below N a class, from N on a single image
+    return _contrast(z, group, temperature)
 
 
 def suppro_loss(z, labels, prototypes, temperature=0.07, margin=1.0):
@@ -71,13 +72,11 @@ def suppro_loss(z, labels, prototypes, temperature=0.07, margin=1.0):
     """
     labels = labels.long().repeat(z.shape[1])                                           # [V*N]
     rows = view_rows(z)                                                                 # [V*N, D]
-    with torch.autocast(z.device.type, enabled=False):
-        cosines = rows @ prototypes.detach().to(rows).T                                 # [V*N, 2]
-    own = cosines.gather(1, labels[:, None]).squeeze(1)                                 # [V*N]
-    other = cosines.gather(1, 1 - labels[:, None]).squeeze(1)
+    prototypes = prototypes.detach().to(rows)
+    own, other = ((rows * prototypes[c]).sum(1) for c in (labels, 1 - labels))          # cosines, [V*N]
     margins = torch.as_tensor(margin, dtype=rows.dtype, device=rows.device).expand(2)   # a float serves both classes
     pull = (own <= other + margins[labels]).detach()                                    # [V*N]
-    return _contrast(similarities(z, temperature), same_image(z), pull, own / temperature).mean()
+    return _contrast(z, by_image(z), temperature, pull, own / temperature)
 
 
 def draw_supervised_majority(labels, minority, ratio, generator):
@@ -136,38 +135,69 @@ def view_rows(z):
     return at_least_float32(z).transpose(0, 1).flatten(0, 1)
 
 
-def similarities(z, temperature):
-    """s_ij = z_i . z_j / T, [V*N, V*N]."""
-    with torch.autocast(z.device.type, enabled=False):           # .float() alone is not enough: autocast would halve the product
-        rows = view_rows(z)
-        return rows @ rows.T / temperature
-
-
-def same_image(z):
-    """bool [V*N, V*N]: different views of one image."""
-    image = torch.arange(z.shape[0], device=z.device).repeat(z.shape[1])
-    return (image[:, None] == image[None, :]).fill_diagonal_(False)
-
-
 def check_labels(z, labels):
     if labels.shape != z.shape[:1]:
         raise ValueError(f"{z.shape[0]} images need labels [{z.shape[0]}], not {list(labels.shape)}")
 
 
-def same_class(z, labels):
-    """bool [V*N, V*N]: different views with the same label."""
+def by_image(z):
+    """Each image its own group: int [N]."""
+    return torch.arange(len(z), device=z.device)
+
+
+def by_class(z, labels):
+    """Each class a group: int [N], below N, the number of smaller labels. (torch.unique would wait for the GPU.)"""
     check_labels(z, labels)
-    label = labels.repeat(z.shape[1])
-    return (label[:, None] == label[None, :]).fill_diagonal_(False)
+    return torch.searchsorted(labels.sort().values, labels.contiguous())
 
 
-def _contrast(s, positives, pull=False, s_own=0.0):
-    """Equation (1) before the mean over anchors: [V*N].
+def _contrast(z, group, temperature, pull=False, s_own=0.0):
+    """Equation (1), a scalar. P(i) = the other views in the group of view i.
 
-    s and positives [V*N, V*N]; where pull [V*N] is true, s_own [V*N] (similarity to the own prototype) counts as one more positive.
+    group int [N], below 2N; where pull [V*N] is true, s_own [V*N] (similarity to the own prototype) counts as one more positive.
     """
-    itself = torch.eye(len(s), dtype=torch.bool, device=s.device)
-    log_sum = s.masked_fill(itself, -torch.inf).logsumexp(dim=1)
-    pull = torch.as_tensor(pull, device=s.device)
-    mean_positive = ((s * positives).sum(1) + s_own * pull) / (positives.sum(1) + pull.int())
-    return log_sum - mean_positive
+    rows, group = view_rows(z), group.repeat(z.shape[1])                                # [V*N, D], [V*N]
+    others = torch.zeros_like(rows).index_add(0, group, rows).index_select(0, group) - rows              # sum over P(i), [V*N, D]
+    count = torch.zeros_like(rows[:, 0]).index_add(0, group, torch.ones_like(rows[:, 0]))[group] - 1     # |P(i)|, [V*N]
+    mean_positive = ((rows * others).sum(1) / temperature + s_own * pull) / (count + pull)
+    return (_LogSumExp.apply(rows, temperature) - mean_positive).mean()
+
+
+class _LogSumExp(torch.autograd.Function):
+    """log sum_{a in A(i)} exp(s_ia) of every row i, [V*N]. The similarities are made again for the gradient, not kept.
+
+    s_ij = s_ji, so a chunk of rows is compared with itself and the rows below it alone: the rows of s are summed for the chunk, its
+    columns for the rows below. Likewise the gradient: s_ij has the weight softmax_i(j) from anchor i and softmax_j(i) from anchor j.
+    """
+
+    @staticmethod
+    def forward(ctx, rows, temperature):
+        log_sum = rows.new_full((len(rows),), -torch.inf)
+        for start, end, s in _similarities(rows, temperature):
+            log_sum[start:end] = log_sum[start:end].logaddexp(s.logsumexp(1))
+            log_sum[end:] = log_sum[end:].logaddexp(s[:, end - start:].logsumexp(0))
+        ctx.save_for_backward(rows, log_sum)
+        ctx.temperature = temperature
+        return log_sum
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        rows, log_sum = ctx.saved_tensors
+        grad_rows = torch.zeros_like(rows)
+        for start, end, s in _similarities(rows, ctx.temperature):
+            weights = (s - log_sum[start:end, None]).exp_().mul_(grad[start:end, None])
+            weights += s.sub_(log_sum[start:]).exp_().mul_(grad[start:])
+            with torch.autocast(rows.device.type, enabled=False):
+                grad_rows[start:end] += weights @ rows[start:]
+                grad_rows[end:] += weights[:, end - start:].T @ rows[start:end]
+        return grad_rows / ctx.temperature, None
+
+
+def _similarities(rows, temperature):
+    """Yield (start, end, s): s [end - start, V*N - start] of the rows from start to end and all from start on, -inf for a row and itself."""
+    for start in range(0, len(rows), CHUNK):
+        end = min(start + CHUNK, len(rows))
+        with torch.autocast(rows.device.type, enabled=False):            # .float() alone is not enough: autocast would halve the product
+            s = (rows[start:end] / temperature) @ rows[start:].T
+        yield start, end, s.fill_diagonal_(-torch.inf)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("KIT_SHARED", ROOT.parent / "shared"))          # reference numbers and images, where they are at hand
@@ -83,6 +84,17 @@ def random_batch(n=12, views=2, dim=8, seed=0):
     generator = torch.Generator().manual_seed(seed)
     z = F.normalize(torch.randn(n, views, dim, generator=generator, dtype=torch.float64), dim=2)
     return z, (torch.arange(n) % 4 == 0).long()                  # a quarter of class 1
+
+
+class LargestTensor(TorchDispatchMode):
+    """Within it: the most elements that any operation returned."""
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            self.numel = max(self.numel, tensor.numel() if isinstance(tensor, torch.Tensor) else 0)
+        return out
 
 
 def log_of(run):

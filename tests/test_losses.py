@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
 from sklearn.datasets import make_blobs
 
+import losses
 from common import (antipodal_prototypes, class_weights, collapse_value, draw_supervised_majority, focal_loss, ntxent_loss, supcon_loss,
                     supmin_loss, suppro_loss, warmup_cosine)
-from conftest import equals_reference, fixture_f5, oracle, random_batch, value_and_grad
+from conftest import LargestTensor, equals_reference, fixture_f5, oracle, random_batch, value_and_grad
 
 CONTRASTIVE, PROTOTYPE, RATIO, SUPERVISED, SCHEDULE = (oracle(f"{name}.npz") for name in
                                                        ("contrastive", "prototype", "supmin_ratio", "supervised", "lr_schedule"))
@@ -115,6 +116,43 @@ def test_losses_equal_a_double_loop(views):
     assert supmin_loss(z, y, 1, 0.2).item() == pytest.approx(double_loop(z, supmin, 0.2), abs=1e-12)
 
 
+def test_any_labels_of_any_number_of_classes():
+    z, _ = random_batch()
+    y = torch.tensor([2 ** 40, -3, 7] * 4)
+    assert supcon_loss(z, y, 0.2).item() == pytest.approx(double_loop(z, lambda i, v, j, w: y[i] == y[j], 0.2), abs=1e-12)
+    supmin = lambda i, v, j, w: i == j or (y[i] == y[j] and y[i] != -3)                          # noqa: E731
+    assert supmin_loss(z, y, 7, 0.2, y == 2 ** 40).item() == pytest.approx(double_loop(z, supmin, 0.2), abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype, temperature, tolerance", [(torch.float64, 0.07, 1e-12), (torch.float32, 0.07, 1e-5), (torch.float32, 0.002, 1e-4)])
+def test_chunked_log_sum_exp_equals_the_plain_one(dtype, temperature, tolerance, monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK", 7)                      # the last chunk of the 36 rows is a single row
+    rows = random_batch(n=18)[0].flatten(0, 1).to(dtype)
+    weights = torch.linspace(-1, 2, 36, dtype=dtype)             # of the anchors: the gradient is right for each of them
+    plain = lambda rows: (rows @ rows.T / temperature).fill_diagonal_(-torch.inf).logsumexp(1)   # noqa: E731
+    np.testing.assert_allclose(losses._LogSumExp.apply(rows, temperature), plain(rows), rtol=tolerance)
+    _, expected = value_and_grad(lambda rows: weights @ plain(rows), rows)
+    _, grad = value_and_grad(lambda rows: weights @ losses._LogSumExp.apply(rows, temperature), rows)
+    np.testing.assert_allclose(grad, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+def test_gradients_equal_finite_differences(monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK", 5)
+    z, y = random_batch(n=6, dim=3)
+    for name, loss in every_loss(y, dim=3).items():
+        assert torch.autograd.gradcheck(loss, z.requires_grad_()), name
+
+
+def test_no_matrix_of_all_rows_by_all_rows_is_made_or_kept(monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK", 16)
+    z, y = random_batch(n=200)                                   # 400 rows
+    for name, loss in every_loss(y).items():
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor), LargestTensor() as made:
+            loss(z.requires_grad_()).backward()
+        assert max(kept) == 400 * 8 and made.numel == 400 * 16, name
+
+
 def test_supcon_and_ntxent_equal_pytorch_metric_learning():
     z, y = random_batch(n=16)
     rows, labels = z.transpose(0, 1).flatten(0, 1), y.repeat(2)
@@ -122,8 +160,8 @@ def test_supcon_and_ntxent_equal_pytorch_metric_learning():
     torch.testing.assert_close(ntxent_loss(z, 0.1), NTXentLoss(temperature=0.1)(rows, torch.arange(16).repeat(2)))
 
 
-def every_loss(y):
-    prototypes = antipodal_prototypes(8, torch.Generator().manual_seed(3))
+def every_loss(y, dim=8):
+    prototypes = antipodal_prototypes(dim, torch.Generator().manual_seed(3))
     return {"ntxent": lambda z: ntxent_loss(z), "supcon": lambda z: supcon_loss(z, y), "supmin": lambda z: supmin_loss(z, y, 1),
             "suppro": lambda z: suppro_loss(z, y, prototypes)}
 
@@ -166,6 +204,8 @@ def test_autocast_and_half_embeddings_change_nothing():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(loss(z.float()), expected), name
             assert loss(z.bfloat16()).dtype == torch.float32
+            _, grad = value_and_grad(loss, z.float())
+        np.testing.assert_array_equal(grad, value_and_grad(loss, z.float())[1])
 
 
 def test_prototypes_are_antipodal_get_no_gradient_and_stop_pulling_at_half_the_margin():

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import evaluate_metrics
 from common import ContrastiveModel, UserError, embed, load_subset, save_tensors, seeded, sha256, write_json
-from conftest import ROOT, one_line, oracle, run_script
+from conftest import ROOT, LargestTensor, one_line, oracle, run_script
 from evaluate_metrics import (class_alignment_consistency, class_alignment_distance, entropy_uniformity, gaussian_potential,
                               sample_alignment_accuracy, sample_alignment_distance)
 
@@ -128,16 +127,6 @@ def test_a_tight_cluster_far_away_is_still_resolved():
     np.testing.assert_allclose(sample_alignment_accuracy(far, labels), sample_alignment_accuracy(z, labels))
     np.testing.assert_allclose(class_alignment_consistency(far, labels), class_alignment_consistency(z, labels))
     np.testing.assert_allclose(class_alignment_distance(far, labels), 1e-6 * class_alignment_distance(z, labels), rtol=1e-6)
-
-
-class LargestTensor(TorchDispatchMode):
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else [out]:
-            self.numel = max(self.numel, tensor.numel() if isinstance(tensor, torch.Tensor) else 0)
-        return out
 
 
 @pytest.mark.parametrize("metric", METRICS)

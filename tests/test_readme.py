@@ -117,3 +117,10 @@ def test_without_data_the_grid_says_so(tmp_path):
         assert done.returncode == 2 and "no data set under" in done.stderr and "demo" in done.stderr
     done = run_all("dmo")
     assert done.returncode == 2 and "dmo is none of demo, test" in done.stderr
+
+
+@pytest.mark.parametrize("what", benchmark.BENCHMARKS)
+def test_every_benchmark_runs_and_keeps_its_figures(what, tmp_path):
+    call(benchmark, what, "--smoke", "--device", "cpu", "--rounds", 1, "--out", tmp_path)
+    kept = json.loads((tmp_path / f"{what}.json").read_text())
+    assert kept[what] and kept["smoke"] and {"command", "commit", "device"} <= kept["provenance"].keys()
