@@ -154,10 +154,10 @@ def pack_block(job):
 
 
 def check_block(job):
-    """Decode some images again. Returns, for each, whether it is what the .npy file holds at its row, and whether it is truncated."""
-    path, at, *what = job
+    """Decode some images again. Returns, for each, whether it is what the .npy file holds from row `start` on, and whether it is truncated."""
+    path, start, *what = job
     block, rows = decode_block(*what)
-    same = (np.load(path, mmap_mode="r")[at] == block).all(axis=(1, 2, 3))
+    same = (read_block(path, start) == block).all(axis=(1, 2, 3))
     return [(bool(equal) and not why, cut) for equal, (_, _, why, cut) in zip(same, rows)]
 
 
@@ -237,7 +237,7 @@ def read_journal(journal, path, head):
     done = {}
     for start, crc, rows in tqdm(lines[1:], desc="check", unit="chunk", leave=False, delay=1):
         unreadable = any(why for _, _, why, _ in rows)          # perhaps mended by now
-        if not unreadable and zlib.crc32(np.ascontiguousarray(images[start:start + len(rows)])) == crc:
+        if not unreadable and zlib.crc32(read_block(path, start)) == crc:
             done[start] = rows
     return done
 
@@ -471,11 +471,11 @@ def verify(args):
     if (good < 0).any() or (labels != source.labels[good]).any() or (split != source.split[good]).any():
         raise UserError(f"{folder / 'index.csv'}: lists other images, classes or splits than {args.data_root}; {again}")
     workers, side = workers_for(source, args), np.load(path, mmap_mode="r").shape[1]
-    chunks = [np.arange(start, min(start + CHUNK, len(good))) for start in range(0, len(good), CHUNK)]
-    jobs = ((path, rows, take(source.images, good[rows]), side, source.channels, source.truncated) for rows in chunks)
+    starts = range(0, len(good), CHUNK)
+    jobs = ((path, start, take(source.images, good[start:start + CHUNK]), side, source.channels, source.truncated) for start in starts)
     checked = []
     with tqdm(total=len(good), desc="verify", unit="image", leave=False, delay=0.5) as bar:
-        for results in each(check_block, jobs, len(chunks), workers):
+        for results in each(check_block, jobs, len(starts), workers):
             checked += results
             bar.update(len(results))
     other = [name for name, (same, _) in zip(names, checked) if not same]

@@ -59,6 +59,28 @@ def test_help_fits_a_screen(script, capsys):
     assert end.value.code == 0 and len(lines) <= 40 and max(map(len, lines)) <= 120
 
 
+def flags_of(script, capsys):
+    with pytest.raises(SystemExit):
+        call(SCRIPTS[script], "--help")
+    return set(re.findall(r"^  (--[a-z-]+)", capsys.readouterr().out, re.MULTILINE))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_is_read(script, capsys):
+    """Its value is looked at somewhere other than where it is declared."""
+    sources_of = {"make_subsets.py": ["sources.py"], "pretrain.py": ["baselines.py"]}.get(script, []) + [script]
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in sources_of)
+    for flag in flags_of(script, capsys):
+        name = flag[2:].replace("-", "_")
+        assert re.search(rf"\bargs\.{name}\b|(?<!add_argument\(\")\"{name}\"", text) or name == "smoke", f"{script} never reads {flag}"
+
+
+def test_the_readme_names_no_flag_that_is_not_there(capsys):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    known = set().union(*(flags_of(script, capsys) for script in SCRIPTS)) | {"--list", "--dry-run", "--help"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text)) <= known
+
+
 def test_the_table_of_methods_has_the_measured_times():
     measured = json.loads((ROOT / "results/benchmark/methods.json").read_text())["methods"]
     table = (ROOT / "README.md").read_text(encoding="utf-8").split("| `--method` |")[1].split("\n\n")[0]
@@ -67,6 +89,28 @@ def test_the_table_of_methods_has_the_measured_times():
     for method, row in rows.items():
         times = [f"{values['ratio']:.2f}" for form, values in measured.items() if form.split()[0] == method and form != "tsc --variant paper"]
         assert re.findall(r"\d\.\d\d", row[7]) == times, method
+
+
+def test_the_table_of_losses_has_the_measured_times_and_memory():
+    measured = json.loads((ROOT / "results/benchmark/losses.json").read_text())["losses"]
+    table = (ROOT / "README.md").read_text(encoding="utf-8").split("| time, peak memory |")[1].split("\n\n")[0]
+    shown = re.findall(r"(\d+\.\d\d), ([\d,]+) MB", table)
+    forms = list(measured["512"])
+    assert shown == [(f"{row['ratio']:.2f}", f"{row['megabytes']:,.0f}") for form in forms for row in (of.get(form) for of in measured.values()) if row]
+
+
+def test_the_figures_of_packing_are_those_measured():
+    measured = json.loads((ROOT / "results/benchmark/subsets.json").read_text())["subsets"]
+    text, core = (ROOT / "README.md").read_text(encoding="utf-8"), measured["one core"]
+    for figure in (f"{measured['images']:,} JPEGs", f"{measured['all workers']['seconds']:.0f} s with two processes",
+                   f"{measured['one worker']['seconds']:.0f} s with one", f"{measured['all workers']['peak_mib']:.0f} MiB of memory",
+                   f"{core['ratio']:.2f} times as long", f"({core['lowest']:.2f} to {core['highest']:.2f})"):
+        assert figure in text, figure
+
+
+def test_the_readme_has_no_gaps():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not re.findall(r"\b(?:SCALE\d?|LOSSES|TODO|TBD|XXX)\b", text)
 
 
 def test_the_table_of_data_sets_is_the_catalogue():
