@@ -10,6 +10,7 @@ and the methods differ in P(i) alone: each divides the images into groups, and P
 Equation (1) is L_out of Khosla et al. 2020 (arXiv:2004.11362), as a mean over anchors and without the factor temperature /
 base_temperature that SupContrast's code puts in front of it. No matrix of all views by all views is kept: the positives' sum is
 sum_p s_ip = z_i . (sum of the group - z_i) / T, and the log-sum-exp is taken over a few rows at a time, so that memory grows with V*N.
+Gradients go to z alone, once: no second derivatives.
 If all embeddings are equal, (1) is log(V*N - 1) whatever views are in P: the collapse value. (A prototype in P, as in Supervised
 Prototypes, moves it.)
 """
@@ -18,7 +19,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
 CHUNK = 256                     # rows whose similarities are held at a time
 
@@ -148,7 +148,8 @@ def by_image(z):
 def by_class(z, labels):
     """Each class a group: int [N], below N, the number of smaller labels. (torch.unique would wait for the GPU.)"""
     check_labels(z, labels)
-    return torch.searchsorted(labels.sort().values, labels.contiguous())
+    labels = labels.contiguous().long()                          # torch has no searchsorted for bool
+    return torch.searchsorted(labels.sort().values, labels)
 
 
 def _contrast(z, group, temperature, pull=False, s_own=0.0):
@@ -156,42 +157,48 @@ def _contrast(z, group, temperature, pull=False, s_own=0.0):
 
     group int [N], below 2N; where pull [V*N] is true, s_own [V*N] (similarity to the own prototype) counts as one more positive.
     """
+    if isinstance(temperature, torch.Tensor) and temperature.requires_grad:
+        raise ValueError("the temperature is a number; it gets no gradient")
     rows, group = view_rows(z), group.repeat(z.shape[1])                                # [V*N, D], [V*N]
-    others = torch.zeros_like(rows).index_add(0, group, rows).index_select(0, group) - rows              # sum over P(i), [V*N, D]
-    count = torch.zeros_like(rows[:, 0]).index_add(0, group, torch.ones_like(rows[:, 0]))[group] - 1     # |P(i)|, [V*N]
-    mean_positive = ((rows * others).sum(1) / temperature + s_own * pull) / (count + pull)
-    return (_LogSumExp.apply(rows, temperature) - mean_positive).mean()
+    size = torch.zeros_like(rows[:, 0]).index_add(0, group, torch.ones_like(rows[:, 0]))[group]          # of the row's group, [V*N]
+    share = 1 / (size - 1 + pull)                                                       # weight of each positive, [V*N]
+    return (_Contrast.apply(rows, group, share, temperature) - share * s_own * pull).mean()
 
 
-class _LogSumExp(torch.autograd.Function):
-    """log sum_{a in A(i)} exp(s_ia) of every row i, [V*N]. The similarities are made again for the gradient, not kept.
+class _Contrast(torch.autograd.Function):
+    """log sum_{a in A(i)} exp(s_ia) - share_i sum_{p in P(i)} s_ip of every row i, [V*N]. The gradient makes the similarities again.
 
     s_ij = s_ji, so a chunk of rows is compared with itself and the rows below it alone: the rows of s are summed for the chunk, its
-    columns for the rows below. Likewise the gradient: s_ij has the weight softmax_i(j) from anchor i and softmax_j(i) from anchor j.
+    columns for the rows below. Likewise the gradient: s_ij has the weight softmax_i(j) - share_i [j in P(i)] from anchor i, and that of
+    anchor j. Near collapse both terms are large and nearly equal, so they are subtracted before they are multiplied with the rows.
     """
 
     @staticmethod
-    def forward(ctx, rows, temperature):
+    def forward(ctx, rows, group, share, temperature):
         log_sum = rows.new_full((len(rows),), -torch.inf)
         for start, end, s in _similarities(rows, temperature):
             log_sum[start:end] = log_sum[start:end].logaddexp(s.logsumexp(1))
             log_sum[end:] = log_sum[end:].logaddexp(s[:, end - start:].logsumexp(0))
-        ctx.save_for_backward(rows, log_sum)
+        ctx.save_for_backward(rows, group, share, log_sum)
         ctx.temperature = temperature
-        return log_sum
+        wide = rows.double()                                                            # thousands of nearly equal rows are summed
+        positives = (torch.zeros_like(wide).index_add(0, group, wide)[group] - wide).mul_(wide).sum(1)   # T sum_p s_ip
+        return log_sum - (share * positives / temperature).to(rows.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
-        rows, log_sum = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            raise RuntimeError("this loss has no second derivative")
+        rows, group, share, log_sum = ctx.saved_tensors
         grad_rows = torch.zeros_like(rows)
         for start, end, s in _similarities(rows, ctx.temperature):
-            weights = (s - log_sum[start:end, None]).exp_().mul_(grad[start:end, None])
-            weights += s.sub_(log_sum[start:]).exp_().mul_(grad[start:])
+            positive = (group[start:end, None] == group[start:]).fill_diagonal_(False)
+            weights = (s - log_sum[start:end, None]).exp_().sub_(share[start:end, None] * positive).mul_(grad[start:end, None])
+            weights += s.sub_(log_sum[start:]).exp_().sub_(share[start:] * positive).mul_(grad[start:])
             with torch.autocast(rows.device.type, enabled=False):
                 grad_rows[start:end] += weights @ rows[start:]
                 grad_rows[end:] += weights[:, end - start:].T @ rows[start:end]
-        return grad_rows / ctx.temperature, None
+        return grad_rows / ctx.temperature, None, None, None
 
 
 def _similarities(rows, temperature):

@@ -125,15 +125,40 @@ def test_any_labels_of_any_number_of_classes():
 
 
 @pytest.mark.parametrize("dtype, temperature, tolerance", [(torch.float64, 0.07, 1e-12), (torch.float32, 0.07, 1e-5), (torch.float32, 0.002, 1e-4)])
-def test_chunked_log_sum_exp_equals_the_plain_one(dtype, temperature, tolerance, monkeypatch):
+def test_the_contrast_in_chunks_equals_the_plain_one(dtype, temperature, tolerance, monkeypatch):
     monkeypatch.setattr(losses, "CHUNK", 7)                      # the last chunk of the 36 rows is a single row
-    rows = random_batch(n=18)[0].flatten(0, 1).to(dtype)
-    weights = torch.linspace(-1, 2, 36, dtype=dtype)             # of the anchors: the gradient is right for each of them
-    plain = lambda rows: (rows @ rows.T / temperature).fill_diagonal_(-torch.inf).logsumexp(1)   # noqa: E731
-    np.testing.assert_allclose(losses._LogSumExp.apply(rows, temperature), plain(rows), rtol=tolerance)
+    rows, group = random_batch(n=18)[0].flatten(0, 1).to(dtype), torch.arange(36) % 5
+    share, weights = torch.linspace(0.1, 0.3, 36, dtype=dtype), torch.linspace(-1, 2, 36, dtype=dtype)         # right for each anchor
+
+    def plain(rows):
+        s, positive = rows @ rows.T / temperature, (group[:, None] == group).fill_diagonal_(False)
+        return s.fill_diagonal_(-torch.inf).logsumexp(1) - share * s.masked_fill(~positive, 0).sum(1)
+    chunked = lambda rows: losses._Contrast.apply(rows, group, share, temperature)               # noqa: E731
+    np.testing.assert_allclose(chunked(rows), plain(rows), rtol=0, atol=tolerance * plain(rows).abs().max().item())
     _, expected = value_and_grad(lambda rows: weights @ plain(rows), rows)
-    _, grad = value_and_grad(lambda rows: weights @ losses._LogSumExp.apply(rows, temperature), rows)
+    _, grad = value_and_grad(lambda rows: weights @ chunked(rows), rows)
     np.testing.assert_allclose(grad, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+def test_near_collapse_float32_still_tells_where_to_go():
+    """512 views of one class within 0.001 of each other: attraction and repulsion nearly cancel."""
+    generator = torch.Generator().manual_seed(0)
+    z = 128 ** -0.5 + 1e-3 * torch.randn(256, 2, 128, generator=generator, dtype=torch.float64)
+    z = F.normalize(z, dim=2).float()
+    (value, grad), (exact, exact_grad) = (value_and_grad(lambda z: supcon_loss(z, torch.zeros(256)), x) for x in (z, z.double()))
+    along_the_sphere = [g - (g * z.numpy()).sum(2, keepdims=True) * z.numpy() for g in (grad, exact_grad)]
+    assert np.linalg.norm(along_the_sphere[0] - along_the_sphere[1]) < 0.02 * np.linalg.norm(along_the_sphere[1])
+    assert abs(value - exact) < 2e-6
+
+
+def test_what_has_no_gradient_says_so():
+    z, y = random_batch()
+    with pytest.raises(ValueError, match="temperature"):
+        supcon_loss(z, y, torch.tensor(0.1, requires_grad=True))
+    first, = torch.autograd.grad(supcon_loss(z.requires_grad_(), y), z, create_graph=False)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(supcon_loss(z, y), z, create_graph=True)
+    assert first.isfinite().all() and supcon_loss(z, y == 1) == supcon_loss(z, y)                # bool labels, too
 
 
 def test_gradients_equal_finite_differences(monkeypatch):
