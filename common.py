@@ -205,7 +205,7 @@ def load_subset(path, verify=True):
         names, numbers = (subset.name, subset.ratio, *subset.classes), np.array([subset.mean, subset.std], dtype=np.float64)
         if not all(isinstance(name, str) for name in names) or len(names) != 4 or subset.recipe not in RECIPES or subset.minority not in (0, 1):
             raise UserError(f"{path}: its name, ratio, classes, minority or recipe are not those of a subset; {remake}")
-        if any(Path(name).name != name or name == ".." for name in names[:2]):                    # they become folders below runs/
+        if any(Path(name).name != name or name in ("", "..") for name in names[:2]):                    # they become folders below runs/
             raise UserError(f"{path}: its name or ratio is no folder name; {remake}")
         if numbers.shape != (2, images.shape[3]) or not np.isfinite(numbers).all() or numbers[1].min() <= 0 or not 1 <= subset.size <= 4096:
             raise UserError(f"{path}: its mean, std or size is no number for its images; {remake}")
@@ -372,12 +372,12 @@ def resume(folder, parts, config):
     path = Path(folder) / "checkpoint.pt"
     if not path.exists():
         return 0, None
-    checkpoint = load_tensors(path, keys=[*parts, "epoch", "config", "within"])
+    checkpoint = load_tensors(path, keys=[*parts, "epoch", "config"])
     if checkpoint["config"] != config:
         raise UserError(f"{path}: belongs to a run with other settings; delete it or choose another folder with --out")
     for name, part in parts.items():
         load_exactly(part, checkpoint[name], path)
-    epoch, within = checkpoint["epoch"], checkpoint["within"]
+    epoch, within = checkpoint["epoch"], checkpoint.get("within")
     if epoch < config["epochs"]:
         print(f"  goes on after epoch {epoch} of {config['epochs']}" + (f" and {within['step']} steps" if within else ""))
     return epoch, within
@@ -412,22 +412,30 @@ class Epoch:
         self.losses[self.done] = 0 if overflow else loss.detach()                                # no .item() here: it would wait for the GPU
         self.done += 1
         if self.stop.number:
-            raise Stopped(self.stop.number, {"step": self.done, "skipped": self.skipped, "losses": self.losses.cpu(),
-                                             "generator": self.generator.get_state(), "seconds": self.seconds()})
+            within = {"step": self.done, "skipped": self.skipped, "losses": self.losses.cpu(), "generator": self.generator.get_state(),
+                      "seconds": self.seconds()}
+            raise Stopped(self.stop.number, within if self.is_finite(optimizer) else None)
 
     def seconds(self):
         return time.time() - self.started
 
-    def loss(self, model, train, folder):
-        """Mean loss of the steps that were not skipped. UserError where one is not finite, or a weight; the images of its step are listed."""
-        bad = (~self.losses.isfinite()).nonzero()
-        if len(bad) or self.skipped == self.done or not all(p.isfinite().all() for p in model.parameters()):
-            step = int(bad[0]) if len(bad) else self.done - 1     # a gradient that is not finite spoils the next loss, if there is one
-            write_json(Path(folder) / "not-finite.json",
-                       {"epoch": self.number + 1, "step": step + 1, "rows": train.rows[self.batches[step]].tolist()})
+    def is_finite(self, optimizer):
+        weights = (p for group in optimizer.param_groups for p in group["params"])
+        return bool(self.losses.isfinite().all()) and all(bool(p.isfinite().all()) for p in weights)
+
+    def loss(self, optimizer, train, folder):
+        """Mean loss of the steps that were not skipped. UserError where a loss or a weight is not finite.
+
+        The images of that step are listed, and those of the one before: a gradient that is not finite shows in the next loss.
+        """
+        if not self.is_finite(optimizer):
+            bad = (~self.losses.isfinite()).nonzero()
+            step = int(bad[0]) if len(bad) else self.done - 1
+            rows = {str(at + 1): train.rows[self.batches[at]].tolist() for at in (step - 1, step) if at >= 0}
+            write_json(Path(folder) / "not-finite.json", {"epoch": self.number + 1, "step": step + 1, "rows": rows})
             raise UserError(f"{folder}: the loss is not finite in epoch {self.number + 1}, step {step + 1}; the rows of its images are listed in "
-                            "not-finite.json, the last checkpoint is kept; try a lower --lr or --amp off")
-        return self.losses.double().sum().item() / (self.done - self.skipped)
+                            "not-finite.json, the last checkpoint is kept; try a lower --lr or --amp off, in another folder (--out)")
+        return self.losses.double().sum().item() / max(1, self.done - self.skipped)
 
 
 def warmup_cosine(epoch, epochs, lr, warmup_epochs=10):

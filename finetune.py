@@ -371,7 +371,7 @@ def train_one_epoch(epoch, steps, model, loss_of, optimizer, scaler, autocast, t
             logits = model(normalize(view, subset.mean, subset.std))
         progress.step(loss_of(logits.float(), labels, epoch), optimizer, scaler)
         bar.update()
-    return {"loss": progress.loss(model, train, folder), "lr": optimizer.param_groups[0]["lr"], "head_lr": optimizer.param_groups[1]["lr"],
+    return {"loss": progress.loss(optimizer, train, folder), "lr": optimizer.param_groups[0]["lr"], "head_lr": optimizer.param_groups[1]["lr"],
             **({"skipped_steps": progress.skipped} if scaler.is_enabled() else {})}
 
 

@@ -430,7 +430,8 @@ def make(args):
     records = finished(folder, settings, args.skip_bad)
     if not records:
         plan(source.labels, source.split, source, args)                                  # what cannot work fails before the long work
-    hold(folder)
+        hold(folder)
+        records = finished(folder, settings, args.skip_bad)                              # by another process, just now
     workers = workers_for(source, args)
     if records:                                                                          # decoded already
         first = next(iter(records.values()))
@@ -446,6 +447,7 @@ def make(args):
     minority, rows = plan(labels, split, source, args)
     new = {ratio: drawn for ratio, drawn in rows.items() if ratio not in records}
     if new:
+        hold(folder)
         more = records_of(folder.name, images_path, index_path, new, minority, source, settings, truncated, workers)
         write_ratios(folder, images_path, index_path, new, more)
         records = {**records, **more}

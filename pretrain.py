@@ -209,7 +209,7 @@ def train_one_epoch(epoch, steps, model, method, optimizer, scaler, autocast, tr
             loss = method(model, x, labels, torch.from_numpy(positions).to(train.device, non_blocking=True), progress.generator)
         progress.step(loss, optimizer, scaler)
         bar.update()
-    loss, seconds = progress.loss(model, train, folder), progress.seconds()
+    loss, seconds = progress.loss(optimizer, train, folder), progress.seconds()
     bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
     collapsed = method.collapse_value(args.batch_size)
     return {"loss": loss, "collapse_gap": None if collapsed is None else collapsed - loss, "lr": lr, "seconds": round(seconds, 3),

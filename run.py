@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,7 +67,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stop:
-    """A block in which a signal to stop is only noted, in `number`, so that a loop can finish its step. A second one stops it at once."""
+    """A block in which a signal to stop is only noted, in `number`, so that a loop can finish its step. Another after 2 s stops it at once."""
 
     def __init__(self, within=None):
         """within: where the last one stopped, for the loop to go on."""
@@ -77,9 +78,10 @@ class Stop:
         return self
 
     def note(self, number, frame):
-        if self.number:
+        if self.number and time.monotonic() - self.at > 2:       # sooner, it is the same one: to a process and to its group
             raise Stopped(number)
-        self.number = number
+        if not self.number:
+            self.number, self.at = number, time.monotonic()
 
     def __exit__(self, *error):
         for number, handler in self.before.items():
@@ -137,13 +139,20 @@ def hold(folder):
     """Make `folder` and keep it for this process until it ends, however it ends. UserError while another process holds it."""
     import fcntl
     Path(folder).mkdir(parents=True, exist_ok=True)
-    HELD.append(open(Path(folder) / ".lock", "w"))
     try:
-        fcntl.lockf(HELD[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file = open(Path(folder) / ".lock", "w")
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EROFS):            # who may not write there cannot disturb: what is finished can be read
+            return
+        raise
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             raise UserError(f"{folder}: cannot be locked ({error.strerror}); choose a folder on another disk with --out") from None
         raise UserError(f"{folder}: another process is at work in it; wait until it has ended, or choose another folder with --out") from None
+    HELD.append(file)
 
 
 def write_json(path, data):

@@ -68,9 +68,10 @@ END
 
 
 look() {  # $have: the data sets under DATA_ROOT, one per line: name, size or -, folder, with tabs between; $missing: the others
-    missing=$("${PYTHON:-python3}" catalog.py "$DATA_ROOT" 2>&1 > /dev/null) ||
+    python=${PYTHON:-python3}
+    missing=$("$python" catalog.py "$DATA_ROOT" 2>&1 > /dev/null) ||
         { echo "run_all.sh: cannot run catalog.py; install Python 3.10 to 3.13, or name one with PYTHON=... (${missing##*$'\n'})" >&2; exit 2; }
-    have=$("${PYTHON:-python3}" catalog.py "$DATA_ROOT" 2> /dev/null)
+    have=$("$python" catalog.py "$DATA_ROOT" 2> /dev/null)
     [ -n "$have" ] || { echo "$missing"; echo "run_all.sh: no data set under $DATA_ROOT; set DATA_ROOT, or try 'bash run_all.sh demo', which needs no data"; exit 2; } >&2
     case " $BASELINES " in *" ce "*) ;; *) [ -z "$RETRAIN" ] || echo "not re-trained: ${RETRAIN// /, } take the encoder of ce, which BASELINES lacks" >&2 ;; esac
 }
@@ -151,7 +152,7 @@ run_one() {  # "[k/n] COMMAND": alone with its progress bars, in company as one 
 }
 
 estimate() {  # of the list on standard input: runs, images to train on, hours at the speed of finished runs of the same data set
-    python3 -c '
+    "$python" -c '
 import collections, glob, json, pathlib, re, sys
 runs, left, images = collections.Counter(), collections.Counter(), collections.Counter()
 for line in sys.stdin:
@@ -166,8 +167,8 @@ for line in sys.stdin:
         counts = json.loads(pathlib.Path(subset).read_text())["counts"]["train"]
         images[data] += sum(counts.values()) * int(epochs[-1] if epochs else 100)
 for data in runs:
-    speeds = [json.loads(row).get("images_per_s") for log in glob.glob(f"{sys.argv[1]}/{data}/*/*/seed*/log.jsonl") for row in open(log)]
-    speeds = [speed for speed in speeds if speed]
+    logs = "".join(open(log).read() for log in glob.glob(f"{sys.argv[1]}/{data}/*/*/seed*/log.jsonl"))
+    speeds = [float(speed) for speed in re.findall(r"\"images_per_s\": ([\d.]+)", logs)]
     work = f"{images[data]:,} training images" if images[data] else "images not counted (bash run_all.sh subsets)" if left[data] else "nothing left"
     time = f", about {images[data] * len(speeds) / sum(speeds) / 3600:.1f} h at the mean of measured epochs" if speeds and images[data] else ", speed not measured yet"
     print(f"{data}: {runs[data]} runs, {left[data]} to do: {work}{time if left[data] else str()}")

@@ -70,11 +70,38 @@ def test_a_signal_is_followed_after_the_step_and_the_same_command_goes_on(whole,
     assert equal(*(common.load_tensors(Path(folder, "encoder.pt")) for folder in (whole, name)))
 
 
-def test_a_second_signal_does_not_wait():
-    with pytest.raises(Stopped), Stop():
+def test_a_later_signal_does_not_wait_but_an_echo_of_the_first_does():
+    with pytest.raises(Stopped), Stop() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)                     # as where a process and its group are both told
+        assert stop.number == signal.SIGTERM
+        stop.at -= 3
         os.kill(os.getpid(), signal.SIGTERM)
-        pytest.fail("the second one was only noted")             # the handler runs before this line
+        pytest.fail("the last one was only noted")               # the handler runs before this line
+
+
+def test_a_checkpoint_of_an_earlier_version_is_taken_up(whole, capsys):
+    state = common.load_tensors("whole/checkpoint.pt")
+    del state["within"]
+    common.save_tensors("whole/checkpoint.pt", state)
+    call(pretrain, *WORDS, "whole")
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_a_signal_after_the_loss_went_wrong_spares_the_good_checkpoint(workplace, monkeypatch):
+    seen = []
+
+    def loss(self, z, labels, generator):
+        seen.append(labels)
+        if len(seen) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return z.sum() * torch.nan
+        return z.square().mean()
+    monkeypatch.setattr(pretrain.SupCon, "loss", loss)
+    with pytest.raises(Stopped):
+        call(pretrain, *WORDS, "spared")
+    state = common.load_tensors("spared/checkpoint.pt")
+    assert state["epoch"] == 1 and not state["within"] and all(value.isfinite().all() for value in state["model"].values())
 
 
 def test_a_signal_between_epochs_loses_nothing(workplace, monkeypatch):
@@ -132,7 +159,8 @@ def test_a_number_that_is_not_finite_stops_with_its_images_named(workplace, monk
     told = json.loads(Path(what, "not-finite.json").read_text())
     assert (told["epoch"], told["step"]) == (2, step)
     subset = common.load_subset(SUBSET)
-    np.testing.assert_array_equal(subset.labels[told["rows"]], seen[1 + step])
+    assert list(told["rows"]) == [str(at) for at in range(1, step + 1)]
+    np.testing.assert_array_equal(subset.labels[told["rows"][str(step)]], seen[1 + step])
     assert common.load_tensors(Path(what, "checkpoint.pt"))["epoch"] == 1 and len(log_of(Path(what))) == 1
 
 
@@ -146,4 +174,4 @@ def test_an_overflow_of_fp16_is_skipped_and_counted():
         before.append(w.detach().clone())
         progress.step((factor * w).sum(), optimizer, scaler)
     assert progress.skipped == 2 and torch.equal(before[0], before[2])
-    np.testing.assert_allclose(progress.loss(model, None, "nowhere"), (3.0 + 2.7) / 2, rtol=1e-6)
+    np.testing.assert_allclose(progress.loss(optimizer, None, "nowhere"), (3.0 + 2.7) / 2, rtol=1e-6)
