@@ -196,7 +196,7 @@ def load_subset(path, verify=True):
                         record["images_sha256"], hashlib.sha256(json.dumps(record["splits"], sort_keys=True).encode()).hexdigest())
         rows = np.concatenate(list(splits.values()))
         if len(np.unique(rows)) != len(rows) or len(rows) and not 0 <= rows.min() <= rows.max() < len(labels):
-            raise UserError(f"{path}: rows are out of range, or more than once in its splits; {remake}")
+            raise UserError(f"{path}: rows of its splits are doubled or out of range; {remake}")
         for split in SPLITS:
             if [int((labels[splits[split]] == c).sum()) for c in (0, 1)] != [record["counts"][split][str(c)] for c in (0, 1)]:
                 raise UserError(f"{path}: rows and counts of {split} disagree; {remake}")
@@ -204,7 +204,7 @@ def load_subset(path, verify=True):
             raise UserError(f"{path}: does not fit its images.npy; {remake}")
         names, numbers = (subset.name, subset.ratio, *subset.classes), np.array([subset.mean, subset.std], dtype=np.float64)
         if not all(isinstance(name, str) for name in names) or len(names) != 4 or subset.recipe not in RECIPES or subset.minority not in (0, 1):
-            raise UserError(f"{path}: its name, ratio, classes, minority or recipe are not those of a subset; {remake}")
+            raise UserError(f"{path}: its name, ratio, classes, minority or recipe does not fit a subset; {remake}")
         if any(Path(name).name != name or name in ("", "..") for name in names[:2]):                    # they become folders below runs/
             raise UserError(f"{path}: its name or ratio is no folder name; {remake}")
         if numbers.shape != (2, images.shape[3]) or not np.isfinite(numbers).all() or numbers[1].min() <= 0 or not 1 <= subset.size <= 4096:

@@ -140,7 +140,7 @@ def hold(folder):
     import fcntl
     Path(folder).mkdir(parents=True, exist_ok=True)
     try:
-        file = open(Path(folder) / ".lock", "w")
+        file = open(Path(folder) / ".lock", "a")
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EROFS):            # who may not write there cannot disturb: what is finished can be read
             return
