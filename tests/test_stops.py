@@ -104,16 +104,22 @@ def test_a_signal_after_the_loss_went_wrong_spares_the_good_checkpoint(workplace
     assert state["epoch"] == 1 and not state["within"] and all(value.isfinite().all() for value in state["model"].values())
 
 
-def test_a_signal_between_epochs_loses_nothing(workplace, monkeypatch):
-    log_line = pretrain.log_line
+@pytest.mark.parametrize("epoch, steps", [(1, " and 1 steps"), (3, "")])
+def test_a_signal_between_epochs_loses_nothing(whole, monkeypatch, capsys, handlers, epoch, steps):
+    """After the last epoch, too: what was to follow in the shell does not begin."""
+    log_line, out = pretrain.log_line, Path(f"late{epoch}")
 
     def signalled(folder, **values):
-        if values["epoch"] == 3:                                 # the last epoch is over: the run ends as if nothing had been
+        if values["epoch"] == epoch:
             os.kill(os.getpid(), signal.SIGTERM)
         log_line(folder, **values)
     monkeypatch.setattr(pretrain, "log_line", signalled)
-    call(pretrain, *WORDS, "late")
-    assert (Path("late") / "encoder.pt").exists() and len(log_of(Path("late"))) == 4
+    assert exit_code(pretrain, *WORDS, out) == 143 and not (out / "encoder.pt").exists()
+    monkeypatch.setattr(pretrain, "log_line", log_line)
+    capsys.readouterr()
+    assert exit_code(pretrain, *WORDS, out) == 0
+    assert epoch == 3 or f"goes on after epoch {epoch + 1} of 4{steps}" in capsys.readouterr().out
+    assert log_of(whole) == log_of(out) and equal(*(common.load_tensors(folder / "encoder.pt") for folder in (whole, out)))
 
 
 @pytest.mark.parametrize("script, words", [(pretrain, WORDS), (finetune, [SUBSET, "--smoke", "--out"])])
