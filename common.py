@@ -325,14 +325,16 @@ def embed_views(model, x):
 
 def load_run(folder, smoke=False):
     """A finished run: (config, subset, encoder in eval mode). UserError when the run is not finished or something else."""
-    folder = Path(folder)
-    config = read_json(folder / "config.json", "give a run folder that pretrain.py or finetune.py made")
-    try:
-        subset = replace(load_subset(os.path.normpath(folder / config["subset"])), size=config["size"])
-        encoder = resnet(config["arch"])
-        same = (subset.sha256, subset.rows_sha256) == (config["sha256"], config["rows_sha256"])
-    except KeyError as error:
-        raise UserError(f"{folder / 'config.json'}: has no {error}; give a run folder that pretrain.py or finetune.py made") from None
+    folder, way_out = Path(folder), "give a run folder that pretrain.py or finetune.py made"
+    config = read_json(folder / "config.json", way_out)
+    largest = {"size": 4096, "seed": 2 ** 63, "batch_size": 2 ** 31}
+    for key in ("subset", "arch", "sha256", "rows_sha256", *largest):
+        value = config.get(key)
+        if not (type(value) is int and 0 <= value <= largest[key] if key in largest else isinstance(value, str)):
+            raise UserError(f"{folder / 'config.json'}: has no {key} that a run could have; {way_out}")
+    subset = replace(load_subset(os.path.normpath(folder / config["subset"])), size=config["size"])
+    encoder = resnet(config["arch"])
+    same = (subset.sha256, subset.rows_sha256) == (config["sha256"], config["rows_sha256"])
     if not same:
         raise UserError(f"{subset.path}: not the images and rows that {folder} was trained on (checksum); make the subset again as it was")
     if (folder / "classifier.pt").exists() and not (folder / "encoder.pt").exists():
@@ -342,8 +344,10 @@ def load_run(folder, smoke=False):
 
 
 def load_exactly(module, state, path):
-    """load_state_dict with exactly the expected keys and shapes, else a UserError that names the file."""
+    """load_state_dict with exactly the expected keys, shapes and (of a network) dtypes, else a UserError that names the file."""
     try:
+        if isinstance(module, nn.Module) and any(tensor.dtype != state[name].dtype for name, tensor in module.state_dict().items()):
+            raise TypeError
         module.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError, KeyError, ValueError):
         raise UserError(f"{path}: holds other weights than this run's network; delete it to start again") from None
@@ -383,6 +387,8 @@ def resume(folder, parts, config):
     for name, part in parts.items():
         load_exactly(part, checkpoint[name], path)
     epoch, within = checkpoint["epoch"], checkpoint.get("within")
+    if not (type(epoch) is int and epoch >= 0) or within is not None and not Epoch.can_go_on(within):
+        raise UserError(f"{path}: not the checkpoint expected here; delete it to start again")
     if epoch < config["epochs"]:
         print(f"  goes on after epoch {epoch} of {config['epochs']}" + (f" and {within['step']} steps" if within else ""))
     return epoch, within
@@ -420,6 +426,14 @@ class Epoch:
             within = {"step": self.done, "skipped": self.skipped, "losses": self.losses.cpu(), "generator": self.generator.get_state(),
                       "seconds": self.seconds()}
             raise Stopped(self.stop.number, within if self.is_finite(optimizer) else None)
+
+    @staticmethod
+    def can_go_on(within):
+        """Whether this is what a Stopped epoch has left."""
+        kinds = {"step": int, "skipped": int, "losses": torch.Tensor, "generator": torch.Tensor, "seconds": float}
+        return isinstance(within, dict) and kinds.keys() == within.keys() and all(isinstance(within[name], kind) for name, kind in kinds.items()) \
+            and within["losses"].ndim == 1 and 0 <= within["step"] <= len(within["losses"]) \
+            and (within["generator"].dtype, within["generator"].shape) == (torch.uint8, torch.Generator().get_state().shape)
 
     def seconds(self):
         return time.time() - self.started

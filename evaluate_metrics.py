@@ -333,7 +333,7 @@ def open_embeddings(args):
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {needs}") from None
     except MemoryError:
-        raise
+        raise UserError(f"{path}: declares more numbers than the memory can hold; {needs}") from None
     except Exception as error:               # a damaged npz fails in zipfile, zlib or numpy in many ways; all of them mean the same
         raise UserError(f"{path}: {error}; {needs}".replace("\n", " ")) from None
     if z.dtype.kind not in "fiu" or labels.dtype.kind not in "fiub":

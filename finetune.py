@@ -302,7 +302,10 @@ def load_network(folder):
 
     The encoder lies in the same folder or, where it was frozen, in the run's, one above.
     """
-    config = read_json(folder / "config.json", "give a folder that finetune.py made")
+    way_out = "give a folder that finetune.py made"
+    config = read_json(folder / "config.json", way_out)
+    if config.get("head") not in [*HEADS] or type(config.get("size")) is not int or not 1 <= config["size"] <= 4096:
+        raise UserError(f"{folder / 'config.json'}: has no head or no size that a classifier could have; {way_out}")
     frozen = not (folder / "encoder.pt").exists()
     _, subset, encoder = load_run(folder.parent if frozen else folder)
     subset.size = config["size"]

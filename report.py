@@ -32,6 +32,9 @@ IDENTITY = ("dataset", "ratio", "method", "seed", "subset", "classes", "minority
 COMPARED = ("arch", "epochs", "batch_size", "size")                             # settings that also tell methods of one kind apart
 SCORES = ("accuracy", "balanced_accuracy", "auroc", "f1")
 METRICS = ("saa", "cac", "sad", "cad", "gpu", "peu")
+NUMBERS = ("last_collapse_gap", "metrics_neighborhood", "minority_percent",
+           *(f"{way}_{score}" for way in ("probe_test", "probe_test_balanced_train", "finetune_test") for score in SCORES))
+COMMANDS = ("command", "probe_provenance_command", "metrics_provenance_command", "finetune_provenance_command")
 NOT_RUN, NOT_APPLICABLE = "not run", "-"
 
 
@@ -114,7 +117,7 @@ def read_run(folder, config, root):
     log = [line for line in read_log(folder) if isinstance(line, dict)] if (folder / "log.jsonl").exists() else []
     if log and "epoch" not in log[0]:
         row.update({key: value for key, value in log[0].items() if isinstance(value, str)})       # command, commit, device, versions
-    epochs = [line for line in log if "epoch" in line and line.get("loss") is not None]
+    epochs = [line for line in log if "epoch" in line and isinstance(line.get("loss"), (int, float))]
     if epochs:
         row["final_loss"] = float(epochs[-1]["loss"])
         row.update(flatten({key: value for key, value in epochs[-1].items() if key not in ("epoch", "loss", "lr", "head_lr")}, "last_"))
@@ -125,15 +128,18 @@ def read_run(folder, config, root):
         if path.exists():
             again = f"delete it and run {script} on this run again"
             values = read_json(path, again)
-            measured_on[values.get("encoder_sha256")] = path
+            measured_on[str(values.get("encoder_sha256"))] = path
             if name == "metrics":
                 row.update(by_class(values, "", minority, path, again), **by_class(values.pop("encoder", {}), "encoder_", minority, path, again))
             elif not all(isinstance(values.get("test"), dict) and isinstance(values["test"].get(score), (int, float)) for score in SCORES):
                 raise UserError(f"{path}: lacks a test score; {again}")
             row.update(flatten(values, f"{name}_"))
-    measured_on.pop(None, None)
+    measured_on.pop("None", None)
     if len(measured_on) > 1:
         raise UserError(f"{' and '.join(map(str, measured_on.values()))}: measured on different encoders; delete them and measure again")
+    for keys, kinds in ((NUMBERS, (int, float, type(None))), (COMMANDS, (str,))):
+        if wrong := [key for key in keys if key in row and not isinstance(row[key], kinds)]:
+            raise UserError(f"{folder}: what it holds as {wrong[0]} cannot be that; delete the file with it and make it again")
     return row
 
 
@@ -405,8 +411,7 @@ def provenance_lines(part):
     lines = [f"hardware: {distinct(rows, 'device')}; torch {distinct(rows, 'torch')}; commit {distinct(rows, 'commit')}"]
     lines += [f"{', '.join(labels)}: {text}" for text, labels in settings.items()]
     lines += [f"SAA and CAC in the {space} space: {', '.join(labels)}" for space, labels in spaces.items()]
-    sources = ("command", "probe_provenance_command", "metrics_provenance_command", "finetune_provenance_command")
-    return lines + [f"`{shape}`" for shape in command_shapes([row[key] for key in sources for row in rows if key in row])]
+    return lines + [f"`{shape}`" for shape in command_shapes([row[key] for key in COMMANDS for row in rows if key in row])]
 
 
 def command_shapes(commands):

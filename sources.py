@@ -654,7 +654,7 @@ def one_number_of_channels(images):
     if len(channels) == 1 and channels.keys() <= {1, 3}:
         return next(iter(channels))
     seen = ", ".join(f"{number} (participant {eid})" for number, eid in channels.items()) or "none that can be read"
-    raise UserError(f"channels of the images: {seen}; make all of them [3, H, W], three slices, or all [1, H, W]")
+    raise UserError(f"channels of the {len(images)} images of the participants: {seen}; make all of them [3, H, W], three slices, or all [1, H, W]")
 
 
 def read_table(path, columns):

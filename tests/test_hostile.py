@@ -4,20 +4,29 @@ import copy
 import io
 import json
 import os
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 import common
+import evaluate_metrics
+import finetune
+import linear_probe
+import pretrain
+import report
 import sources
 from common import RECIPES, SPLITS, UserError, load_subset
+from conftest import call
 from evaluate_metrics import open_embeddings
 from make_subsets import decode_block
+from pictures import plain_folder
 
 settings.register_profile("kit", max_examples=int(os.environ.get("KIT_FUZZ", 150)), deadline=None, derandomize="KIT_FUZZ" not in os.environ,
                           suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -34,19 +43,26 @@ def places(value, here=()):
         yield from places(value[key], (*here, key))
 
 
-@given(data=st.data())
-def test_a_subset_file_with_anything_in_it(workplace, data):
-    record = json.loads(Path("subsets/digits/95-5.json").read_text())
-    *above, last = data.draw(st.sampled_from([place for place in places(record) if place and place[0] not in ("command", "settings", "seed")]))
-    changed = inner = copy.deepcopy(record)
+def changed(data, value):
+    """JSON with anything at one of its places, or one of its keys left out."""
+    out = copy.deepcopy(value)
+    *above, last = data.draw(st.sampled_from([place for place in places(value) if place]))
+    inner = out
     for key in above:
         inner = inner[key]
     if isinstance(inner, dict) and data.draw(st.booleans()):
         del inner[last]
     else:
         inner[last] = data.draw(ANY_JSON)
+    return out
+
+
+@given(data=st.data())
+def test_a_subset_file_with_anything_in_it(workplace, data):
+    record = json.loads(Path("subsets/digits/95-5.json").read_text())
+    record = {key: value for key, value in record.items() if key not in ("command", "settings", "seed")}
     path = Path("subsets/digits/fuzzed.json")
-    path.write_text(json.dumps(changed))
+    path.write_text(json.dumps(changed(data, record)))
     try:
         subset = load_subset(path, verify=data.draw(st.booleans()))
     except UserError as error:
@@ -135,3 +151,134 @@ def test_embeddings_with_anything_in_them(tmp_path, data):
         return
     labels, embeddings = spaces()
     assert all(z.shape[1] == len(labels) and z.isfinite().all() for z, _ in embeddings.values())
+
+
+@pytest.fixture(scope="module")
+def run(workplace):
+    """A finished run, with everything that is measured on it."""
+    folder = Path("runs/digits/95-5/supmin/seed0")
+    call(pretrain, "subsets/digits/95-5.json", "--smoke", "--size", 8)
+    for script in (linear_probe, evaluate_metrics, finetune):
+        call(script, folder, "--smoke")
+    return folder
+
+
+@settings(max_examples=max(60, int(os.environ.get("KIT_FUZZ", 0))))
+@given(data=st.data())
+def test_a_run_folder_with_anything_in_it(run, data):
+    """Whatever its settings, results and log hold, a run is opened and reported, or refused by the name of a file."""
+    name = data.draw(st.sampled_from(["config.json", "probe.json", "metrics.json", "finetune.json", "log.jsonl", "finetune/config.json"]))
+    path = run / name
+    whole = path.read_text()
+    if name == "log.jsonl":
+        lines = whole.splitlines()
+        at = data.draw(st.integers(0, len(lines) - 1))
+        lines[at] = json.dumps(data.draw(ANY_JSON) if data.draw(st.booleans()) else changed(data, json.loads(lines[at])))
+        path.write_text("\n".join(lines) + "\n")
+    else:
+        path.write_text(json.dumps(changed(data, json.loads(whole))))
+    try:
+        readers = {"config.json": lambda: common.load_run(run), "finetune/config.json": lambda: finetune.load_network(run / "finetune")}
+        for read in (readers.get(name), lambda: tables(Path("runs"))):
+            try:
+                read and read()
+            except UserError as error:
+                assert any(part in str(error) for part in ("runs", "subsets", "--")) and "\n" not in str(error)
+    finally:
+        path.write_text(whole)
+
+
+def tables(folder):
+    """What report.py does, without the figures."""
+    rows = report.collect(folder)
+    groups = report.group(rows)
+    report.results_table(rows), report.summary_table(groups), report.terminal_tables(groups), report.headlines(groups)
+    report.markdown(groups, [], report.left_out(rows) + report.unlisted(folder))
+    report.next_step(rows, folder, folder / "report", [])
+
+
+TORN = {"epoch": lambda state: state.update(epoch="3"), "epoch below 0": lambda state: state.update(epoch=-1),
+        "within": lambda state: state.update(within={"step": 1}), "within of another kind": lambda state: state.update(within=[1]),
+        "shape": lambda state: state["model"].update({"head.0.bias": torch.zeros(3)}), "no key": lambda state: state["model"].pop("head.0.bias"),
+        "one key more": lambda state: state["model"].update(more=torch.zeros(3)),
+        "dtype": lambda state: state["model"].update({"head.0.bias": state["model"]["head.0.bias"].to(torch.complex64)}),
+        "no tensor": lambda state: state["model"].update({"head.0.bias": [0.0]}), "not a state": lambda state: state.update(optimizer=[1]),
+        "settings": lambda state: state["config"].update(lr=1.0)}
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(run):
+    path = run / "checkpoint.pt"
+    good = path.read_bytes()
+    try:
+        for name, tear in TORN.items():
+            state = torch.load(path, weights_only=True)
+            tear(state)
+            torch.save(state, path)
+            with pytest.raises(UserError, match="checkpoint.pt: .*; delete it"):
+                call(pretrain, "subsets/digits/95-5.json", "--smoke", "--size", 8)
+            path.write_bytes(good)
+    finally:
+        path.write_bytes(good)
+
+
+PARTICIPANTS = "eid,label\n" + "".join(f"{eid},{eid % 2}\n" for eid in range(100))
+
+
+class Pickled:
+    """Unpickled, it would leave a trace."""
+
+    def __reduce__(self):
+        return open, ("executed", "w")
+
+
+def test_no_pickle_is_executed(tmp_path, monkeypatch, refused, make):
+    monkeypatch.chdir(tmp_path)
+    objects = np.array([Pickled()] * 4, dtype=object)
+    torch.save({1: Pickled()}, "some.pt")
+    with pytest.raises(UserError, match="some.pt"):
+        common.load_tensors("some.pt")
+    np.savez("some.npz", **{f"{part}_{kind}": objects for part in SPLITS for kind in ("images", "labels")}, z=objects, labels=objects)
+    refused("npz", "--data-root", "some.npz", says=["some.npz", "object"])
+    with pytest.raises(UserError, match="some.npz"):
+        open_embeddings(SimpleNamespace(embeddings=Path("some.npz"), smoke=False, out=None, neighborhood=1, seed=0, picture="pca"))
+    Path("infarction").mkdir()
+    Path("infarction/table.csv").write_text(PARTICIPANTS)
+    Path("some.pt").rename("infarction/some.pt")
+    refused("infarction", "--data-root", "infarction", says=["some.pt"])
+    Path("infarction/some.pt").unlink()
+    for eid in range(100):
+        np.save(f"infarction/{eid}.npy", objects)
+    refused("infarction", "--data-root", "infarction", says=["channels", "none that can be read"])
+    assert not Path("executed").exists()
+
+
+def declared(path, shape):
+    """An .npy file that declares a shape and holds 99 bytes."""
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        file.write(99 * b"x")
+
+
+@pytest.mark.parametrize("shape", [(3, 10 ** 6, 10 ** 6), (3, 2 ** 40, 2 ** 40), (2 ** 62, 2, 2)])
+def test_a_huge_declared_shape_costs_no_memory(tmp_path, monkeypatch, refused, shape):
+    monkeypatch.chdir(tmp_path)
+    Path("infarction").mkdir()
+    Path("infarction/table.csv").write_text(PARTICIPANTS)
+    for eid in range(100):
+        declared(f"infarction/{eid}.npy", shape)
+    refused("infarction", "--data-root", "infarction", says=["channels", "none that can be read"])
+    declared("z.npy", shape)
+    np.save("labels.npy", np.arange(4) % 2)
+    with zipfile.ZipFile("z.npz", "w") as archive:
+        archive.write("z.npy")
+        archive.write("labels.npy")
+    with pytest.raises(UserError, match="z.npz: "):
+        open_embeddings(SimpleNamespace(embeddings=Path("z.npz"), smoke=False, out=None, neighborhood=1, seed=0, picture="pca"))
+
+
+def test_links_that_go_in_circles(make, tmp_path):
+    root = plain_folder(tmp_path / "data", {"a": 30, "b": 30}, size=(8, 8))
+    (root / "a/up").symlink_to("..")
+    (root / "b/self.png").symlink_to("self.png")
+    assert "b/self.png" in make("folder", "--data-root", root, code=2).stderr
+    assert "left out" in make("folder", "--data-root", root, "--skip-bad").stdout
