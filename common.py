@@ -225,7 +225,7 @@ class ImageBatches:
         self.resident = torch.from_numpy(images[self.rows]).to(device) if fits else None
 
     def _read(self, positions):
-        batch = torch.from_numpy(self.images[self.rows[positions]])
+        batch = torch.from_numpy(self.images[self.rows[positions]]).permute(0, 3, 1, 2).contiguous()    # cheap as bytes, dear as floats later
         return batch.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else batch
 
     def __call__(self, batches):
@@ -240,7 +240,7 @@ class ImageBatches:
                 batch = coming.pop().result()
                 if i + 1 < len(batches):
                     coming.append(ahead.submit(self._read, batches[i + 1]))
-                yield positions, batch.permute(0, 3, 1, 2)
+                yield positions, batch
 
 
 # ------------------------------------------------------------------------------------------------------------------
