@@ -9,7 +9,8 @@
 
 The forms that are compared take turns: in every round each is divided by the time of the one they are compared with in the same round; the
 tables have the median over rounds, lowest and highest. Everything runs on made-up data. A step of `methods` is pretrain.py's own: views,
-network, loss, optimizer, on images in memory; `pipeline` trains from packed photographs on disk. `losses` needs pytorch-metric-learning (requirements-test.txt).
+network, loss, optimizer, on images in memory; `pipeline` trains from packed photographs on disk. `losses` needs pytorch-metric-learning
+(requirements-test.txt).
 """
 
 import csv
@@ -274,6 +275,8 @@ def peak_of(process):
 FIRST_STEP = """
 import json, os, sys, time
 started = float(sys.argv.pop())
+import torch, torchvision
+torch_loaded = time.time()
 import pretrain
 loaded, train, step = time.time(), pretrain.train_one_epoch, pretrain.Epoch.step
 def checked(*args):
@@ -282,7 +285,8 @@ def checked(*args):
     return train(*args)
 def first(*args):
     step(*args)
-    print(json.dumps({"imports": loaded - started, "checks": ready - loaded, "first step": time.time() - ready}), flush=True)
+    print(json.dumps({"torch and torchvision": torch_loaded - started, "other imports": loaded - torch_loaded, "checks": ready - loaded,
+                      "first step": time.time() - ready, "command to first step": time.time() - started}), flush=True)
     os._exit(0)
 pretrain.train_one_epoch, pretrain.Epoch.step = checked, first
 pretrain.main()
@@ -291,7 +295,7 @@ pretrain.main()
 
 def pipeline(args, device):
     """Pre-training from disk relative to its network alone, its views relative to a DataLoader's, and the time to the first step, per size."""
-    result, start = {}, {name: [] for name in ("torch and torchvision alone", "imports", "checks", "first step")}
+    result, starts = {}, []
     with tempfile.TemporaryDirectory(prefix="pipeline-") as folder:
         root = Path(folder)
         made_up_photographs(root, max(2, -(-args.batch_size * args.steps // 50)))        # of 60 training images a category, some go to val
@@ -303,14 +307,11 @@ def pipeline(args, device):
         command = [subset.path, "--method", "supcon", "--arch", args.arch, "--batch-size", args.batch_size, "--device", device.type, "--size", 64,
                    "--watch-every", 0]
         for turn in tqdm(range(args.rounds), desc="start"):
-            start["torch and torchvision alone"].append(timed(lambda: subprocess.run([sys.executable, "-c", "import torch, torchvision"], check=True)))
-            first = subprocess.run([sys.executable, "-c", FIRST_STEP, *map(str, command), "--out", root / f"run{turn}", str(time.time())],
-                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True, cwd=Path(__file__).parent).stdout.splitlines()[-1]
-            for name, seconds in json.loads(first).items():
-                start[name].append(seconds)
-    alone = start["torch and torchvision alone"]
-    start["command to first step"] = [sum(parts) for parts in zip(start["imports"], start["checks"], start["first step"])]
-    result["start"] = {name: ratios(seconds, alone) for name, seconds in start.items()}
+            words = map(str, [*command, "--out", root / f"run{turn}", time.time()])
+            done = subprocess.run([sys.executable, "-c", FIRST_STEP, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True,
+                                  cwd=Path(__file__).parent)
+            starts.append(json.loads(done.stdout.splitlines()[-1]))
+    result["start"] = {part: ratios([seconds[part] for seconds in starts], [seconds["torch and torchvision"] for seconds in starts]) for part in starts[0]}
     print(f"\n{provenance(device)['device']}, {args.arch}, batch {args.batch_size}, --amp {args.amp}: {args.rounds} rounds of {args.steps} steps\n")
     print("| pixels | images per second | of the network alone | views per second | of a DataLoader |\n|---|---|---|---|---|")
     for size, row in ((size, row) for size, row in result.items() if size != "start"):

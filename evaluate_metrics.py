@@ -43,7 +43,7 @@ def share_or_count(text):
 
 
 if __name__ == "__main__":
-    cli(parse_args)                                              # --help and mistakes in flags are answered before torch is loaded, which takes seconds
+    cli(parse_args)                                          # --help and mistakes in flags are answered before torch is loaded, which takes seconds
 
 import numpy as np
 import torch

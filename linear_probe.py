@@ -38,7 +38,7 @@ def parse_args():
 
 
 if __name__ == "__main__":
-    cli(parse_args)                                              # --help and mistakes in flags are answered before torch is loaded, which takes seconds
+    cli(parse_args)                                          # --help and mistakes in flags are answered before torch is loaded, which takes seconds
 
 import numpy as np
 import torch

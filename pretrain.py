@@ -75,7 +75,7 @@ def settle_options(args):
 
 
 if __name__ == "__main__":
-    cli(parse_args)                                              # --help and mistakes in flags are answered before torch is loaded, which takes seconds
+    cli(parse_args)                                          # --help and mistakes in flags are answered before torch is loaded, which takes seconds
 
 import numpy as np
 import torch
