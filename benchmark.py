@@ -308,10 +308,11 @@ def pipeline(args, device):
                    "--watch-every", 0]
         for turn in tqdm(range(args.rounds), desc="start"):
             words = map(str, [*command, "--out", root / f"run{turn}", time.time()])
-            done = subprocess.run([sys.executable, "-c", FIRST_STEP, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True,
-                                  cwd=Path(__file__).parent)
+            done = subprocess.run([sys.executable, "-c", FIRST_STEP, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                                  check=True, cwd=Path(__file__).parent)
             starts.append(json.loads(done.stdout.splitlines()[-1]))
-    result["start"] = {part: ratios([seconds[part] for seconds in starts], [seconds["torch and torchvision"] for seconds in starts]) for part in starts[0]}
+    torch_alone = [seconds["torch and torchvision"] for seconds in starts]
+    result["start"] = {part: ratios([seconds[part] for seconds in starts], torch_alone) for part in starts[0]}
     print(f"\n{provenance(device)['device']}, {args.arch}, batch {args.batch_size}, --amp {args.amp}: {args.rounds} rounds of {args.steps} steps\n")
     print("| pixels | images per second | of the network alone | views per second | of a DataLoader |\n|---|---|---|---|---|")
     for size, row in ((size, row) for size, row in result.items() if size != "start"):

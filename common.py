@@ -411,8 +411,8 @@ class Epoch:
         return time.time() - self.started
 
     def is_finite(self, optimizer):
-        weights = (p for group in optimizer.param_groups for p in group["params"])
-        return bool(self.losses.isfinite().all()) and all(bool(p.isfinite().all()) for p in weights)
+        sums = [p.detach().sum() for group in optimizer.param_groups for p in group["params"]]   # quicker than each weight, and one wait for the GPU
+        return bool(self.losses.isfinite().all() & torch.stack(sums).isfinite().all())
 
     def loss(self, optimizer, train, folder):
         """Mean loss of the steps that were not skipped. UserError where a loss or a weight is not finite.
