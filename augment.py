@@ -157,11 +157,11 @@ def color_jitter(x, order, brightness, contrast, saturation, hue):
         f, is_contrast, is_saturation = (to_device(t, x) for t in (factors[:, step, None, None, None], which == 1, which == 2))
         gray = grayscale(x)
         towards = gray.mean(dim=(1, 2, 3), keepdim=True) * is_contrast + gray * is_saturation            # black for brightness
-        x = (f * x + (1 - f) * towards).clamp(0, 1)
+        x = (f * x).add_((1 - f) * towards).clamp_(0, 1)                                                 # the first makes a new x: what came in stays
         shifted = ((order[:, step] == 3) & (hue != 0)).nonzero().squeeze(1)
         if x.shape[1] == 3 and len(shifted):
             rows = to_device(shifted, x)
-            x = x.index_copy(0, rows, shift_hue(x[rows], to_device(hue[shifted], x)))
+            x.index_copy_(0, rows, shift_hue(x[rows], to_device(hue[shifted], x)))
     return x
 
 
@@ -172,9 +172,9 @@ def grayscale(x):
 
 def shift_hue(x, shift):
     """Turn the hue of RGB images [B, 3, H, W] by shift [B] (1 = once around), through HSV."""
-    value, low = x.amax(1), x.amin(1)                                                                    # [B, H, W]
-    chroma = value - low
-    r, g, b = x.unbind(1)
+    r, g, b = x.unbind(1)                                                                                # [B, H, W]
+    value = r.maximum(g).maximum(b)
+    chroma = value - r.minimum(g).minimum(b)
     c = torch.where(chroma == 0, 1, chroma)
     sector = torch.where(value == r, (g - b) / c, torch.where(value == g, 2 + (b - r) / c, 4 + (r - g) / c))
     k = (torch.tensor([5.0, 3.0, 1.0], device=x.device)[:, None, None] + sector[:, None] + 6 * shift[:, None, None, None]) % 6

@@ -63,7 +63,6 @@ def _draw(candidates, k, generator):
 
 class KCL(Method):
     """In-batch by default; with a queue, keys come from a momentum encoder."""
-    options = {"k": 3, "queue": 0}
 
     def __init__(self, args, subset, model, generator):
         super().__init__(args, subset, model, generator)
@@ -103,9 +102,10 @@ def tsc_loss(z, labels, targets, positives, temperature=0.07, variant="ttc", wei
     s, contrast = _contrast_set(z, labels, positives, temperature, queue, targets.detach())
     positives, own_target = positives.to(s), F.one_hot(labels.long(), 2).to(s).repeat(len(s) // len(labels), 1)
     d = positives.sum(1, keepdim=True)
-    if variant not in TSC.variants:
-        raise ValueError(f"tsc_loss has the variants {', '.join(TSC.variants)}, not {variant}")
-    view, target = {"ttc": (1 / (d + 1), 1 / (d + 1)), "paper": (1 / d, weight), "code": (1 / (d + 1), weight / (d + 1))}[variant]
+    variants = {"ttc": (1 / (d + 1), 1 / (d + 1)), "paper": (1 / d, weight), "code": (1 / (d + 1), weight / (d + 1))}
+    if variant not in variants:
+        raise ValueError(f"tsc_loss has the variants {', '.join(variants)}, not {variant}")
+    view, target = variants[variant]
     return _pull(s, contrast, torch.cat([view * positives, target * own_target], dim=1)).mean()
 
 
@@ -123,8 +123,6 @@ class TSC(KCL):
     Variant "ttc" has them from the first epoch, class 0 on the first. "paper" and "code" train KCL for half of the epochs, meanwhile follow
     the class centroids, then give each class the target nearer to it, for good, and start optimizer and schedule afresh.
     """
-    options = {"variant": "ttc", "k": 3, "queue": 0}
-    variants = ("ttc", "paper", "code")
 
     def __init__(self, args, subset, model, generator):
         super().__init__(args, subset, model, generator)
@@ -224,8 +222,6 @@ class SBCL(Method):
     "paper": coarse temperature T exp(phi_c / mean phi), clustered on the evaluation view. Sub-classes belong to rows by their label, so the
     images need not be sorted by class.
     """
-    options = {"variant": "code", "recluster_every": 10}
-    variants = ("code", "paper")
 
     def __init__(self, args, subset, model, generator):
         super().__init__(args, subset, model, generator)
@@ -301,8 +297,6 @@ class BCL(Method):
     orthogonal whatever the weights: variant "layernorm" avoids that, "batchnorm" is as published. Loss weights 1 and 0.35 as published
     for ImageNet-LT.
     """
-    options = {"variant": "layernorm", "randaugment": False}
-    variants = ("layernorm", "batchnorm")
     views = 3
 
     def __init__(self, args, subset, model, generator):
@@ -364,9 +358,6 @@ class PaCo(Method):
 
     Variant "gpaco" has no momentum encoder: both views go through the network, both are anchors. The second view's embedding is queued.
     """
-    options = {"variant": "paco", "alpha": None, "queue": 1024, "randaugment": False}
-    temperature = 0.2
-    variants = ("paco", "gpaco")
 
     def __init__(self, args, subset, model, generator):
         super().__init__(args, subset, model, generator)

@@ -5,12 +5,16 @@
     python benchmark.py losses                                             time and memory against the masked form everyone copies
     python benchmark.py losses --out results/benchmark                     and keep the figures, with provenance
     python benchmark.py subsets                                            packing 15,120 photographs against a plain Pillow loop
+    python benchmark.py pipeline                                           pre-training against its network alone, views against a DataLoader's
 
 The forms that are compared take turns: in every round each is divided by the time of the one they are compared with in the same round; the
 tables have the median over rounds, lowest and highest. Everything runs on made-up data. A step of `methods` is pretrain.py's own: views,
-network, loss, optimizer, on images in memory. `losses` needs pytorch-metric-learning (requirements-test.txt).
+network, loss, optimizer, on images in memory; `pipeline` trains from packed photographs on disk. `losses` needs pytorch-metric-learning
+(requirements-test.txt).
 """
 
+import csv
+import json
 import re
 import subprocess
 import sys
@@ -24,12 +28,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torchvision.transforms import v2
 from tqdm import tqdm
 
 import make_subsets
 import pretrain
-from common import (SPLITS, ArgumentParser, ContrastiveModel, ImageBatches, Stop, Subset, UserError, antipodal_prototypes, at_least, cli,
-                    ntxent_loss, pick_device, precision, provenance, seeded, sha256, supcon_loss, supmin_loss, suppro_loss, write_json)
+from common import (RECIPES, SPLITS, ArgumentParser, ContrastiveModel, ImageBatches, Stop, Subset, UserError, antipodal_prototypes, at_least,
+                    augment, cli, load_subset, log_line, normalize, ntxent_loss, pick_device, precision, provenance, seeded, sha256, supcon_loss,
+                    supmin_loss, suppro_loss, write_json)
 
 FORMS = ("supcon", "ntxent", "supmin", "suppro", "kcl", "kcl --queue 1024", "tsc", "tsc --variant paper", "sbcl", "bcl", "paco",
          "paco --variant gpaco")                                 # words after --method
@@ -40,11 +46,11 @@ DIM = 128                                                        # of made-up em
 def parse_args():
     parser = ArgumentParser("Speed as ratios within one run.", smoke=dict(arch="resnet18", size=8, batch_size=8, steps=1, rounds=2))
     parser.add_argument("what", choices=BENCHMARKS, help="what is measured")
-    parser.add_argument("--arch", default="resnet50", help="methods: any torchvision ResNet")
+    parser.add_argument("--arch", default="resnet50", help="methods, pipeline: any torchvision ResNet")
     parser.add_argument("--size", type=at_least(8), default=224, metavar="S", help="methods: side of what the network sees, pixels")
-    parser.add_argument("--batch-size", type=at_least(2), default=256, help="methods: images")
-    parser.add_argument("--steps", type=at_least(1), default=5, help="methods: timed together, in each round")
-    parser.add_argument("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="methods: precision; auto: bf16 where the GPU has it")
+    parser.add_argument("--batch-size", type=at_least(2), default=256, help="methods, pipeline: images")
+    parser.add_argument("--steps", type=at_least(1), default=5, help="methods, pipeline: timed together, in each round")
+    parser.add_argument("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="methods, pipeline: auto is bf16 where the GPU has it")
     parser.add_argument("--rounds", type=at_least(1), default=5, help="turns of every form")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the figures are kept, as methods.json or the like (default: printed only)")
@@ -181,9 +187,7 @@ def subsets(args, device):
     """Packing of a made-up iNaturalist against a plain Pillow loop, its memory, a kill and a restart, one worker and all."""
     with tempfile.TemporaryDirectory(prefix="subsets-") as folder:
         root, n = Path(folder), 240 if args.smoke else 15120
-        with ProcessPoolExecutor() as pool:
-            made = tqdm(pool.map(made_up_category, [root] * (n // 70), range(n // 70)), total=n // 70, desc="photographs")
-            files = [path for paths in made for path in paths]
+        files = made_up_photographs(root, n // 70)
         plain, packed = one_core(root, files[::max(1, n // 1000)], args.rounds)
         command = [sys.executable, Path(__file__).with_name("make_subsets.py"), "inat21-mammals", "--data-root", root, "--ratios", "natural"]
         runs = {}
@@ -206,6 +210,13 @@ def subsets(args, device):
     print(*(f"{name}: {run['seconds']:.0f} s, {run['peak_mib']:.0f} MiB at most" for name, run in runs.items()), sep="\n")
     print(f"after a kill: {again}; same bytes")
     return {}, result
+
+
+def made_up_photographs(root, categories):
+    """A made-up iNaturalist of so many categories, 70 photographs each. Returns their paths."""
+    with ProcessPoolExecutor() as pool:
+        made = tqdm(pool.map(made_up_category, [root] * categories, range(categories)), total=categories, desc="photographs")
+        return [path for paths in made for path in paths]
 
 
 def made_up_category(root, i):
@@ -258,6 +269,134 @@ def peak_of(process):
 
 
 # ------------------------------------------------------------------------------------------------------------------
+# pipeline
+# ------------------------------------------------------------------------------------------------------------------
+
+FIRST_STEP = """
+import json, os, sys, time
+started = float(sys.argv.pop())
+import torch, torchvision
+torch_loaded = time.time()
+import pretrain
+loaded, train, step = time.time(), pretrain.train_one_epoch, pretrain.Epoch.step
+def checked(*args):
+    global ready
+    ready = time.time()
+    return train(*args)
+def first(*args):
+    step(*args)
+    print(json.dumps({"torch and torchvision": torch_loaded - started, "other imports": loaded - torch_loaded, "checks": ready - loaded,
+                      "first step": time.time() - ready, "command to first step": time.time() - started}), flush=True)
+    os._exit(0)
+pretrain.train_one_epoch, pretrain.Epoch.step = checked, first
+pretrain.main()
+"""
+
+
+def pipeline(args, device):
+    """Pre-training from disk relative to its network alone, its views relative to a DataLoader's, and the time to the first step, per size."""
+    result, starts = {}, []
+    with tempfile.TemporaryDirectory(prefix="pipeline-") as folder:
+        root = Path(folder)
+        made_up_photographs(root, max(2, -(-args.batch_size * args.steps // 50)))        # of 60 training images a category, some go to val
+        for size in (args.size,) if args.smoke else (28, 64, 224):
+            command = ["inat21-mammals", "--data-root", root, "--size", str(size), "--ratios", "natural", "--out", root / str(size)]
+            subprocess.run([sys.executable, Path(make_subsets.__file__), *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+            subset = load_subset(root / str(size) / "inat21-mammals/natural.json")
+            result[size] = {"step": step_ratios(args, device, subset, root), "views": view_ratios(args, device, subset, root)}
+        command = [subset.path, "--method", "supcon", "--arch", args.arch, "--batch-size", args.batch_size, "--device", device.type, "--size", 64,
+                   "--watch-every", 0]
+        for turn in tqdm(range(args.rounds), desc="start"):
+            words = map(str, [*command, "--out", root / f"run{turn}", time.time()])
+            done = subprocess.run([sys.executable, "-c", FIRST_STEP, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                                  check=True, cwd=Path(__file__).parent)
+            starts.append(json.loads(done.stdout.splitlines()[-1]))
+    torch_alone = [seconds["torch and torchvision"] for seconds in starts]
+    result["start"] = {part: ratios([seconds[part] for seconds in starts], torch_alone) for part in starts[0]}
+    print(f"\n{provenance(device)['device']}, {args.arch}, batch {args.batch_size}, --amp {args.amp}: {args.rounds} rounds of {args.steps} steps\n")
+    print("| pixels | images per second | of the network alone | views per second | of a DataLoader |\n|---|---|---|---|---|")
+    for size, row in ((size, row) for size, row in result.items() if size != "start"):
+        print(f"| {size} | " + " | ".join(f"{row[what]['per second']:.0f} | {row[what]['ratio']:.2f} ({row[what]['lowest']:.2f} - "
+                                          f"{row[what]['highest']:.2f})" for what in ("step", "views")) + " |")
+    print("\nseconds to the first step:", ", ".join(f"{name} {row['seconds']:.1f}" for name, row in result["start"].items()))
+    return {key: getattr(args, key) for key in ("arch", "batch_size", "steps", "amp")}, result
+
+
+def step_ratios(args, device, subset, folder):
+    """Throughput of pretrain.py's epoch, its line of the log included, relative to the same steps on one batch of finished views."""
+    _, autocast, scaler = precision(device, args.amp, subset.size)
+    options = pretrain.parse_args(["photographs", "--method", "supcon", "--batch-size", str(args.batch_size)])
+    model = ContrastiveModel(args.arch, pretrain.PROJECTION_DIM).to(device)
+    method = pretrain.METHODS["supcon"](options, subset, model, seeded(0)).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    train = ImageBatches(subset.images, subset.splits["train"], device)
+    views = torch.randn(2, args.batch_size, 3, subset.size, subset.size, device=device)
+    labels = torch.arange(args.batch_size, device=device) % 2
+
+    def real():
+        stats = pretrain.train_one_epoch(0, args.steps, model, method, optimizer, scaler, autocast, train, subset, options, folder, bar, Stop())
+        log_line(folder, **stats)
+
+    def resident():
+        for _ in range(args.steps):
+            with autocast:
+                loss = method(model, views, labels, None, None)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+    with tqdm(total=(1 + args.rounds) * args.steps, desc=f"{subset.size} px", unit="step") as bar:
+        alone, trained = zip(*((timed(resident), timed(real)) for _ in range(1 + args.rounds)))
+    return per_second(alone[1:], trained[1:], args.steps * args.batch_size)
+
+
+def view_ratios(args, device, subset, root):
+    """Throughput of two augmented views per image, normalised, relative to a DataLoader with as many workers as this process has threads."""
+    rows, recipe, generator = subset.splits["train"][:args.batch_size * args.steps], RECIPES[subset.recipe], seeded(0)
+    with open(subset.path.with_name("index.csv"), newline="", encoding="utf-8") as file:
+        names = [row["source"] for row in csv.DictReader(file)]
+    train, batches = ImageBatches(subset.images, rows, device), np.split(np.arange(len(rows)), args.steps)
+    transform = v2.Compose([v2.RandomResizedCrop(subset.size, scale=recipe["area"]), v2.RandomHorizontalFlip(),
+                            v2.RandomApply([v2.ColorJitter(*recipe["jitter"])], recipe["p_jitter"]), v2.RandomGrayscale(recipe["p_gray"]),
+                            v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(subset.mean, subset.std)])
+    loader = torch.utils.data.DataLoader(TwoViews([root / names[row] for row in rows], transform), args.batch_size,
+                                         num_workers=torch.get_num_threads(), persistent_workers=True, pin_memory=device.type == "cuda")
+
+    def ours():
+        for positions, images in train(batches):
+            sizes = torch.from_numpy(subset.sizes[rows[positions]])
+            normalize(torch.cat([augment(images, sizes, subset.recipe, subset.size, generator) for _ in range(2)]), subset.mean, subset.std)
+
+    def theirs():
+        for views in loader:
+            torch.cat(views).to(device, non_blocking=True)
+
+    usual, packed = zip(*((timed(theirs), timed(ours)) for _ in range(1 + args.rounds)))
+    return per_second(usual[1:], packed[1:], 2 * len(rows))
+
+
+class TwoViews(torch.utils.data.Dataset):
+    """The usual way: an image is opened and decoded for each batch, and goes through the transforms twice."""
+
+    def __init__(self, files, transform):
+        self.files, self.transform = files, transform
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, i):
+        image = Image.open(self.files[i]).convert("RGB")
+        return self.transform(image), self.transform(image)
+
+
+def per_second(reference, seconds, n):
+    """Statistics over rounds of the throughput of n things, relative to that of a reference."""
+    times = ratios(reference, seconds)
+    return {**times, "seconds": float(np.median(seconds)), "per second": n / float(np.median(seconds))}
+
+
+# ------------------------------------------------------------------------------------------------------------------
 # what they share
 # ------------------------------------------------------------------------------------------------------------------
 
@@ -306,7 +445,7 @@ def peak_resident():
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
-BENCHMARKS = {"methods": methods, "losses": losses, "subsets": subsets}
+BENCHMARKS = {"methods": methods, "losses": losses, "subsets": subsets, "pipeline": pipeline}
 
 if __name__ == "__main__":
     cli(main)

@@ -26,9 +26,9 @@ from augment import (RECIPES, augment, center_crops, center_view, color_jitter, 
                      normalize, rotate, shift_hue)
 from losses import (antipodal_prototypes, class_weights, collapse_value, draw_supervised_majority, focal_loss,  # noqa: F401
                     ntxent_loss, supcon_loss, supmin_loss, suppro_loss)
-from run import (ArgumentParser, Stop, Stopped, UserError, at_least, cli, command_line, hold, naming, read_json, sha256,  # noqa: F401
-                 whole, write_json)
-from sources import IMAGE_SUFFIXES, SPLITS, image_files, printable, read_image, squeeze
+from run import (ArgumentParser, Stop, Stopped, UserError, at_least, cli, command_line, hold, naming, read_json, read_log,  # noqa: F401
+                 sha256, whole, write_json)
+from sources import SPLITS, images_to_predict, printable, read_image, squeeze  # noqa: F401
 
 # ------------------------------------------------------------------------------------------------------------------
 # run: folders, files that appear whole or not at all, one clear line for a user's mistake
@@ -87,17 +87,6 @@ def log_line(folder, **values):
     path = Path(folder) / "log.jsonl"
     with naming(path), open(path, "a", encoding="utf-8") as log:
         log.write(json.dumps(values) + "\n")
-
-
-def read_log(folder):
-    """log.jsonl as dicts; a last line torn by a kill is left out."""
-    lines = []
-    for line in (Path(folder) / "log.jsonl").read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return lines
 
 
 def rewind_log(folder, epoch):
@@ -236,7 +225,7 @@ class ImageBatches:
         self.resident = torch.from_numpy(images[self.rows]).to(device) if fits else None
 
     def _read(self, positions):
-        batch = torch.from_numpy(self.images[self.rows[positions]])
+        batch = torch.from_numpy(self.images[self.rows[positions]]).permute(0, 3, 1, 2).contiguous()    # cheap as bytes, dear as floats later
         return batch.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else batch
 
     def __call__(self, batches):
@@ -251,7 +240,7 @@ class ImageBatches:
                 batch = coming.pop().result()
                 if i + 1 < len(batches):
                     coming.append(ahead.submit(self._read, batches[i + 1]))
-                yield positions, batch.permute(0, 3, 1, 2)
+                yield positions, batch
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -288,12 +277,9 @@ class ContrastiveModel(nn.Module):
 class Method(nn.Module):
     """What pretrain.py trains with: the loss of a batch, and whatever the method keeps (buffers and parameters go into the checkpoint).
 
-    Built as Method(args, subset, model, generator). A method that needs no more than embeddings and labels defines `loss`; the others
-    define `forward`.
+    Built as Method(args, subset, model, generator); what it reads of args stands in the tables of pretrain.py. A method that needs no more
+    than embeddings and labels defines `loss`; the others define `forward`.
     """
-    options = {}                            # flags of pretrain.py that it reads, and their defaults
-    variants = ()                           # what --variant may be
-    temperature = 0.07                      # where --temperature is not given
     views = 2                               # of each image
     strong = ()                             # which of the views also get RandAugment
     facts = {}                              # for the log, beside the loss
@@ -439,8 +425,8 @@ class Epoch:
         return time.time() - self.started
 
     def is_finite(self, optimizer):
-        weights = (p for group in optimizer.param_groups for p in group["params"])
-        return bool(self.losses.isfinite().all()) and all(bool(p.isfinite().all()) for p in weights)
+        sums = [p.detach().sum() for group in optimizer.param_groups for p in group["params"]]   # quicker than each weight, and one wait for the GPU
+        return bool(self.losses.isfinite().all() & torch.stack(sums).isfinite().all())
 
     def loss(self, optimizer, train, folder):
         """Mean loss of the steps that were not skipped. UserError where a loss or a weight is not finite.
@@ -507,16 +493,6 @@ def embed(network, subset, rows, device, batch_size=256, views=0, generator=None
     if not z.isfinite().all():
         raise UserError("the network's output is not finite: training diverged; try a lower --lr or --amp off, in another folder")
     return z if views else z[0]
-
-
-def images_to_predict(folder, csv_path):
-    """The images below --predict, found before any long work; none without --predict. UserError for one flag without the other, or no image."""
-    if (folder is None) != (csv_path is None):
-        raise UserError("--predict and --csv belong together: the folder to read and the table to write")
-    files = image_files(folder) if folder else []
-    if folder and not files:
-        raise UserError(f"--predict {folder}: no such folder, or no image in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return files
 
 
 def predict_folder(network, subset, folder, files, csv_path, device):

@@ -16,13 +16,41 @@ The metrics are importable: from evaluate_metrics import class_alignment_consist
 import numbers
 from pathlib import Path
 
+from run import ArgumentParser, UserError, at_least, cli, read_json, sha256, whole, write_json
+
+
+def parse_args():
+    parser = ArgumentParser("Six metrics per class and a picture of the embedding of a run's test split.", smoke=dict(picture="pca"))
+    parser.add_argument("runs", metavar="run", nargs="*", type=Path, help="run folder from pretrain.py or finetune.py, or several")
+    parser.add_argument("--embeddings", type=Path, metavar="NPZ", help="judge these instead: arrays z [V, n, D] or [n, D], labels [n]")
+    parser.add_argument("--out", type=Path, help="folder of the results, for one run (default: the run folder; for z.npz: z_metrics)")
+    parser.add_argument("--neighborhood", type=share_or_count, default=0.05, metavar="K", help="CAC: share of all rows, or a count")
+    parser.add_argument("--picture", choices=["tsne", "pca", "none"], default="tsne", help="2-D map of the embedding")
+    parser.add_argument("--batch-size", type=at_least(1), default=256, help="images embedded at a time")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the augmented views")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one")
+    parser.add_argument("--smoke", action="store_true", help="a few images, PCA picture")
+    args = parser.parse_args()
+    if bool(args.runs) == bool(args.embeddings):
+        raise UserError("give a run folder or --embeddings z.npz, one of the two; --help lists what there is")
+    if len(args.runs) > 1 and args.out:
+        raise UserError("--out: is meant for one run; give a single run folder")
+    return args
+
+
+def share_or_count(text):
+    return int(text) if text.isdigit() else float(text)
+
+
+if __name__ == "__main__":
+    cli(parse_args)                                          # --help and mistakes in flags are answered before torch is loaded, which takes seconds
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import (ArgumentParser, ContrastiveModel, UserError, at_least, cli, embed, load_exactly, load_run, load_tensors, pick_device,
-                    provenance, read_json, seeded, sha256, state_sha256, whole, write_json)
+from common import ContrastiveModel, embed, load_exactly, load_run, load_tensors, pick_device, provenance, seeded, state_sha256
 
 # ------------------------------------------------------------------------------------------------------------------
 # the metrics. Letters: V views, n images, D dimensions, M = V*n rows (view-major: row = view * n + image), n_c images of
@@ -270,29 +298,6 @@ def evaluate(source, out, facts, spaces, args, device):
     print_table(values, facts)
     pictures = [] if args.picture == "none" else [out / "embedding.png", out / "embedding.npz"]
     print("wrote", *[out / "metrics.json", *pictures], sep="\n  ")
-
-
-def parse_args():
-    parser = ArgumentParser("Six metrics per class and a picture of the embedding of a run's test split.", smoke=dict(picture="pca"))
-    parser.add_argument("runs", metavar="run", nargs="*", type=Path, help="run folder from pretrain.py or finetune.py, or several")
-    parser.add_argument("--embeddings", type=Path, metavar="NPZ", help="judge these instead: arrays z [V, n, D] or [n, D], labels [n]")
-    parser.add_argument("--out", type=Path, help="folder of the results, for one run (default: the run folder; for z.npz: z_metrics)")
-    parser.add_argument("--neighborhood", type=share_or_count, default=0.05, metavar="K", help="CAC: share of all rows, or a count")
-    parser.add_argument("--picture", choices=["tsne", "pca", "none"], default="tsne", help="2-D map of the embedding")
-    parser.add_argument("--batch-size", type=at_least(1), default=256, help="images embedded at a time")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the augmented views")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one")
-    parser.add_argument("--smoke", action="store_true", help="a few images, PCA picture")
-    args = parser.parse_args()
-    if bool(args.runs) == bool(args.embeddings):
-        raise UserError("give a run folder or --embeddings z.npz, one of the two; --help lists what there is")
-    if len(args.runs) > 1 and args.out:
-        raise UserError("--out: is meant for one run; give a single run folder")
-    return args
-
-
-def share_or_count(text):
-    return int(text) if text.isdigit() else float(text)
 
 
 def open_run(run, args, device):

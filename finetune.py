@@ -16,69 +16,17 @@ import math
 import os
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn as nn
-import torch.nn.functional as F
-from tqdm import tqdm
+from run import ArgumentParser, Stop, Stopped, UserError, at_least, cli, read_json, write_json
+from sources import images_to_predict
 
-from baselines import (CosineClassifier, LearnableScale, balanced_batches, effective_number_weights, ldam_loss, ldam_margins,
-                       logit_adjusted_loss, tau_normalized)
-from common import (ArgumentParser, Epoch, ImageBatches, Stop, Stopped, UserError, at_least, augment, center_view, class_weights,
-                    cli, embed, focal_loss, images_to_predict, load_exactly, load_run, load_subset, load_tensors, log_line,
-                    normalize, pick_device, precision, predict_folder, provenance, read_json, resnet, resume, rewind_log,
-                    save_checkpoint, save_tensors, scores, shuffled_batches, start_run, state_sha256, warmup_cosine, write_json)
-
-SCALE = 30.0                                                     # of the cosine classifier's logits
 RETRAIN_EPOCHS = {"crt": 10, "lws": 5, "tau_norm": 0}            # Kang et al. 2020; tau_norm trains nothing
-TAUS = [i / 10 for i in range(21)]
-
-
-# losses: made from the options and the class counts of the training rows, called with logits [B, 2], targets [B] and the epoch --
-
-def ce(args, counts):
-    return lambda logits, targets, epoch: F.cross_entropy(logits, targets)
-
-
-def weighted_ce(args, counts):
-    """Divided by the sum of the weights in the batch, as in the reference: a batch of one class alone is not weighted."""
-    weights = class_weights(counts)
-    return lambda logits, targets, epoch: F.cross_entropy(logits, targets, weight=weights.to(logits))
-
-
-def focal(args, counts):
-    weights = class_weights(counts)
-    return lambda logits, targets, epoch: focal_loss(logits, targets, args.gamma, weights)
-
-
-def ldam_drw(args, counts):
-    """Deferred re-weighting: the margins alone, and class weights over the last fifth of the epochs."""
-    margins, weights, switch = ldam_margins(counts), effective_number_weights(counts), first_choice(args)
-    return lambda logits, targets, epoch: ldam_loss(logits / SCALE, targets, margins, SCALE, weights if epoch >= switch else None)
-
-
-def first_choice(args):
-    """The first epoch that validation may choose: before its deferred weights, LDAM-DRW is only LDAM."""
-    return 4 * args.epochs // 5 if args.loss == "ldam_drw" else 0
-
-
-def logit_adjusted(args, counts):
-    prior = torch.tensor(counts) / sum(counts)
-    return lambda logits, targets, epoch: logit_adjusted_loss(logits, targets, prior)
-
-
-LOSSES = {loss.__name__: loss for loss in (ce, weighted_ce, focal, ldam_drw, logit_adjusted)}
-HEADS = {
-    "linear": lambda dim: nn.Linear(dim, 2),
-    "mlp": lambda dim: nn.Sequential(nn.Linear(dim, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU(), nn.Linear(dim, 2)),
-    "cosine": lambda dim: CosineClassifier(dim, SCALE),
-}
 
 
 def parse_args():
     parser = ArgumentParser("Fine-tune a run, train a supervised baseline from scratch, or re-train a run's classifier.")
     parser.add_argument("source", type=Path, help="run folder, or subsets/<dataset>/<ratio>.json to train from scratch")
-    parser.add_argument("--loss", choices=LOSSES, help="weights, margins, priors: from the training rows (default: weighted_ce)")
+    parser.add_argument("--loss", choices=["ce", "weighted_ce", "focal", "ldam_drw", "logit_adjusted"],
+                        help="weights, margins, priors: from the training rows (default: weighted_ce)")
     parser.add_argument("--gamma", type=at_least(0, float), help="of the focal loss (default: 2)")
     parser.add_argument("--retrain", choices=RETRAIN_EPOCHS, help="only the classifier, as its paper does: its loss, sampler, optimizer, epochs")
     parser.add_argument("--train", choices=["all", "head"], help="head: the encoder stays frozen, in eval mode (default: all)")
@@ -141,6 +89,66 @@ def parse_args():
     if args.head_lr is not None and args.train == "head":
         raise UserError("--head-lr: with --train head the head alone is trained; give its learning rate as --lr")
     return args
+
+
+if __name__ == "__main__":
+    cli(parse_args)                                          # --help and mistakes in flags are answered before torch is loaded, which takes seconds
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from baselines import (CosineClassifier, LearnableScale, balanced_batches, effective_number_weights, ldam_loss, ldam_margins,
+                       logit_adjusted_loss, tau_normalized)
+from common import (Epoch, ImageBatches, augment, center_view, class_weights, embed, focal_loss, load_exactly, load_run, load_subset,
+                    load_tensors, log_line, normalize, pick_device, precision, predict_folder, provenance, resnet, resume, rewind_log,
+                    save_checkpoint, save_tensors, scores, shuffled_batches, start_run, state_sha256, warmup_cosine)
+
+SCALE = 30.0                                                     # of the cosine classifier's logits
+TAUS = [i / 10 for i in range(21)]
+
+
+# losses: made from the options and the class counts of the training rows, called with logits [B, 2], targets [B] and the epoch --
+
+def ce(args, counts):
+    return lambda logits, targets, epoch: F.cross_entropy(logits, targets)
+
+
+def weighted_ce(args, counts):
+    """Divided by the sum of the weights in the batch, as in the reference: a batch of one class alone is not weighted."""
+    weights = class_weights(counts)
+    return lambda logits, targets, epoch: F.cross_entropy(logits, targets, weight=weights.to(logits))
+
+
+def focal(args, counts):
+    weights = class_weights(counts)
+    return lambda logits, targets, epoch: focal_loss(logits, targets, args.gamma, weights)
+
+
+def ldam_drw(args, counts):
+    """Deferred re-weighting: the margins alone, and class weights over the last fifth of the epochs."""
+    margins, weights, switch = ldam_margins(counts), effective_number_weights(counts), first_choice(args)
+    return lambda logits, targets, epoch: ldam_loss(logits / SCALE, targets, margins, SCALE, weights if epoch >= switch else None)
+
+
+def first_choice(args):
+    """The first epoch that validation may choose: before its deferred weights, LDAM-DRW is only LDAM."""
+    return 4 * args.epochs // 5 if args.loss == "ldam_drw" else 0
+
+
+def logit_adjusted(args, counts):
+    prior = torch.tensor(counts) / sum(counts)
+    return lambda logits, targets, epoch: logit_adjusted_loss(logits, targets, prior)
+
+
+LOSSES = {loss.__name__: loss for loss in (ce, weighted_ce, focal, ldam_drw, logit_adjusted)}
+HEADS = {
+    "linear": lambda dim: nn.Linear(dim, 2),
+    "mlp": lambda dim: nn.Sequential(nn.Linear(dim, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU(), nn.Linear(dim, 2)),
+    "cosine": lambda dim: CosineClassifier(dim, SCALE),
+}
 
 
 def main():

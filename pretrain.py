@@ -10,77 +10,28 @@ curves.png. The same command continues a run that was stopped, and returns at on
 
 import math
 import os
-import time
 from pathlib import Path
 
-import numpy as np
-import torch
-from tqdm import tqdm
+from run import ArgumentParser, Stop, Stopped, UserError, at_least, cli, read_log, whole
 
-from baselines import BCL, KCL, SBCL, TSC, PaCo
-from common import (ArgumentParser, ContrastiveModel, Epoch, ImageBatches, Method, Stop, Stopped, UserError, antipodal_prototypes,
-                    at_least, augment, cli, draw_supervised_majority, embed, load_subset, log_line, normalize, ntxent_loss,
-                    pick_device, precision, read_log, resume, rewind_log, save_checkpoint, save_tensors, seeded,
-                    shuffled_batches, start_run, supcon_loss, supmin_loss, suppro_loss, warmup_cosine, whole)
-from evaluate_metrics import class_alignment_consistency, sample_alignment_accuracy
-
-MOMENTUM, WEIGHT_DECAY, PROJECTION_DIM = 0.9, 1e-4, 128          # the reference's; decay on all parameters
-WATCHED = 2000                                                   # validation images that the watch looks at, at most
-COLLAPSED = dict(gap=0.1, saa=5.0)                               # loss this near log(V*N - 1) (nats) and SAA below this (percent)
-
-
-# the paper's methods: a pure loss from losses.py, its options, its state (buffers go into the checkpoint); the others are in baselines.py --
-
-class NTXent(Method):
-    def loss(self, z, labels, generator):                        # z [N, V, D], labels [N], generator of the epoch
-        return ntxent_loss(z, self.temperature)
-
-
-class SupCon(Method):
-    def loss(self, z, labels, generator):
-        return supcon_loss(z, labels, self.temperature)
-
-
-class SupMin(Method):
-    options = {"majority_supervision": 0.0}
-
-    def __init__(self, args, subset, model, generator):
-        super().__init__(args, subset, model, generator)
-        self.minority, self.ratio = subset.minority, args.majority_supervision
-
-    def loss(self, z, labels, generator):
-        drawn = draw_supervised_majority(labels, self.minority, self.ratio, generator) if self.ratio else None
-        return supmin_loss(z, labels, self.minority, self.temperature, drawn)
-
-
-class SupPro(Method):
-    options = {"margin": 1.0}
-
-    def __init__(self, args, subset, model, generator):
-        super().__init__(args, subset, model, generator)
-        self.margin = args.margin
-        self.register_buffer("prototypes", antipodal_prototypes(model.dim, generator))
-
-    def loss(self, z, labels, generator):
-        return suppro_loss(z, labels, self.prototypes, self.temperature, self.margin)
-
-    def collapse_value(self, images):
-        return None                                              # a prototype among the positives moves it
-
-
-METHODS = {"ntxent": NTXent, "supcon": SupCon, "supmin": SupMin, "suppro": SupPro, "kcl": KCL, "tsc": TSC, "sbcl": SBCL, "bcl": BCL, "paco": PaCo}
+OPTIONS = {                                                      # of each method: the flags that it reads, and their defaults
+    "ntxent": {}, "supcon": {}, "supmin": {"majority_supervision": 0.0}, "suppro": {"margin": 1.0},
+    "kcl": {"k": 3, "queue": 0}, "tsc": {"variant": "ttc", "k": 3, "queue": 0}, "sbcl": {"variant": "code", "recluster_every": 10},
+    "bcl": {"variant": "layernorm", "randaugment": False}, "paco": {"variant": "paco", "alpha": None, "queue": 1024, "randaugment": False},
+}
+VARIANTS = {"tsc": ("ttc", "paper", "code"), "sbcl": ("code", "paper"), "bcl": ("layernorm", "batchnorm"), "paco": ("paco", "gpaco")}
 
 
 def parse_args(words=None):
     parser = ArgumentParser("Contrastive pre-training on one subset. Defaults are the paper's recipe.",
                             smoke=dict(arch="resnet18", epochs=2, batch_size=16, watch_every=1))
     parser.add_argument("subset", type=Path, help="subsets/<dataset>/<ratio>.json, from make_subsets.py")
-    parser.add_argument("--method", choices=METHODS, default="supmin", help="what is contrasted")
+    parser.add_argument("--method", choices=OPTIONS, default="supmin", help="what is contrasted")
     parser.add_argument("--majority-supervision", type=at_least(0, float), metavar="R",
                         help="supmin: share of majority images supervised too, 0 to 1 (default: 0)")
     parser.add_argument("--margin", type=at_least(0, float), metavar="M", help="suppro: prototypes pull until cosine M/2 (default: 1)")
     parser.add_argument("--variant", metavar="NAME", help="which form of it (default: the first): "
-                        + "; ".join(f"{name}: {', '.join(method.variants)}" for name, method in METHODS.items() if method.variants))
+                        + "; ".join(f"{name}: {', '.join(variants)}" for name, variants in VARIANTS.items()))
     parser.add_argument("--k", type=at_least(0), help="kcl, tsc: positives drawn per anchor (default: 3; as published 6)")
     parser.add_argument("--queue", type=at_least(0), metavar="K",
                         help="kcl, tsc, paco: keys kept to compare with (default: 0, in batch; paco: 1024)")
@@ -108,19 +59,75 @@ def parse_args(words=None):
 
 def settle_options(args):
     """Give every option of the method that was not typed its default. UserError for an option that the method does not read."""
-    method = METHODS[args.method]
-    readers = {option: [name for name in METHODS if option in METHODS[name].options] for each in METHODS.values() for option in each.options}
-    args.temperature = args.temperature or method.temperature
+    options, variants = OPTIONS[args.method], VARIANTS.get(args.method, ())
+    readers = {option: [name for name in OPTIONS if option in OPTIONS[name]] for each in OPTIONS.values() for option in each}
+    args.temperature = args.temperature or {"paco": 0.2}.get(args.method, 0.07)
     for option in readers:
         if getattr(args, option) is None:
-            setattr(args, option, method.options.get(option))
-        elif option not in method.options:
+            setattr(args, option, options.get(option))
+        elif option not in options:
             names = " or ".join(", ".join(readers[option]).rsplit(", ", 1))
             raise UserError(f"--{option.replace('_', '-')}: is read by --method {names} only, not by {args.method}")
-    if args.variant not in method.variants and args.variant is not None:
-        raise UserError(f"--variant {args.variant}: --method {args.method} has {', '.join(method.variants)}")
+    if args.variant not in variants and args.variant is not None:
+        raise UserError(f"--variant {args.variant}: --method {args.method} has {', '.join(variants)}")
     if args.method == "supmin" and args.majority_supervision > 1:
         raise UserError(f"--majority-supervision {args.majority_supervision}: must lie between 0 and 1")
+
+
+if __name__ == "__main__":
+    cli(parse_args)                                          # --help and mistakes in flags are answered before torch is loaded, which takes seconds
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from baselines import BCL, KCL, SBCL, TSC, PaCo
+from common import (ContrastiveModel, Epoch, ImageBatches, Method, antipodal_prototypes, augment, draw_supervised_majority, embed,
+                    load_subset, log_line, normalize, ntxent_loss, pick_device, precision, resume, rewind_log, save_checkpoint,
+                    save_tensors, seeded, shuffled_batches, start_run, supcon_loss, supmin_loss, suppro_loss, warmup_cosine)
+from evaluate_metrics import class_alignment_consistency, sample_alignment_accuracy
+
+MOMENTUM, WEIGHT_DECAY, PROJECTION_DIM = 0.9, 1e-4, 128          # the reference's; decay on all parameters
+WATCHED = 2000                                                   # validation images that the watch looks at, at most
+COLLAPSED = dict(gap=0.1, saa=5.0)                               # loss this near log(V*N - 1) (nats) and SAA below this (percent)
+
+
+# the paper's methods: a pure loss from losses.py, its state (buffers go into the checkpoint); the others are in baselines.py --
+
+class NTXent(Method):
+    def loss(self, z, labels, generator):                        # z [N, V, D], labels [N], generator of the epoch
+        return ntxent_loss(z, self.temperature)
+
+
+class SupCon(Method):
+    def loss(self, z, labels, generator):
+        return supcon_loss(z, labels, self.temperature)
+
+
+class SupMin(Method):
+    def __init__(self, args, subset, model, generator):
+        super().__init__(args, subset, model, generator)
+        self.minority, self.ratio = subset.minority, args.majority_supervision
+
+    def loss(self, z, labels, generator):
+        drawn = draw_supervised_majority(labels, self.minority, self.ratio, generator) if self.ratio else None
+        return supmin_loss(z, labels, self.minority, self.temperature, drawn)
+
+
+class SupPro(Method):
+    def __init__(self, args, subset, model, generator):
+        super().__init__(args, subset, model, generator)
+        self.margin = args.margin
+        self.register_buffer("prototypes", antipodal_prototypes(model.dim, generator))
+
+    def loss(self, z, labels, generator):
+        return suppro_loss(z, labels, self.prototypes, self.temperature, self.margin)
+
+    def collapse_value(self, images):
+        return None                                              # a prototype among the positives moves it
+
+
+METHODS = {"ntxent": NTXent, "supcon": SupCon, "supmin": SupMin, "suppro": SupPro, "kcl": KCL, "tsc": TSC, "sbcl": SBCL, "bcl": BCL, "paco": PaCo}
 
 
 def main():
@@ -137,7 +144,7 @@ def main():
     if args.watch_every and len(subset.splits["val"]) < 10:
         raise UserError(f"{subset.path}: has only {len(subset.splits['val'])} validation images, too few to watch; use --watch-every 0")
 
-    config = dict(method=args.method, **{option: getattr(args, option) for option in METHODS[args.method].options},
+    config = dict(method=args.method, **{option: getattr(args, option) for option in OPTIONS[args.method]},
                   dataset=subset.name, ratio=subset.ratio, arch=args.arch, projection_dim=PROJECTION_DIM, size=subset.size, epochs=args.epochs,
                   batch_size=args.batch_size, lr=args.lr, warmup_epochs=args.warmup_epochs, temperature=args.temperature, seed=args.seed,
                   amp=amp, smoke=args.smoke, classes=subset.classes, minority=subset.minority, subset=os.path.relpath(subset.path, out),

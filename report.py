@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import ArgumentParser, UserError, cli, command_line, read_json, read_log, whole
+from run import ArgumentParser, UserError, cli, command_line, read_json, read_log, whole
 
 DATASETS = ("digits", "breastmnist", "pneumoniamnist", "inat21-plants", "inat21-insects", "inat21-mammals", "inat21", "fracatlas", "infarction",
             "folder")

@@ -96,7 +96,10 @@ def stop_now(number, frame):
 
 
 def cli(main):
-    """Call a script's main(). A UserError or a path that cannot be written ends as one line and exit code 2, a signal as 128 + its number."""
+    """Call a script's main(). A UserError or a path that cannot be written ends as one line and exit code 2, a signal as 128 + its number.
+
+    Afterwards, as while torch is loaded between two calls, a signal ends the process at once and without a word.
+    """
     for number in SIGNALS:
         signal.signal(number, stop_now)
     try:
@@ -118,6 +121,9 @@ def cli(main):
             raise
     else:
         return
+    finally:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     sys.exit(status)
 
@@ -187,6 +193,17 @@ def read_json(path, way_out):
     if not isinstance(data, dict):
         raise UserError(f"{path}: not the JSON object expected; {way_out}")
     return data
+
+
+def read_log(folder):
+    """log.jsonl as dicts; a last line torn by a kill is left out."""
+    lines = []
+    for line in (Path(folder) / "log.jsonl").read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
 
 
 def sha256(path):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("KIT_SHARED", ROOT.parent / "shared"))          # reference numbers and images, where they are at hand
 sys.path.insert(0, str(ROOT))
+from run import SIGNALS
+
 os.environ["OMP_NUM_THREADS"] = "1"                           # networks this small gain nothing from a second thread
 torch.set_num_threads(1)
 
@@ -136,12 +139,21 @@ def weights_go_with_their_test(request):
         path.unlink()
 
 
+@pytest.fixture
+def handlers():
+    """cli() takes the signals of the whole process: give them back."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 class Done:
     """What run_script returns, for a call in this process (importing torch anew takes seconds)."""
 
 
 @pytest.fixture
-def make(tmp_path, monkeypatch, capsys):
+def make(tmp_path, monkeypatch, capsys, handlers):
     """Calls make_subsets.py in a folder of the test's own."""
     monkeypatch.chdir(tmp_path)
 

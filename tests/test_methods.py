@@ -30,9 +30,9 @@ def words(form):
 
 def test_every_method_is_tried_here():
     assert {form.split()[0] for form in FORMS} == set(pretrain.METHODS)
-    tried = {(form.split()[0], variant) for form in FORMS for variant in pretrain.METHODS[form.split()[0]].variants
-             if f"--variant {variant}" in FORMS[form] or variant == pretrain.METHODS[form.split()[0]].variants[0]}
-    assert tried == {(name, variant) for name, method in pretrain.METHODS.items() for variant in method.variants}
+    tried = {(form.split()[0], variant) for form in FORMS for variant in pretrain.VARIANTS.get(form.split()[0], ())
+             if f"--variant {variant}" in FORMS[form] or variant == pretrain.OPTIONS[form.split()[0]]["variant"]}
+    assert tried == {(name, variant) for name, variants in pretrain.VARIANTS.items() for variant in variants}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -150,7 +150,7 @@ def test_subclasses_part_the_classes_and_stay_until_the_next_clustering(workplac
     before = method.subclasses.clone()
     method.start_epoch(11, network)
     assert torch.equal(before, method.subclasses)
-    for variant in SBCL.variants:
+    for variant in pretrain.VARIANTS["sbcl"]:
         args.variant = variant
         one, other = SBCL(args, subset, network, seeded(0)), SBCL(args, subset, network, seeded(0))
         one.recluster(network, seeded(1))

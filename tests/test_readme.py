@@ -108,6 +108,17 @@ def test_the_figures_of_packing_are_those_measured():
         assert figure in text, figure
 
 
+def test_the_figures_of_the_pipeline_are_those_measured():
+    measured, text = json.loads((ROOT / "results/benchmark/pipeline.json").read_text())["pipeline"], (ROOT / "README.md").read_text(encoding="utf-8")
+    start, table = measured.pop("start"), text.split("| pixels of a view |")[1].split("\n\n")[0].splitlines()
+    assert re.findall(r"\d+", table[0]) == list(measured)
+    for line, what in zip(table[2:], ("step", "views"), strict=True):
+        shown = re.findall(r"([\d.]+) \(([\d.]+) to ([\d.]+)\)", line)
+        assert shown == [tuple(f"{row[what][key]:.2f}" for key in ("ratio", "lowest", "highest")) for row in measured.values()]
+    seconds = {part: f"{row['seconds']:.1f} s" for part, row in start.items()}
+    assert f"{seconds['command to first step']} after the command" in text and f"{seconds['torch and torchvision']} of them" in text
+
+
 def test_the_readme_has_no_gaps():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert not re.findall(r"\b(?:SCALE\d?|LOSSES|TODO|TBD|XXX)\b", text)

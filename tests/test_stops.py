@@ -26,15 +26,6 @@ SUBSET = "subsets/digits/95-5.json"
 WORDS = [SUBSET, "--method", "supcon", "--smoke", "--size", "8", "--epochs", "4", "--watch-every", "0", "--out"]
 
 
-@pytest.fixture
-def handlers():
-    """cli() takes the signals of the whole process: give them back."""
-    before = {number: signal.getsignal(number) for number in run.SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.fixture(scope="module")
 def whole(workplace):
     """A run that nothing has stopped."""
