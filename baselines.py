@@ -462,8 +462,8 @@ class Queue(nn.Module):
 
 
 class MomentumEncoder(nn.Module):
-    """The key network of MoCo (He et al. 2020, arXiv:1911.05722): a copy that follows the trained one slowly. In train mode, on one device
-    without the shuffling of batches between devices."""
+    """The key network of MoCo (He et al. 2020, arXiv:1911.05722): a copy that follows the trained one slowly. In train mode,
+    without the shuffling of batches between devices: batch norm sees the images of all."""
 
     def __init__(self, model, momentum=0.999):
         super().__init__()

@@ -3,6 +3,7 @@
     python pretrain.py subsets/digits/99-1.json --method supmin                  the paper's recipe: ResNet-50, 100 epochs
     python pretrain.py subsets/digits/99-1.json --method suppro --margin 0.5     pull to the prototypes until cosine 0.25
     python pretrain.py subsets/digits/99-1.json --method supcon --smoke          two tiny epochs, to see it run
+    torchrun --nproc-per-node 4 pretrain.py subsets/digits/99-1.json             the same run on four GPUs
 
 Writes runs/<dataset>/<ratio>/<method>/seed<k>/: config.json, log.jsonl, checkpoint.pt, encoder.pt (torchvision ResNet keys) and
 curves.png. The same command continues a run that was stopped, and returns at once when it is finished.
@@ -94,7 +95,7 @@ def parse_args(words=None):
     parser.add_argument("--epochs", type=at_least(1), default=100, help="passes over the training images")
     parser.add_argument("--batch-size", type=at_least(2), default=256, help="images; each gives two views (bcl: three)")
     parser.add_argument("--chunk", type=at_least(2), metavar="IMAGES",
-                        help="of the batch go through the network at a time, with the memory and batch norm of a batch of that size")
+                        help="of the batch in the network at a time: the loss sees all, memory and batch norm so many")
     parser.add_argument("--lr", type=at_least(0, float), default=0.0625, help="of SGD, reached after the warm-up")
     parser.add_argument("--warmup-epochs", type=at_least(0), default=10, help="linear warm-up, then cosine")
     parser.add_argument("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="auto: bf16 where the GPU has it")
@@ -147,9 +148,9 @@ def main():
 
     config = dict(method=args.method, **{option: getattr(args, option) for option in METHODS[args.method].options},
                   dataset=subset.name, ratio=subset.ratio, arch=args.arch, projection_dim=PROJECTION_DIM, size=subset.size, epochs=args.epochs,
-                  batch_size=args.batch_size, **({"chunk": args.chunk} if args.chunk else {}), lr=args.lr, warmup_epochs=args.warmup_epochs, temperature=args.temperature, seed=args.seed,
-                  amp=amp, smoke=args.smoke, classes=subset.classes, minority=subset.minority, subset=os.path.relpath(subset.path, out),
-                  sha256=subset.sha256, rows_sha256=subset.rows_sha256)
+                  batch_size=args.batch_size, **({"chunk": args.chunk} if args.chunk else {}), lr=args.lr, warmup_epochs=args.warmup_epochs,
+                  temperature=args.temperature, seed=args.seed, amp=amp, smoke=args.smoke, classes=subset.classes, minority=subset.minority,
+                  subset=os.path.relpath(subset.path, out), sha256=subset.sha256, rows_sha256=subset.rows_sha256)
 
     # network, method, optimizer
     torch.manual_seed(args.seed)
@@ -218,7 +219,8 @@ def train_one_epoch(epoch, steps, model, method, optimizer, scaler, autocast, tr
         batch = train.rows[positions]
         sizes = torch.from_numpy(subset.sizes[batch])
         labels = torch.from_numpy(subset.labels[batch]).to(train.device, non_blocking=True)
-        views = [augment(images, sizes, subset.recipe, subset.size, progress.generator, view in method.strong, own()) for view in range(method.views)]
+        views = [augment(images, sizes, subset.recipe, subset.size, progress.generator, view in method.strong, own())
+                 for view in range(method.views)]
         x = normalize(torch.cat(views), subset.mean, subset.std).unflatten(0, (method.views, -1))        # [V, n, 3, H, W]
         with autocast:
             loss = method(model, x, labels, torch.from_numpy(positions).to(train.device, non_blocking=True), progress.generator)
@@ -238,7 +240,7 @@ def watch(model, subset, device, args):
     rows = subset.splits["val"]
     if len(rows) > WATCHED:
         rows = np.sort(np.random.default_rng(0).choice(rows, WATCHED, replace=False))
-    z = embed(model, subset, rows, device, args.chunk or args.batch_size, views=2, generator=seeded(0))         # the same views at every look
+    z = embed(model, subset, rows, device, args.chunk or args.batch_size, views=2, generator=seeded(0))      # the same views at every look
     labels = torch.from_numpy(subset.labels[rows])
     return {"val_saa": [round(v, 3) for v in sample_alignment_accuracy(z, labels).tolist()],
             "val_cac": [round(v, 3) for v in class_alignment_consistency(z, labels).tolist()],
