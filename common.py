@@ -6,6 +6,7 @@ views (augment.py), the losses (losses.py). All of it can be imported from here.
 
 import csv
 import hashlib
+import io
 import json
 import os
 import platform
@@ -28,8 +29,8 @@ from augment import (RECIPES, augment, center_crops, center_view, color_jitter, 
 from distributed import gather, highest, processes, rank, sum_gradients
 from losses import (antipodal_prototypes, at_least_float32, class_weights, collapse_value, draw_supervised_majority, focal_loss,  # noqa: F401
                     ntxent_loss, supcon_loss, supmin_loss, suppro_loss)
-from run import (ArgumentParser, Stop, Stopped, UserError, at_least, cli, command_line, hold, read_json, sha256, whole,  # noqa: F401
-                 write_json)
+from run import (ArgumentParser, Stop, Stopped, UserError, at_least, cli, command_line, hold, naming, read_json, sha256,  # noqa: F401
+                 whole, write_json)
 from sources import IMAGE_SUFFIXES, SPLITS, image_files, printable, read_image, squeeze
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -82,11 +83,13 @@ def start_run(folder, config, device):
             part.write_text(json.dumps({**provenance(device), "data_sha256": config["sha256"]}) + "\n", encoding="utf-8")
     if not (folder / "config.json").exists():
         write_json(folder / "config.json", config)
+    (folder / "not-finite.json").unlink(missing_ok=True)         # of a try before
     print(f"{folder}\n  " + "  ".join(f"{key}={value}" for key, value in config.items() if key not in ("sha256", "rows_sha256", "classes", "subset")))
 
 
 def log_line(folder, **values):
-    with open(Path(folder) / "log.jsonl", "a", encoding="utf-8") as log:
+    path = Path(folder) / "log.jsonl"
+    with naming(path), open(path, "a", encoding="utf-8") as log:
         log.write(json.dumps(values) + "\n")
 
 
@@ -110,8 +113,10 @@ def rewind_log(folder, epoch):
 
 def save_tensors(path, state):
     """Save tensors and builtins so that torch.load(weights_only=True) reads them."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)                                    # straight to the disk, it would not say that the disk is full
     with whole(path) as part:
-        torch.save(state, part)
+        part.write_bytes(buffer.getbuffer())
 
 
 def load_tensors(path, keys=()):
@@ -546,10 +551,11 @@ def images_to_predict(folder, csv_path):
 def predict_folder(network, subset, folder, files, csv_path, device):
     """Write file, probability of the minority class, predicted class for every image of `folder`, prepared like the subset's.
 
-    network: [B, 3, H, W] -> logits [B, 2]; files: from images_to_predict. UserError for an image that cannot be read.
+    network: [B, 3, H, W] -> logits [B, 2]; files: from images_to_predict. An image that cannot be read has empty cells; at the end, when
+    the others are written, a UserError names the first.
     """
     from tqdm import tqdm
-    side, channels = subset.images.shape[1], subset.images.shape[3]
+    side, channels, bad = subset.images.shape[1], subset.images.shape[3], []
     network.eval()
     with whole(csv_path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
@@ -558,13 +564,18 @@ def predict_folder(network, subset, folder, files, csv_path, device):
             try:
                 pixels = read_image(path, grayscale=channels == 1)
             except Exception as error:                            # Pillow raises many kinds for a damaged file
-                raise UserError(f"{printable(path)}: cannot be read as an image ({error}); remove it or repair it") from None
+                bad.append(f"{printable(path)}: cannot be read as an image ({' '.join(str(error).split())})")
+                table.writerow([printable(path.relative_to(folder)), "", ""])
+                continue
             image = torch.from_numpy(squeeze(pixels, side).copy()).permute(2, 0, 1)[None].to(device)
             x = normalize(center_view(image, torch.tensor([pixels.shape[:2]]), subset.size), subset.mean, subset.std)
             with torch.no_grad():
                 p = network(x).double().softmax(1)[0].cpu()
             table.writerow([printable(path.relative_to(folder)), f"{p[subset.minority]:.6f}", subset.classes[int(p[1] > 0.5)]])
-    print(f"wrote {csv_path}: {len(files)} images")
+    print(f"wrote {csv_path}: {len(files) - len(bad)} images")
+    if bad:
+        more = f", and {len(bad) - 1} more like it" if len(bad) > 1 else ""
+        raise UserError(f"{bad[0]}{more}; empty cells in {csv_path}; remove it or repair it")
 
 
 def scores(probabilities, labels, minority):

@@ -34,8 +34,8 @@ import numpy as np
 from tqdm import tqdm
 
 import catalog
-from run import (SIGNALS, ArgumentParser, UserError, at_least, cli, command_line, hold, read_json, sha256, whole,
-                 write_json)
+from run import (SIGNALS, ArgumentParser, UserError, at_least, cli, command_line, hold, naming, read_json, sha256,
+                 whole, write_json)
 from sources import DATASETS, DRAW_TEST, DRAW_TRAIN, DRAW_VAL, SPLITS, decode, squeeze, true_size
 
 RATIOS = ("99-1", "95-5", "50-50", "natural")
@@ -428,21 +428,24 @@ def opened(args):
 def make(args):
     source, folder, settings = opened(args)
     records = finished(folder, settings, args.skip_bad)
-    if not records:
+    if not records or any(folder.glob(".part-*")):
         plan(source.labels, source.split, source, args)                                  # what cannot work fails before the long work
         hold(folder)
         records = finished(folder, settings, args.skip_bad)                              # by another process, just now
+        if records:
+            clear(folder)
     workers = workers_for(source, args)
     if records:                                                                          # decoded already
         first = next(iter(records.values()))
         settings["skipped"], truncated = first["settings"]["skipped"], first["truncated"]
         images_path, index_path = folder / "images.npy", folder / "index.csv"
     else:
-        path, packed = pack(source, folder, stored_side(source), workers)
-        images_path, good = keep_readable(path, packed, source.names, args.skip_bad)
-        settings["skipped"], truncated = len(packed) - len(good), [source.names[i] for i in good if packed[i][3]]
         index_path = folder / ".part-index.csv"
-        write_index(index_path, source, packed, good)
+        with naming(folder):
+            path, packed = pack(source, folder, stored_side(source), workers)
+            images_path, good = keep_readable(path, packed, source.names, args.skip_bad)
+            write_index(index_path, source, packed, good)
+        settings["skipped"], truncated = len(packed) - len(good), [source.names[i] for i in good if packed[i][3]]
     labels, split, _, _ = read_index(index_path)
     minority, rows = plan(labels, split, source, args)
     new = {ratio: drawn for ratio, drawn in rows.items() if ratio not in records}
@@ -451,12 +454,17 @@ def make(args):
         more = records_of(folder.name, images_path, index_path, new, minority, source, settings, truncated, workers)
         write_ratios(folder, images_path, index_path, new, more)
         records = {**records, **more}
-    for part in folder.glob(".part-*"):
-        part.unlink()
+        clear(folder)
     report(folder, args, source, {ratio: records[ratio] for ratio in rows})
     files = ["images.npy", "index.csv"] * (len(records) == len(new)) + [f"{ratio}.{kind}" for ratio in new for kind in ("json", "png")]
     print(f"wrote {folder}: {' '.join(files)}" if new else f"{folder} is there already, made with these settings; checksums verified")
     print(f"next: python pretrain.py {shlex.quote(str(folder / next(iter(rows))))}.json --method supmin")
+
+
+def clear(folder):
+    """Remove what a stopped call left behind; only while the folder is held."""
+    for part in folder.glob(".part-*"):
+        part.unlink()
 
 
 def verify(args):

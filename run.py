@@ -67,7 +67,8 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stop:
-    """A block in which a signal to stop is only noted, in `number`, so that a loop can finish its step. Another after 2 s stops it at once."""
+    """A block in which a signal to stop is only noted, in `number`, so that a loop can finish its step. Another after 2 s stops it at once,
+    and so does the end of the block."""
 
     def __init__(self, within=None):
         """within: where the last one stopped, for the loop to go on."""
@@ -83,9 +84,11 @@ class Stop:
         if not self.number:
             self.number, self.at = number, time.monotonic()
 
-    def __exit__(self, *error):
+    def __exit__(self, error, *_):
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        if self.number and error is None:
+            raise Stopped(self.number)
 
 
 def stop_now(number, frame):
@@ -109,7 +112,7 @@ def cli(main):
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             status, message = 2, f"{error.filename}: {error.strerror}; choose a place you may write to with --out"
-        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             status, message = 1, f"{error.filename or 'output'}: {error.strerror}; free some space and give the same command again"
         else:
             raise
@@ -121,14 +124,27 @@ def cli(main):
 
 
 @contextmanager
+def naming(path):
+    """A block in which an OSError that names no file, such as that of a full disk, names this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
 def whole(path):
-    """Yield a temporary path beside `path`, moved to `path` when the block succeeds: no half-written files."""
+    """Yield a temporary path beside `path`, moved to `path` when the block succeeds: no half-written files, even if the machine dies."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".part-{path.name}")
     try:
-        yield part
-        os.replace(part, path)
+        with naming(path):
+            yield part
+            with open(part, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,8 @@ import torch
 
 import common
 import finetune
+import linear_probe
+import make_subsets
 import pretrain
 import run
 from common import Epoch, Stop, Stopped, UserError
@@ -104,16 +108,68 @@ def test_a_signal_after_the_loss_went_wrong_spares_the_good_checkpoint(workplace
     assert state["epoch"] == 1 and not state["within"] and all(value.isfinite().all() for value in state["model"].values())
 
 
-def test_a_signal_between_epochs_loses_nothing(workplace, monkeypatch):
-    log_line = pretrain.log_line
+@pytest.mark.parametrize("epoch, steps", [(1, " and 1 steps"), (3, "")])
+def test_a_signal_between_epochs_loses_nothing(whole, monkeypatch, capsys, handlers, epoch, steps):
+    """After the last epoch, too: what was to follow in the shell does not begin."""
+    log_line, out = pretrain.log_line, Path(f"late{epoch}")
 
     def signalled(folder, **values):
-        if values["epoch"] == 3:                                 # the last epoch is over: the run ends as if nothing had been
+        if values["epoch"] == epoch:
             os.kill(os.getpid(), signal.SIGTERM)
         log_line(folder, **values)
     monkeypatch.setattr(pretrain, "log_line", signalled)
-    call(pretrain, *WORDS, "late")
-    assert (Path("late") / "encoder.pt").exists() and len(log_of(Path("late"))) == 4
+    assert exit_code(pretrain, *WORDS, out) == 143 and not (out / "encoder.pt").exists()
+    monkeypatch.setattr(pretrain, "log_line", log_line)
+    capsys.readouterr()
+    assert exit_code(pretrain, *WORDS, out) == 0
+    assert epoch == 3 or f"goes on after epoch {epoch + 1} of 4{steps}" in capsys.readouterr().out
+    assert log_of(whole) == log_of(out) and equal(*(common.load_tensors(folder / "encoder.pt") for folder in (whole, out)))
+
+
+@pytest.fixture
+def full_disk():
+    """full_disk(n): no file may grow beyond n bytes; the system refuses the write as it does on a full disk or beyond a quota."""
+    def full_disk(n):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n, before[1]))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield full_disk
+    full_disk(before[0])
+
+
+@pytest.mark.parametrize("where", ["checkpoint.pt", "log.jsonl"])
+def test_a_full_disk_keeps_the_last_checkpoint_and_is_named(whole, monkeypatch, capsys, handlers, full_disk, where):
+    log_line, out = pretrain.log_line, Path(f"full-{Path(where).stem}")
+
+    def on_full_disk(folder, **values):
+        if values["epoch"] == 1:
+            full_disk(100_000 if where == "checkpoint.pt" else (out / "log.jsonl").stat().st_size + 7)
+        log_line(folder, **values)
+    monkeypatch.setattr(pretrain, "log_line", on_full_disk)
+    capsys.readouterr()
+    code = exit_code(pretrain, *WORDS, out)
+    full_disk(resource.RLIM_INFINITY)
+    message = [line for line in capsys.readouterr().err.split("\n") if line and "\r" not in line][-1]
+    assert code == 1 and message == f"pretrain.py: {out / where}: File too large; free some space and give the same command again"
+    assert common.load_tensors(out / "checkpoint.pt")["epoch"] == 1 and not list(out.glob(".part-*"))
+    monkeypatch.setattr(pretrain, "log_line", log_line)
+    assert exit_code(pretrain, *WORDS, out) == 0
+    assert log_of(whole) == log_of(out) and equal(*(common.load_tensors(folder / "encoder.pt") for folder in (whole, out)))
+
+
+@pytest.mark.parametrize("script, words, file", [
+    (make_subsets, ["digits", "--workers", 1, "--name", "full"], "subsets/full"),                # images.npy takes 115 kB
+    (make_subsets, ["digits", "--workers", 2, "--name", "full"], "subsets/full"),
+    (linear_probe, ["whole", "--out", "full"], "full/probe.pt"),
+    (finetune, ["whole", "--smoke", "--train", "head", "--out", "full"], "full/checkpoint.pt"),
+])
+def test_a_full_disk_is_named_by_every_script(whole, capsys, handlers, full_disk, script, words, file):
+    full_disk(1000 if script is linear_probe else 50_000)
+    capsys.readouterr()
+    code = exit_code(script, *words)
+    full_disk(resource.RLIM_INFINITY)
+    assert code == 1 and f"{script.__name__}.py: {file}: File too large; free some space" in capsys.readouterr().err
+    assert exit_code(script, *words) == 0
+    shutil.rmtree(Path(file) if script is make_subsets else Path(file).parent)
 
 
 @pytest.mark.parametrize("script, words", [(pretrain, WORDS), (finetune, [SUBSET, "--smoke", "--out"])])

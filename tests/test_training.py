@@ -215,9 +215,13 @@ def test_predict_writes_a_probability_for_every_image(run, workplace):
         for line in lines[1:]:
             _, p, predicted = line.split(",")
             assert 0 <= float(p) <= 1 and predicted == ("5-9" if float(p) > 0.5 else "0-4")
+    Path("new/a folder/kaputt.jpg").write_bytes(b"not a picture")
     Path("new/broken.jpg").write_bytes(b"not a picture")
-    with pytest.raises(UserError, match="broken.jpg"):
+    with pytest.raises(UserError, match="kaputt.jpg: cannot be read as an image .*, and 1 more like it; empty cells in new.csv"):
         call(linear_probe, run, "--predict", "new", "--csv", "new.csv")
+    with_broken = Path("new.csv").read_text(encoding="utf-8").splitlines()
+    assert [line for line in with_broken if line.endswith(",,")] == ["a folder/kaputt.jpg,,", "broken.jpg,,"]
+    assert len(with_broken) == 7 and with_broken[2].startswith("a folder/ziffer ä 0.png,0.")
     with pytest.raises(UserError, match="--predict nowhere: no such folder"):                          # before any probe is trained
         call(linear_probe, "runs/no/run", "--predict", "nowhere", "--csv", "new.csv")
 
