@@ -1,7 +1,7 @@
 """What the scripts share, in five rooms: run, data, model, losses, loop. Each room leans only on those above it.
 
 What can be read and quoted alone has files of its own: the command line and its files (run.py), images on disk (sources.py), their
-views (augment.py), the losses (losses.py). All of it can be imported from here.
+views (augment.py), the losses (losses.py), all of which can be imported from here, and several processes (distributed.py).
 """
 
 import csv

@@ -140,7 +140,7 @@ def main():
         raise UserError(f"--batch-size {args.batch_size}: {subset.path} has only {len(rows)} training images; use --batch-size {len(rows)} or less")
     if args.batch_size % processes():
         raise UserError(f"--batch-size {args.batch_size}: is shared by {processes()} processes; use a multiple of {processes()}")
-    if args.chunk and (args.batch_size % args.chunk or args.chunk % processes()):
+    if args.chunk and (args.batch_size % min(args.chunk, args.batch_size) or args.chunk % processes()):
         raise UserError(f"--chunk {args.chunk}: has to divide --batch-size {args.batch_size}" +
                         (f" and to be a multiple of {processes()}, the number of processes" if processes() > 1 else ""))
     if args.watch_every and len(subset.splits["val"]) < 10:
