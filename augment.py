@@ -17,34 +17,42 @@ RECIPES = {
 }
 
 
-def augment(images, sizes, recipe, size, generator, strong=False):
+def augment(images, sizes, recipe, size, generator, strong=False, part=slice(None)):
     """One augmented view of each image, every image with its own parameters; strong: RandAugment on top.
 
-    images uint8 [B, C, S, S] on any device, squeezed squares; sizes int [B, 2], their true height and width;
+    images uint8 [B, C, S, S] on any device, squeezed squares; sizes int [N, 2], true height and width of the images of the whole batch,
+    of which `part` are given: parameters are drawn for all, so that processes which share a batch draw the same;
     generator on the CPU, so that CPU and GPU draw the same. Returns float32 [B, C, size, size] in [0, 1].
     """
-    p = RECIPES[recipe]
-    boxes = draw_crops(sizes, p["area"], generator)
-    flips = torch.rand(len(images), generator=generator) < 0.5
-    jitter = draw_jitter(len(images), p["jitter"], p["p_jitter"], generator)
-    gray = torch.rand(len(images), generator=generator) < p["p_gray"]
+    p, n = RECIPES[recipe], len(sizes)
+    boxes = draw_crops(sizes, p["area"], generator)[part]
+    flips = (torch.rand(n, generator=generator) < 0.5)[part]
+    jitter = {name: values[part] for name, values in draw_jitter(n, p["jitter"], p["p_jitter"], generator).items()}
+    gray = (torch.rand(n, generator=generator) < p["p_gray"])[part]
+    sizes = sizes[part]
     if p["degrees"]:                                             # cardiac order: flip, rotate, jitter the whole image, then crop
-        angles = (torch.rand(len(images), generator=generator) * 2 - 1) * p["degrees"]
+        angles = ((torch.rand(n, generator=generator) * 2 - 1) * p["degrees"])[part]
         x = crop_resize(color_jitter(rotate(images / 255, sizes, angles, flips), **jitter), boxes, sizes, size)
     else:
         x = color_jitter(crop_resize(images / 255, boxes, sizes, size, flips), **jitter)
     if p["p_gray"]:
         x = torch.where(to_device(gray, x)[:, None, None, None], grayscale(x), x)
-    return rand_augment(x, generator) if strong else x
+    return rand_augment(x, generator, n, part) if strong else x
 
 
-def rand_augment(x, generator, operations=2, magnitude=10):
-    """RandAugment (Cubuk et al. 2020, arXiv:1909.13719) by torchvision, image by image: slow beside the rest. x [B, C, H, W] in [0, 1]."""
+def rand_augment(x, generator, n, part, operations=2, magnitude=10):
+    """RandAugment (Cubuk et al. 2020, arXiv:1909.13719) by torchvision, image by image: slow beside the rest.
+
+    x [B, C, H, W] in [0, 1], `part` of a batch of n images.
+    """
     from torchvision.transforms.v2 import RandAugment
     transform = RandAugment(num_ops=operations, magnitude=magnitude)
     with torch.random.fork_rng(devices=[]):                      # torchvision draws from the global generator of the CPU
         torch.manual_seed(int(torch.randint(2 ** 62, (), generator=generator)))
-        return torch.stack([transform(image) for image in (x * 255).round().to(torch.uint8)]) / 255
+        pixels = (x * 255).round().to(torch.uint8)
+        images = [pixels[:0].new_zeros(x.shape[1], 1, 1)] * n    # of the others a single pixel is transformed: as many numbers are drawn
+        images[part] = pixels
+        return torch.stack([transform(image) for image in images][part]) / 255
 
 
 def center_view(images, sizes, size):

@@ -17,7 +17,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from common import Method, embed, embed_views, seeded
+from common import Method, embed, seeded
 from losses import antipodal_prototypes, at_least_float32, check_labels, collapse_value, supcon_loss, view_rows
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ class KCL(Method):
 
     def forward(self, model, x, labels, positions, generator):
         if self.queue is None:
-            return self.loss(embed_views(model, x), labels, draw_k_positives(labels, len(x), self.k, generator))
+            return self.loss(model(x).transpose(0, 1), labels, draw_k_positives(labels, len(x), self.k, generator))
         keys = self.key_encoder(model, x[1])
         positives = draw_k_from_queue(labels, self.queue.labels, self.k, generator)
         loss = self.loss(torch.stack([model(x[0]), keys], dim=1), labels, positives, self.queue.keys.clone())
@@ -226,7 +226,7 @@ class SBCL(Method):
     def __init__(self, args, subset, model, generator):
         super().__init__(args, subset, model, generator)
         self.variant, self.every, self.warmup = args.variant, args.recluster_every, min(10, args.epochs // 2)
-        self.seed, self.batch_size, self.subset, self.rows = args.seed, args.batch_size, subset, subset.splits["train"]
+        self.seed, self.batch_size, self.subset, self.rows = args.seed, args.chunk or args.batch_size, subset, subset.splits["train"]
         self.numbers = subclass_numbers(subset.train_counts())
         self.register_buffer("subclasses", torch.from_numpy(subset.labels[self.rows]))
         self.register_buffer("coarse_temperatures", torch.full((2,), args.temperature))
@@ -257,7 +257,7 @@ class SBCL(Method):
         self.coarse_temperatures.copy_(self.temperature * t)
 
     def forward(self, model, x, labels, positions, generator):
-        z = embed_views(model, x)
+        z = model(x).transpose(0, 1)
         if self.warming_up:
             return supcon_loss(z, labels, self.temperature)
         scale = 0.1 / 0.07 if self.variant == "code" else 1.0
@@ -308,8 +308,8 @@ class BCL(Method):
         self.strong = (2,) if args.randaugment else ()
 
     def forward(self, model, x, labels, positions, generator):
-        features = model.encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2])                     # [3, N, dim]
-        z = model.project(features[:2].flatten(0, 1)).unflatten(0, (2, -1)).transpose(0, 1)
+        features = model.features(x)                                                            # [3, N, dim]
+        z = model.project(features[:2]).transpose(0, 1)
         centres = F.normalize(self.centre_head(self.classifier.weight).float(), dim=1)
         return logit_adjusted_loss(self.classifier(features[2]), labels, self.prior) + 0.35 * bcl_loss(z, labels, centres, self.temperature)
 
@@ -372,11 +372,11 @@ class PaCo(Method):
 
     def forward(self, model, x, labels, positions, generator):
         if self.key_encoder:
-            features = model.encoder(x[0])[:, None]                                             # [N, 1, dim]
+            features = model.features(x[0])[:, None]                                            # [N, 1, dim]
             z = torch.stack([model.project(features[:, 0]), self.key_encoder(model, x[1])], dim=1)
         else:
-            features = model.encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2]).transpose(0, 1)  # [N, 2, dim]
-            z = model.project(features.flatten(0, 1)).unflatten(0, (-1, 2))
+            features = model.features(x).transpose(0, 1)                                        # [N, 2, dim]
+            z = model.project(features.contiguous())
         loss = paco_loss(z, labels, self.centres(features), self.prior, self.queue.keys.clone(), self.queue.labels, self.temperature, self.alpha)
         self.queue.push(z[:, 1].detach(), labels)
         return loss
@@ -453,8 +453,8 @@ class Queue(nn.Module):
 
 
 class MomentumEncoder(nn.Module):
-    """The key network of MoCo (He et al. 2020, arXiv:1911.05722): a copy that follows the trained one slowly. In train mode, on one device
-    without the shuffling of batches between devices."""
+    """The key network of MoCo (He et al. 2020, arXiv:1911.05722): a copy that follows the trained one slowly. In train mode,
+    without the shuffling of batches between devices: batch norm sees the images of all."""
 
     def __init__(self, model, momentum=0.999):
         super().__init__()

@@ -1,7 +1,7 @@
 """What the scripts share, in five rooms: run, data, model, losses, loop. Each room leans only on those above it.
 
 What can be read and quoted alone has files of its own: the command line and its files (run.py), images on disk (sources.py), their
-views (augment.py), the losses (losses.py). All of it can be imported from here.
+views (augment.py), the losses (losses.py), all of which can be imported from here, and several processes (distributed.py).
 """
 
 import csv
@@ -13,6 +13,7 @@ import platform
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,10 +22,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import torchvision
+from torch.utils.checkpoint import checkpoint
 
 from augment import (RECIPES, augment, center_crops, center_view, color_jitter, crop_resize, draw_crops, draw_jitter, grayscale,  # noqa: F401
                      normalize, rotate, shift_hue)
-from losses import (antipodal_prototypes, class_weights, collapse_value, draw_supervised_majority, focal_loss,  # noqa: F401
+from distributed import gather, highest, processes, rank, sum_gradients
+from losses import (antipodal_prototypes, at_least_float32, class_weights, collapse_value, draw_supervised_majority, focal_loss,  # noqa: F401
                     ntxent_loss, supcon_loss, supmin_loss, suppro_loss)
 from run import (ArgumentParser, Stop, Stopped, UserError, at_least, cli, command_line, hold, naming, read_json, read_log,  # noqa: F401
                  sha256, whole, write_json)
@@ -48,6 +51,7 @@ def provenance(device, others=()):
     if commit and git("status", "--porcelain", "--untracked-files=no"):
         commit += "-dirty"
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    hardware += f", {processes()} processes" if processes() > 1 else ""
     return {"command": command_line(others), "commit": commit or "unknown", "device": hardware, "python": platform.python_version(),
             "torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": np.__version__}
 
@@ -118,10 +122,21 @@ def load_tensors(path, keys=()):
 
 
 def pick_device(name):
-    """auto: CUDA where there is one. UserError when CUDA is asked for and absent."""
+    """auto: CUDA where there is one, a GPU for each process of a machine. UserError when CUDA is asked for and absent."""
+    if os.environ.get("WORLD_SIZE", "1") != "1" and processes() == 1:
+        raise UserError("runs on one device; start it with python, not with torchrun")
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device is visible to torch; use --device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if processes() == 1:
+        return torch.device("cuda")
+    there, wanted = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
+    if wanted > there:
+        raise UserError(f"torchrun has started {wanted} processes on a machine with {there} GPUs; use --nproc-per-node {there}")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    return device
 
 
 def seeded(*numbers):
@@ -228,18 +243,18 @@ class ImageBatches:
         batch = torch.from_numpy(self.images[self.rows[positions]]).permute(0, 3, 1, 2).contiguous()    # cheap as bytes, dear as floats later
         return batch.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else batch
 
-    def __call__(self, batches):
-        """batches: a list of position lists. Yields (positions, uint8 [B, C, S, S] on the device)."""
+    def __call__(self, batches, part=slice(None)):
+        """batches: a list of position lists. Yields (positions, uint8 [B, C, S, S] on the device), the images of `part` of the positions."""
         if self.resident is not None:
             for positions in batches:
-                yield positions, self.resident[torch.as_tensor(positions, device=self.device)].permute(0, 3, 1, 2)
+                yield positions, self.resident[torch.as_tensor(positions[part], device=self.device)].permute(0, 3, 1, 2)
             return
         with ThreadPoolExecutor(max_workers=1) as ahead:
-            coming = [ahead.submit(self._read, positions) for positions in batches[:1]]
+            coming = [ahead.submit(self._read, positions[part]) for positions in batches[:1]]
             for i, positions in enumerate(batches):
                 batch = coming.pop().result()
                 if i + 1 < len(batches):
-                    coming.append(ahead.submit(self._read, batches[i + 1]))
+                    coming.append(ahead.submit(self._read, batches[i + 1][part]))
                 yield positions, batch
 
 
@@ -260,18 +275,47 @@ def resnet(arch):
 
 
 class ContrastiveModel(nn.Module):
-    """Encoder, then the two-layer projection head of SimCLR without batch norm, then the unit sphere."""
+    """Encoder, then the two-layer projection head of SimCLR without batch norm, then the unit sphere.
 
-    def __init__(self, arch, projection_dim=128):
+    In training, what comes out is of the whole batch, whatever the number of processes that share it. chunk: so many of its images go
+    through the encoder at a time, by which activations and batch norm are those of a batch of that size; none are kept, and the gradient
+    takes each chunk through the encoder again.
+    """
+
+    def __init__(self, arch, projection_dim=128, chunk=None):
         super().__init__()
-        self.encoder, self.dim = resnet(arch), projection_dim
+        self.encoder, self.dim, self.chunk = resnet(arch), projection_dim, chunk
         self.head = nn.Sequential(nn.Linear(self.encoder.dim, self.encoder.dim), nn.ReLU(), nn.Linear(self.encoder.dim, projection_dim))
 
-    def project(self, features):                                # [B, encoder.dim] -> [B, projection_dim], unit vectors
-        return F.normalize(self.head(features).float(), dim=1)
+    def features(self, x):
+        """x [..., n, 3, H, W], this process's images -> [..., N, encoder.dim] of all images; in eval mode N = n."""
+        if not self.training:
+            return self.encode(x)
+        if not self.chunk:
+            return gather(self.encode(x))
+        return gather(torch.cat([checkpoint(self.encode, part, use_reentrant=False, preserve_rng_state=False,
+                                            context_fn=lambda: (nullcontext(), buffers_kept(self.encoder)))
+                                 for part in x.split(self.chunk // processes(), dim=-4)], dim=-2))
 
-    def forward(self, x):                                       # [B, 3, H, W] -> [B, projection_dim], unit vectors
-        return self.project(self.encoder(x))
+    def encode(self, x):                                        # [..., 3, H, W] -> [..., encoder.dim]
+        return self.encoder(x.flatten(0, -4)).unflatten(0, x.shape[:-3])
+
+    def project(self, features):                                # [..., encoder.dim] -> [..., projection_dim], unit vectors
+        return F.normalize(at_least_float32(self.head(features)), dim=-1)
+
+    def forward(self, x):                                       # [..., n, 3, H, W] -> [..., N, projection_dim], unit vectors
+        return self.project(self.features(x))
+
+
+@contextmanager
+def buffers_kept(network):
+    """Its buffers leave the block as they entered it: batch norm counts no image twice."""
+    before = [buffer.clone() for buffer in network.buffers()]
+    try:
+        yield
+    finally:                                                     # checkpoint leaves by an exception when it has what it needs
+        for buffer, value in zip(network.buffers(), before):
+            buffer.copy_(value)
 
 
 class Method(nn.Module):
@@ -289,8 +333,9 @@ class Method(nn.Module):
         self.temperature = args.temperature
 
     def forward(self, model, x, labels, positions, generator):
-        """x [V, N, 3, H, W]; labels int [N]; positions int [N], which training images these are; generator of the epoch, on the CPU."""
-        return self.loss(embed_views(model, x), labels, generator)
+        """The loss of the whole batch. x [V, n, 3, H, W], this process's share of its images; labels int [N]; positions int [N], which
+        training images these are; generator of the epoch, on the CPU, the same in all processes."""
+        return self.loss(model(x).transpose(0, 1), labels, generator)
 
     def start_epoch(self, epoch, model, resumed=False):
         """Called before each epoch; resumed: in the middle of it, where what was computed at its start is in the checkpoint."""
@@ -302,11 +347,6 @@ class Method(nn.Module):
     def collapse_value(self, images):
         """The loss of a batch whose embeddings are all equal; None where it is no constant."""
         return collapse_value(images)
-
-
-def embed_views(model, x):
-    """x [V, N, 3, H, W] -> z [N, V, D], all views in one batch."""
-    return model(x.flatten(0, 1)).unflatten(0, x.shape[:2]).transpose(0, 1)
 
 
 def load_run(folder, smoke=False):
@@ -398,20 +438,22 @@ class Epoch:
             self.started -= self.resumed["seconds"]
 
     def step(self, loss, optimizer, scaler):
-        """Backward and one step of the optimizer; Stopped, with what a checkpoint needs, if a signal has asked for it."""
+        """Backward and one step of the optimizer; Stopped, with what a checkpoint needs, if a signal has asked any process for it."""
         scale = scaler.get_scale()
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
+        scaler.scale(loss / processes()).backward()
+        sum_gradients(p for group in optimizer.param_groups for p in group["params"])
         scaler.step(optimizer)
         scaler.update()
         overflow = scaler.get_scale() < scale                    # fp16: the scaler has left this step out
         self.skipped += overflow
         self.losses[self.done] = 0 if overflow else loss.detach()                                # no .item() here: it would wait for the GPU
         self.done += 1
-        if self.stop.number:
+        signal = highest(self.stop.number or 0)
+        if signal:
             within = {"step": self.done, "skipped": self.skipped, "losses": self.losses.cpu(), "generator": self.generator.get_state(),
                       "seconds": self.seconds()}
-            raise Stopped(self.stop.number, within if self.is_finite(optimizer) else None)
+            raise Stopped(signal, within if self.is_finite(optimizer) else None)
 
     @staticmethod
     def can_go_on(within):
@@ -437,7 +479,8 @@ class Epoch:
             bad = (~self.losses.isfinite()).nonzero()
             step = int(bad[0]) if len(bad) else self.done - 1
             rows = {str(at + 1): train.rows[self.batches[at]].tolist() for at in (step - 1, step) if at >= 0}
-            write_json(Path(folder) / "not-finite.json", {"epoch": self.number + 1, "step": step + 1, "rows": rows})
+            if rank() == 0:
+                write_json(Path(folder) / "not-finite.json", {"epoch": self.number + 1, "step": step + 1, "rows": rows})
             raise UserError(f"{folder}: the loss is not finite in epoch {self.number + 1}, step {step + 1}; the rows of its images are listed in "
                             "not-finite.json, the last checkpoint is kept; try a lower --lr or --amp off, in another folder (--out)")
         return self.losses.double().sum().item() / max(1, self.done - self.skipped)

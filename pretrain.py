@@ -3,6 +3,7 @@
     python pretrain.py subsets/digits/99-1.json --method supmin                  the paper's recipe: ResNet-50, 100 epochs
     python pretrain.py subsets/digits/99-1.json --method suppro --margin 0.5     pull to the prototypes until cosine 0.25
     python pretrain.py subsets/digits/99-1.json --method supcon --smoke          two tiny epochs, to see it run
+    torchrun --nproc-per-node 4 pretrain.py subsets/digits/99-1.json             the same run on four GPUs
 
 Writes runs/<dataset>/<ratio>/<method>/seed<k>/: config.json, log.jsonl, checkpoint.pt, encoder.pt (torchvision ResNet keys) and
 curves.png. The same command continues a run that was stopped, and returns at once when it is finished.
@@ -43,6 +44,8 @@ def parse_args(words=None):
     parser.add_argument("--arch", default="resnet50", help="any torchvision ResNet")
     parser.add_argument("--epochs", type=at_least(1), default=100, help="passes over the training images")
     parser.add_argument("--batch-size", type=at_least(2), default=256, help="images; each gives two views (bcl: three)")
+    parser.add_argument("--chunk", type=at_least(2), metavar="IMAGES",
+                        help="of the batch in the network at a time: the loss sees all, memory and batch norm so many")
     parser.add_argument("--lr", type=at_least(0, float), default=0.0625, help="of SGD, reached after the warm-up")
     parser.add_argument("--warmup-epochs", type=at_least(0), default=10, help="linear warm-up, then cosine")
     parser.add_argument("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="auto: bf16 where the GPU has it")
@@ -85,6 +88,7 @@ from baselines import BCL, KCL, SBCL, TSC, PaCo
 from common import (ContrastiveModel, Epoch, ImageBatches, Method, antipodal_prototypes, augment, draw_supervised_majority, embed,
                     load_subset, log_line, normalize, ntxent_loss, pick_device, precision, resume, rewind_log, save_checkpoint,
                     save_tensors, seeded, shuffled_batches, start_run, supcon_loss, supmin_loss, suppro_loss, warmup_cosine)
+from distributed import check_alike, first_alone, own, processes, rank, share_buffers, synchronised, together
 from evaluate_metrics import class_alignment_consistency, sample_alignment_accuracy
 
 MOMENTUM, WEIGHT_DECAY, PROJECTION_DIM = 0.9, 1e-4, 128          # the reference's; decay on all parameters
@@ -130,6 +134,7 @@ class SupPro(Method):
 METHODS = {"ntxent": NTXent, "supcon": SupCon, "supmin": SupMin, "suppro": SupPro, "kcl": KCL, "tsc": TSC, "sbcl": SBCL, "bcl": BCL, "paco": PaCo}
 
 
+@together
 def main():
     args = parse_args()
     device = pick_device(args.device)
@@ -140,31 +145,37 @@ def main():
     rows = subset.shrink().splits["train"] if args.smoke else subset.splits["train"]
     if args.batch_size > len(rows):
         raise UserError(f"--batch-size {args.batch_size}: {subset.path} has only {len(rows)} training images; use --batch-size {len(rows)} or less")
-
+    if args.batch_size % processes():
+        raise UserError(f"--batch-size {args.batch_size}: is shared by {processes()} processes; use a multiple of {processes()}")
+    if args.chunk and (args.batch_size % min(args.chunk, args.batch_size) or args.chunk % processes()):
+        raise UserError(f"--chunk {args.chunk}: has to divide --batch-size {args.batch_size}" +
+                        (f" and to be a multiple of {processes()}, the number of processes" if processes() > 1 else ""))
     if args.watch_every and len(subset.splits["val"]) < 10:
         raise UserError(f"{subset.path}: has only {len(subset.splits['val'])} validation images, too few to watch; use --watch-every 0")
 
     config = dict(method=args.method, **{option: getattr(args, option) for option in OPTIONS[args.method]},
                   dataset=subset.name, ratio=subset.ratio, arch=args.arch, projection_dim=PROJECTION_DIM, size=subset.size, epochs=args.epochs,
-                  batch_size=args.batch_size, lr=args.lr, warmup_epochs=args.warmup_epochs, temperature=args.temperature, seed=args.seed,
-                  amp=amp, smoke=args.smoke, classes=subset.classes, minority=subset.minority, subset=os.path.relpath(subset.path, out),
-                  sha256=subset.sha256, rows_sha256=subset.rows_sha256)
+                  batch_size=args.batch_size, **({"chunk": args.chunk} if args.chunk else {}), lr=args.lr, warmup_epochs=args.warmup_epochs,
+                  temperature=args.temperature, seed=args.seed, amp=amp, smoke=args.smoke, classes=subset.classes, minority=subset.minority,
+                  subset=os.path.relpath(subset.path, out), sha256=subset.sha256, rows_sha256=subset.rows_sha256)
 
     # network, method, optimizer
     torch.manual_seed(args.seed)
-    model = ContrastiveModel(args.arch, PROJECTION_DIM).to(device)
+    model = synchronised(ContrastiveModel(args.arch, PROJECTION_DIM, args.chunk).to(device))
     method = METHODS[args.method](args, subset, model, seeded(args.seed)).to(device)
     learned = [p for p in [*model.parameters(), *method.parameters()] if p.requires_grad]
     optimizer = torch.optim.SGD(learned, lr=args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
 
     # a new run, or the same one from its last checkpoint
-    start_run(out, config, device)
+    first_alone(start_run, out, config, device)
     parts = {"model": model, "method": method, "optimizer": optimizer, "scaler": scaler}
     epoch, within = resume(out, parts, config)
+    check_alike((device.type, config, epoch, within and within["step"]),
+                f"{out}: not all processes see this folder as it is, or the same command; use a disk that they share")
     if epoch == args.epochs and (out / "encoder.pt").exists():
         print(f"finished already: {out / 'encoder.pt'}")
         return
-    rewind_log(out, epoch)
+    first_alone(rewind_log, out, epoch)
     describe_batches(subset, args.batch_size, method)
     if args.warmup_epochs > args.epochs:
         print(f"  the warm-up ({args.warmup_epochs} epochs) outlasts the run, which never reaches its learning rate; --warmup-epochs shortens it")
@@ -172,14 +183,16 @@ def main():
     # training
     train = ImageBatches(subset.images, rows, device)
     steps = min(len(rows) // args.batch_size, 2 if args.smoke else math.inf)
-    with tqdm(total=args.epochs * steps, initial=epoch * steps, unit="step", dynamic_ncols=True) as bar, Stop(within) as stop:
+    with tqdm(total=args.epochs * steps, initial=epoch * steps, unit="step", dynamic_ncols=True, disable=rank() > 0) as bar, Stop(within) as stop:
         for epoch in range(epoch, args.epochs):
             try:
                 stats = train_one_epoch(epoch, steps, model, method, optimizer, scaler, autocast, train, subset, args, out, bar, stop)
             except Stopped as stopped:
                 if stopped.within:
-                    save_checkpoint(out, parts, epoch, config, stopped.within)
+                    first_alone(save_checkpoint, out, parts, epoch, config, stopped.within)
                 raise
+            if rank() > 0:
+                continue
             last = epoch + 1 == args.epochs
             if args.watch_every and ((epoch + 1) % args.watch_every == 0 or last):
                 stats.update(watch(model, subset, device, args))
@@ -190,6 +203,8 @@ def main():
             if last or (epoch + 1) % args.save_every == 0:
                 save_checkpoint(out, parts, epoch + 1, config)
 
+    if rank() > 0:
+        return
     draw_curves(out, method.collapse_value(args.batch_size))
     save_tensors(out / "encoder.pt", model.encoder.state_dict())                                  # last: it says that the run is finished
     print(f"wrote {out / 'encoder.pt'} and {out / 'curves.png'}\nnext: python linear_probe.py {out}")
@@ -199,6 +214,7 @@ def train_one_epoch(epoch, steps, model, method, optimizer, scaler, autocast, tr
     """One pass in full batches, or the rest of one that was stopped."""
     progress = Epoch(epoch, args.seed, lambda generator: shuffled_batches(len(train.rows), args.batch_size, generator)[:steps], train.device, stop)
     method.start_epoch(epoch, model, bool(progress.resumed))
+    share_buffers(method)
     first, end = method.phase(epoch, args.epochs)
     if epoch == first and not progress.resumed:
         optimizer.state.clear()                                  # no momentum of the phase before
@@ -206,12 +222,13 @@ def train_one_epoch(epoch, steps, model, method, optimizer, scaler, autocast, tr
     for group in optimizer.param_groups:
         group["lr"] = lr
     bar.update(progress.done)
-    for positions, images in train(progress.batches[progress.done:]):
+    for positions, images in train(progress.batches[progress.done:], own()):
         batch = train.rows[positions]
         sizes = torch.from_numpy(subset.sizes[batch])
         labels = torch.from_numpy(subset.labels[batch]).to(train.device, non_blocking=True)
-        views = [augment(images, sizes, subset.recipe, subset.size, progress.generator, view in method.strong) for view in range(method.views)]
-        x = normalize(torch.cat(views), subset.mean, subset.std).unflatten(0, (method.views, -1))        # [V, N, 3, H, W]
+        views = [augment(images, sizes, subset.recipe, subset.size, progress.generator, view in method.strong, own())
+                 for view in range(method.views)]
+        x = normalize(torch.cat(views), subset.mean, subset.std).unflatten(0, (method.views, -1))        # [V, n, 3, H, W]
         with autocast:
             loss = method(model, x, labels, torch.from_numpy(positions).to(train.device, non_blocking=True), progress.generator)
         progress.step(loss, optimizer, scaler)
@@ -230,7 +247,7 @@ def watch(model, subset, device, args):
     rows = subset.splits["val"]
     if len(rows) > WATCHED:
         rows = np.sort(np.random.default_rng(0).choice(rows, WATCHED, replace=False))
-    z = embed(model, subset, rows, device, args.batch_size, views=2, generator=seeded(0))         # the same views at every look
+    z = embed(model, subset, rows, device, args.chunk or args.batch_size, views=2, generator=seeded(0))      # the same views at every look
     labels = torch.from_numpy(subset.labels[rows])
     return {"val_saa": [round(v, 3) for v in sample_alignment_accuracy(z, labels).tolist()],
             "val_cac": [round(v, 3) for v in class_alignment_consistency(z, labels).tolist()],

@@ -124,7 +124,8 @@ def cli(main):
     finally:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    if status == 1 or os.environ.get("LOCAL_RANK", "0") == "0":   # torchrun's processes meet the same: the first of a machine tells
+        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     sys.exit(status)
 
 

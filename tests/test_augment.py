@@ -167,3 +167,16 @@ def test_strong_views_add_randaugment_and_leave_the_global_generator_alone(chann
     assert strong.shape == plain.shape and strong.dtype == plain.dtype and 0 <= strong.min() and strong.max() <= 1
     assert sum(not torch.allclose(a, b, atol=1 / 255) for a, b in zip(plain, strong)) >= 4       # two operations each; identity is among them
     assert not torch.equal(strong, augment(images, sizes, "natural", 16, seeded(2), True))
+
+
+@pytest.mark.parametrize("recipe, strong", [("natural", False), ("natural", True), ("cardiac", False)])
+def test_parts_of_a_batch_are_seen_as_in_the_whole(recipe, strong):
+    """As processes that share a batch see it: every third image, and parameters of all."""
+    images, sizes = photos(8, 24, 24), torch.randint(20, 60, (8, 2), generator=seeded(0))
+    generator = seeded(1)
+    whole = augment(images, sizes, recipe, 16, generator, strong)
+    for first in range(3):
+        part, other = slice(first, None, 3), seeded(1)
+        view = augment(images[part], sizes, recipe, 16, other, strong, part)
+        torch.testing.assert_close(view, whole[part], atol=1.01 / 255 if strong else 1e-5, rtol=0)      # RandAugment rounds to 8 bit
+        assert torch.equal(other.get_state(), generator.get_state())

@@ -15,7 +15,7 @@ import common
 import make_subsets
 import pretrain
 from baselines import SBCL, TSC, sbcl_loss
-from common import Stopped, UserError, embed_views, load_subset, seeded
+from common import Stopped, UserError, load_subset, seeded
 from conftest import call, equal, log_of, real_data
 
 FORMS = {"ntxent": "", "supcon": "", "supmin": "--majority-supervision 0.5", "suppro": "--margin 0.5", "kcl": "", "kcl queue": "--queue 40 --k 1",
@@ -167,7 +167,7 @@ def test_subclasses_are_looked_up_by_the_image(workplace, network, monkeypatch):
     labels = torch.from_numpy(method.subset.labels[method.rows])[positions]
     method.subclasses[positions] = torch.tensor([1, 2, 1, 3, 3, 4, 1, 5])
     x = torch.rand(2, 8, 3, 8, 8, generator=seeded(1))
-    expected = sbcl_loss(embed_views(network, x), labels, torch.tensor([1, 2, 1, 3, 3, 4, 1, 5]), 0.07, method.coarse_temperatures)
+    expected = sbcl_loss(network(x).transpose(0, 1), labels, torch.tensor([1, 2, 1, 3, 3, 4, 1, 5]), 0.07, method.coarse_temperatures)
     assert method(network, x, labels, positions, seeded(0)).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -216,7 +216,7 @@ def test_a_collapsed_network_gives_no_temperature_from_rounding(workplace, netwo
 @pytest.mark.parametrize("method, strong", [("bcl", [False, False, True]), ("paco", [True, False])])
 def test_randaugment_is_on_the_view_of_the_classifier(workplace, monkeypatch, method, strong):
     seen = []
-    monkeypatch.setattr(pretrain, "augment", lambda *args: seen.append(args[-1]) or common.augment(*args))
+    monkeypatch.setattr(pretrain, "augment", lambda *args: seen.append(args[5]) or common.augment(*args))
     call(pretrain, "subsets/digits/95-5.json", "--method", method, "--randaugment", "--smoke", "--epochs", 1, "--size", 8, "--watch-every", 0, "--out", f"strong/{method}")
     assert seen == 2 * strong                                    # two steps
 
@@ -253,7 +253,7 @@ def test_a_method_overfits_one_batch(workplace, network, monkeypatch, form):
         losses.append(loss.item())
     if args.method == "paco" or not args.queue:                  # a queue is easy at first: its vectors are random
         assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.1
-    z = embed_views(model.eval(), x[:2]).detach().transpose(0, 1)
+    z = model.eval()(x[:2]).detach()
     assert pretrain.knn_balanced_accuracy(z[0], labels, k=3) > 80
 
 

@@ -50,7 +50,7 @@ def test_every_line_in_its_order(bench, monkeypatch):
         words = [str(bench / "data") if word == "/data" else word for word in words]
         smoke = script not in ("make_subsets.py", "report.py") and "--smoke" not in words and not ("--predict" in words and script == "finetune.py")
         call(SCRIPTS[script], *words, *["--smoke"] * smoke, *["--size", 32] * (script == "pretrain.py"))
-    assert len(lines) == 16 and len(Path("new_scans.csv").read_text().splitlines()) == 2
+    assert len(lines) == 17 and len(Path("new_scans.csv").read_text().splitlines()) == 2
     for file in ("runs/report/report.md", "runs/digits/99-1/ce/seed0/crt/finetune.json", "runs/digits/99-1/supmin/seed0/lws/finetune.json",
                  "subsets/inat21-mammals/95-5.json"):
         assert Path(file).exists(), file

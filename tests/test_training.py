@@ -118,7 +118,7 @@ def test_watch_counts_minority_images_per_batch_and_flags_collapse(workplace, ca
 
 def test_watch_tells_a_collapse_from_a_spread_embedding(workplace):
     subset = load_subset("subsets/digits/99-1.json")
-    args = SimpleNamespace(batch_size=64)
+    args = SimpleNamespace(batch_size=64, chunk=None)
 
     class Constant(torch.nn.Module):
         def forward(self, x):

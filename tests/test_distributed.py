@@ -1,0 +1,283 @@
+"""Several processes are one: the same loss, gradients and statistics, the same run, the same end; and a batch in chunks is a batch."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+
+import common
+import distributed
+import finetune
+import pretrain
+import run
+from common import ContrastiveModel, Epoch, Stop, Stopped, UserError, load_subset, seeded
+from conftest import ROOT, call, log_of, one_line
+from test_methods import FORMS, second_phase, words
+
+SUBSET = "subsets/digits/95-5.json"
+CHUNKED = {"supmin": 4, "kcl queue": 4, "bcl": 4, "paco gpaco": 4}          # forms also tried with --chunk
+
+
+def small(arch):
+    """A network for what does not depend on its depth."""
+    layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.BatchNorm2d(8)]
+    network = torch.nn.Sequential(*layers, torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    network.dim = 8
+    return network
+
+
+def step_of(form, chunk=None):
+    """Loss, gradients and what is kept after one step on eight images, of which this process has its share, in float64."""
+    args = pretrain.parse_args([SUBSET, *words(form), "--batch-size", "8", "--epochs", "4"])
+    torch.manual_seed(0)
+    with patch("common.resnet", common.resnet if form == "supmin" else small), patch("baselines.subclass_numbers", lambda counts: [3, 1]):
+        model = distributed.synchronised(ContrastiveModel("resnet18", 16, chunk))
+        method = second_phase(args, load_subset(SUBSET).shrink(), model).double()
+    model.double()
+    x = torch.randn(method.views, 8, 3, 8, 8, generator=seeded(1), dtype=torch.float64)
+    parts = torch.nn.ModuleDict({"model": model, "method": method})
+    optimizer = torch.optim.SGD([p for p in parts.parameters() if p.requires_grad], lr=0.0)
+    progress = Epoch(0, 0, lambda generator: [np.arange(8)], torch.device("cpu"), Stop())
+    loss = method(model, x[:, distributed.own()], torch.tensor([0, 0, 1, 0, 0, 1, 0, 0]), torch.arange(8), seeded(2))
+    progress.step(loss, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    return {"loss": loss.detach(), **{f"gradient of {name}": p.grad for name, p in parts.named_parameters() if p.grad is not None},
+            **{name: buffer.clone() for name, buffer in parts.named_buffers()}}
+
+
+# what both of the two processes do; they tell what they saw, and the tests below compare ------------------------------------
+
+@distributed.together
+def pair(folder):
+    torch.set_num_threads(1)
+    rank, told = distributed.rank(), {}
+    for form in FORMS:
+        told[form] = step_of(form)
+    for form, chunk in CHUNKED.items():
+        told[f"{form} in chunks"] = step_of(form, chunk)
+
+    # a signal reaches one process: both stop after the same step
+    w = torch.nn.Parameter(torch.ones(3))
+    optimizer, off = torch.optim.SGD([w], lr=0.1), torch.amp.GradScaler("cpu", enabled=False)
+    progress = Epoch(0, 0, lambda generator: [np.arange(2)] * 4, torch.device("cpu"), Stop())
+    try:
+        for step in range(4):
+            progress.stop.number = signal.SIGTERM if step == rank == 1 else None
+            progress.step((w * (1 + rank)).sum(), optimizer, off)
+    except Stopped as stopped:
+        told["stopped"] = {"number": stopped.number, "step": stopped.within["step"], "w": w.tolist()}
+
+    # a gradient overflows in one process: both leave the step out
+    progress, scaler = Epoch(0, 0, lambda generator: [np.arange(2)] * 4, torch.device("cpu"), Stop()), torch.amp.GradScaler("cpu", init_scale=8.0)
+    for factor in (1.0, torch.inf if rank else 1.0, 1.0):
+        progress.step((factor * w).sum(), optimizer, scaler)
+    told["overflow"] = {"skipped": int(progress.skipped), "w": w.tolist()}
+
+    buffers = torch.nn.BatchNorm1d(2)
+    buffers.running_mean += rank
+    distributed.share_buffers(buffers)
+    told["mean"] = buffers.running_mean.tolist()
+
+    # mistakes
+    told["refused"] = []
+    for line in ("--batch-size 15", "--batch-size 16 --chunk 5", "--batch-size 12 --chunk 3", f"--lr 0.{1 + rank}"):
+        try:
+            call(SimpleNamespace(main=pretrain.main.__wrapped__, __name__="pretrain"), SUBSET, "--smoke", *line.split(), "--out", "refused")
+        except UserError as error:
+            told["refused"].append(str(error))
+    common.save_tensors(Path(folder) / f"{rank}.pt", told)
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    distributed.highest(0)
+
+
+def ranks(*command):
+    """Start it twice, as torchrun would. Returns both, when they have ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    started = [subprocess.Popen([sys.executable, *map(str, command)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                env={**os.environ, **place, "PYTHONPATH": str(ROOT), "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    return [SimpleNamespace(returncode=process.returncode, stdout=out, stderr=error)
+            for process, (out, error) in [(process, process.communicate(timeout=300)) for process in started]]
+
+
+@pytest.fixture(scope="module")
+def told(workplace):
+    ended = ranks(__file__, ".")
+    assert [done.returncode for done in ended] == [2, -signal.SIGKILL], [done.stderr[-3000:] for done in ended]
+    return [common.load_tensors(f"{rank}.pt") for rank in range(2)], ended
+
+
+def same(one, many, tolerance=1e-10):
+    assert one.keys() == many.keys()
+    for name, value in one.items():
+        error = (many[name].double() - value.double()).norm()
+        assert error <= tolerance * max(1e-3, value.double().norm()), f"{name}: {error}, {value.double().norm()}"
+
+
+@pytest.mark.parametrize("form", [*FORMS, *(f"{form} in chunks" for form in CHUNKED)])
+def test_two_processes_compute_what_one_does(workplace, told, form):
+    name = form.removesuffix(" in chunks")
+    one = step_of(name, None if form == name else CHUNKED[name])
+    same(one, told[0][0][form])
+    same(told[0][0][form], told[0][1][form])
+
+
+def test_two_processes_end_the_same_step(told):
+    for seen in told[0]:
+        assert seen["stopped"] == {"number": signal.SIGTERM, "step": 2, "w": pytest.approx([0.7] * 3)}     # lr 0.1, mean of 1 and 2, two steps
+        assert seen["overflow"] == {"skipped": 1, "w": pytest.approx([0.5] * 3)}
+        assert seen["mean"] == [0, 0]
+
+
+def test_mistakes_of_two_processes_are_told_once(told):
+    (first, second), ended = told
+    assert first["refused"] == second["refused"] and len(first["refused"]) == 4
+    for line, word in zip(first["refused"], ("--batch-size 15: .* multiple of 2", "--chunk 5: .* divide --batch-size 16",
+                                             "--chunk 3: .* multiple of 2", "refused: not all processes .* same command")):
+        assert re.search(word, line)
+    one_line(ended[0], "another process of this run has ended", "goes on from the last checkpoint")
+    assert not ended[1].stderr and not ended[1].stdout
+
+
+# a whole run, as a user starts it --------------------------------------------------------------------------------------------
+
+@contextmanager
+def small_and_double():
+    """pretrain.py with a small network in float64: the rounding of float32 grows from step to step."""
+    normalize, model = pretrain.normalize, pretrain.ContrastiveModel
+    wide = lambda *args: normalize(*args).double()               # noqa: E731
+    with (patch("pretrain.normalize", wide), patch("common.normalize", wide), patch("common.resnet", small),
+          patch("pretrain.ContrastiveModel", lambda *args: model(*args).double())):
+        yield
+
+
+def test_a_run_on_two_processes_stopped_and_finished_on_one_is_the_run_on_one(workplace, capsys):
+    command = ["pretrain.py", SUBSET, "--method", "supmin", "--majority-supervision", "0.5", "--smoke", "--size", "16", "--epochs", "60",
+               "--warmup-epochs", "5", "--save-every", "60", "--device", "cpu", "--watch-every", "20", "--out"]
+    started = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, *command, "two"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    log = Path("two", "log.jsonl")
+    while not log.exists() or log.read_text().count("\n") < 2:   # the header and one epoch
+        assert started.poll() is None, started.communicate()[1]
+        time.sleep(0.01)
+    started.send_signal(signal.SIGTERM)
+    out, error = started.communicate(timeout=60)
+    assert started.returncode != 0 and out.count("training images are") == 1
+    assert error.count("stopped by SIGTERM; the same command goes on") == error.count("stopped by SIGTERM") == 1 and "gloo" not in error
+    assert json.loads(log.read_text().splitlines()[0])["device"].endswith(", 2 processes")
+    assert common.load_tensors("two/checkpoint.pt")["epoch"] < 60
+    with small_and_double():
+        call(pretrain, *command[1:], "two")
+        assert "goes on after epoch" in capsys.readouterr().out
+        call(pretrain, *command[1:], "one")
+    one, two = ([line["loss"] for line in log_of(Path(name))] for name in ("one", "two"))
+    assert len(one) == len(two) == 60
+    np.testing.assert_allclose(one, two, rtol=1e-6)
+    same(*(common.load_tensors(f"{name}/encoder.pt") for name in ("one", "two")), tolerance=1e-8)
+
+
+def test_other_scripts_run_on_one_device(workplace, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="runs on one device.*not with torchrun"):
+        call(finetune, SUBSET, "--smoke", "--out", "fine")
+    with pytest.raises(UserError, match="WORLD_SIZE is 2, but not from torchrun"):
+        call(pretrain, SUBSET, "--smoke", "--out", "fine")
+    assert not Path("fine").exists()
+
+
+# chunks -------------------------------------------------------------------------------------------------------------------------
+
+def in_chunks(chunk, x, plain=False, still=False):
+    """z, gradients and buffers of a network that sees `chunk` images at a time; plain: with one graph over them; still: batch norm as in eval."""
+    torch.manual_seed(0)
+    model = ContrastiveModel("resnet18", 16, chunk).double()
+    for norm in model.modules():
+        if still and isinstance(norm, torch.nn.BatchNorm2d):
+            norm.eval()
+    z = model.project(torch.cat([model.encode(part) for part in x.split(chunk, dim=1)], dim=1)) if plain else model(x)
+    common.supcon_loss(z.transpose(0, 1), torch.arange(x.shape[1]) % 3 == 0).backward()
+    return {"z": z.detach(), **{name: p.grad for name, p in model.named_parameters()}, **{f"buffer {name}": b for name, b in model.named_buffers()}}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(2, 12, 3, 8, 8, generator=seeded(0), dtype=torch.float64)
+
+
+def test_chunks_are_one_graph_over_them(images):
+    same(in_chunks(4, images, plain=True), in_chunks(4, images))
+    whole, one = in_chunks(None, images), in_chunks(12, images)
+    assert all(torch.equal(whole[name], one[name]) for name in whole)
+
+
+def test_without_batch_statistics_chunks_are_the_whole_batch(images):
+    same(in_chunks(None, images, still=True), in_chunks(4, images, still=True))
+    with pytest.raises(AssertionError):                          # which batch norm makes another matter
+        same(in_chunks(None, images), in_chunks(4, images))
+
+
+def test_chunks_hold_the_activations_of_one_of_them(images):
+    """Bytes of the layers' outputs that live at the same time, forward and backward."""
+    def peak(chunk):
+        torch.manual_seed(0)
+        model, living, most = ContrastiveModel("resnet18", 16, chunk).double(), {}, [0]
+
+        def count(module, args, out):
+            storage = out.untyped_storage()
+            living[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+            for key in [key for key, (weak, _) in living.items() if weak.expired()]:
+                del living[key]
+            most[0] = max(most[0], sum(size for _, size in living.values()))
+        for module in model.encoder.modules():
+            if not list(module.children()):
+                module.register_forward_hook(count)
+        model(images).square().sum().backward()
+        return most[0]
+    whole, chunked = peak(None), peak(2)
+    assert chunked < 1.3 * whole / 6
+
+
+def test_chunks_under_bfloat16(images):
+    torch.manual_seed(0)
+    model, x = ContrastiveModel("resnet18", 16, 4), images.float().repeat_interleave(4, 3).repeat_interleave(4, 4)
+    grads = []
+    for plain in (True, False):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            z = model.project(torch.cat([model.encode(part) for part in x.split(4, dim=1)], dim=1)) if plain else model(x)
+        common.supcon_loss(z.transpose(0, 1), torch.arange(12) % 3).backward()
+        grads.append(model.encoder.conv1.weight.grad.clone())
+    assert torch.equal(*grads)
+
+
+def test_a_run_in_chunks_is_another_run(workplace):
+    command = [SUBSET, "--smoke", "--size", "8", "--epochs", "1", "--out"]
+    call(pretrain, *command, "chunked", "--chunk", "4")
+    assert json.loads(Path("chunked/config.json").read_text())["chunk"] == 4 and np.isfinite(log_of(Path("chunked"))[0]["loss"])
+    with pytest.raises(UserError, match="other settings.*chunk 4 there, None now"):
+        call(pretrain, *command, "chunked")
+    with pytest.raises(UserError, match="--chunk 5: has to divide --batch-size 16"):
+        call(pretrain, *command, "other", "--chunk", "5")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "pretrain.py":
+        del sys.argv[0]
+        with small_and_double():
+            run.cli(pretrain.main)
+    else:
+        run.cli(lambda: pair(sys.argv[1]))
