@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ import finetune
 import pretrain
 import run
 from common import ContrastiveModel, Epoch, Stop, Stopped, UserError, load_subset, seeded
-from conftest import ROOT, call, log_of, one_line
+from conftest import ROOT, call, log_of
 from test_methods import FORMS, second_phase, words
 
 SUBSET = "subsets/digits/95-5.json"
@@ -57,10 +56,25 @@ def step_of(form, chunk=None):
             **{name: buffer.clone() for name, buffer in parts.named_buffers()}}
 
 
+@contextmanager
+def small_and_double():
+    """pretrain.py with a small network in float64: the rounding of float32 grows from step to step."""
+    normalize, model = pretrain.normalize, pretrain.ContrastiveModel
+    wide = lambda *args: normalize(*args).double()               # noqa: E731
+    with (patch("pretrain.normalize", wide), patch("common.normalize", wide), patch("common.resnet", small),
+          patch("pretrain.ContrastiveModel", lambda *args: model(*args).double())):
+        yield
+
+
+COMMAND = [SUBSET, "--method", "supmin", "--majority-supervision", "0.5", "--smoke", "--size", "16", "--epochs", "40", "--warmup-epochs", "5",
+           "--save-every", "40", "--device", "cpu", "--watch-every", "20", "--out"]
+PRETRAIN = SimpleNamespace(main=pretrain.main.__wrapped__, __name__="pretrain")                  # the group is there already
+
+
 # what both of the two processes do; they tell what they saw, and the tests below compare ------------------------------------
 
 @distributed.together
-def pair(folder):
+def pair():
     torch.set_num_threads(1)
     rank, told = distributed.rank(), {}
     for form in FORMS:
@@ -94,31 +108,26 @@ def pair(folder):
     told["refused"] = []
     for line in ("--batch-size 15", "--batch-size 16 --chunk 5", "--batch-size 12 --chunk 3", f"--lr 0.{1 + rank}"):
         try:
-            call(SimpleNamespace(main=pretrain.main.__wrapped__, __name__="pretrain"), SUBSET, "--smoke", *line.split(), "--out", "refused")
+            call(PRETRAIN, SUBSET, "--smoke", *line.split(), "--out", "refused")
         except UserError as error:
             told["refused"].append(str(error))
-    common.save_tensors(Path(folder) / f"{rank}.pt", told)
-    if rank == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    distributed.highest(0)
-
-
-def ranks(*command):
-    """Start it twice, as torchrun would. Returns both, when they have ended."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    started = [subprocess.Popen([sys.executable, *map(str, command)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                env={**os.environ, **place, "PYTHONPATH": str(ROOT), "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
-    return [SimpleNamespace(returncode=process.returncode, stdout=out, stderr=error)
-            for process, (out, error) in [(process, process.communicate(timeout=300)) for process in started]]
+    common.save_tensors(f"{rank}.pt", told)
+    with small_and_double():
+        call(PRETRAIN, *COMMAND, "two")                          # until a signal comes
 
 
 @pytest.fixture(scope="module")
 def told(workplace):
-    ended = ranks(__file__, ".")
-    assert [done.returncode for done in ended] == [2, -signal.SIGKILL], [done.stderr[-3000:] for done in ended]
-    return [common.load_tensors(f"{rank}.pt") for rank in range(2)], ended
+    """What both saw, and how they ended: as a user starts and stops them, in the middle of a run."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    log = Path("two", "log.jsonl")
+    while not log.exists() or log.read_text().count("\n") < 2:   # the header and one epoch
+        assert started.poll() is None, started.communicate()[1]
+        time.sleep(0.01)
+    started.send_signal(signal.SIGTERM)
+    out, error = started.communicate(timeout=120)
+    return [common.load_tensors(f"{rank}.pt") for rank in range(2)], SimpleNamespace(returncode=started.returncode, stdout=out, stderr=error)
 
 
 def same(one, many, tolerance=1e-10):
@@ -143,51 +152,39 @@ def test_two_processes_end_the_same_step(told):
         assert seen["mean"] == [0, 0]
 
 
-def test_mistakes_of_two_processes_are_told_once(told):
-    (first, second), ended = told
-    assert first["refused"] == second["refused"] and len(first["refused"]) == 4
-    for line, word in zip(first["refused"], ("--batch-size 15: .* multiple of 2", "--chunk 5: .* divide --batch-size 16",
-                                             "--chunk 3: .* multiple of 2", "refused: not all processes .* same command")):
-        assert re.search(word, line)
-    one_line(ended[0], "another process of this run has ended", "goes on from the last checkpoint")
-    assert not ended[1].stderr and not ended[1].stdout
+def test_two_processes_meet_the_same_mistakes(told):
+    first, second = (seen["refused"] for seen in told[0])
+    assert first == second and len(first) == 4
+    for line, said in zip(first, ("--batch-size 15: .* multiple of 2", "--chunk 5: .* divide --batch-size 16", "--chunk 3: .* multiple of 2",
+                                   "refused: not all processes .* same command")):
+        assert re.search(said, line)
 
 
-# a whole run, as a user starts it --------------------------------------------------------------------------------------------
-
-@contextmanager
-def small_and_double():
-    """pretrain.py with a small network in float64: the rounding of float32 grows from step to step."""
-    normalize, model = pretrain.normalize, pretrain.ContrastiveModel
-    wide = lambda *args: normalize(*args).double()               # noqa: E731
-    with (patch("pretrain.normalize", wide), patch("common.normalize", wide), patch("common.resnet", small),
-          patch("pretrain.ContrastiveModel", lambda *args: model(*args).double())):
-        yield
-
-
-def test_a_run_on_two_processes_stopped_and_finished_on_one_is_the_run_on_one(workplace, capsys):
-    command = ["pretrain.py", SUBSET, "--method", "supmin", "--majority-supervision", "0.5", "--smoke", "--size", "16", "--epochs", "60",
-               "--warmup-epochs", "5", "--save-every", "60", "--device", "cpu", "--watch-every", "20", "--out"]
-    started = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, *command, "two"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    log = Path("two", "log.jsonl")
-    while not log.exists() or log.read_text().count("\n") < 2:   # the header and one epoch
-        assert started.poll() is None, started.communicate()[1]
-        time.sleep(0.01)
-    started.send_signal(signal.SIGTERM)
-    out, error = started.communicate(timeout=60)
-    assert started.returncode != 0 and out.count("training images are") == 1
-    assert error.count("stopped by SIGTERM; the same command goes on") == error.count("stopped by SIGTERM") == 1 and "gloo" not in error
-    assert json.loads(log.read_text().splitlines()[0])["device"].endswith(", 2 processes")
-    assert common.load_tensors("two/checkpoint.pt")["epoch"] < 60
+def test_a_run_on_two_processes_stopped_and_finished_on_one_is_the_run_on_one(workplace, told, capsys):
+    ended = told[1]
+    assert ended.returncode != 0 and ended.stdout.count("method=supmin") == 1 + 1                # one of them of the mistake above
+    assert ended.stderr.count("stopped by SIGTERM; the same command goes on") == ended.stderr.count("stopped by SIGTERM") == 1
+    assert "gloo" not in ended.stderr and "destroy" not in ended.stderr
+    assert json.loads(Path("two/log.jsonl").read_text().splitlines()[0])["device"].endswith(", 2 processes")
+    assert common.load_tensors("two/checkpoint.pt")["epoch"] < 40
     with small_and_double():
-        call(pretrain, *command[1:], "two")
+        call(pretrain, *COMMAND, "two")
         assert "goes on after epoch" in capsys.readouterr().out
-        call(pretrain, *command[1:], "one")
+        call(pretrain, *COMMAND, "one")
     one, two = ([line["loss"] for line in log_of(Path(name))] for name in ("one", "two"))
-    assert len(one) == len(two) == 60
+    assert len(one) == len(two) == 40
     np.testing.assert_allclose(one, two, rtol=1e-6)
     same(*(common.load_tensors(f"{name}/encoder.pt") for name in ("one", "two")), tolerance=1e-8)
+
+
+def test_a_process_that_dies_is_one_line_of_the_others(monkeypatch):
+    """gloo says what it says where the other end of a line is gone."""
+    def alone():
+        raise RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:29610")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda backend: None)
+    with pytest.raises(UserError, match="another process of this run has ended; the same command goes on from the last checkpoint"):
+        distributed.together(alone)()
 
 
 def test_other_scripts_run_on_one_device(workplace, monkeypatch):
@@ -204,7 +201,8 @@ def test_other_scripts_run_on_one_device(workplace, monkeypatch):
 def in_chunks(chunk, x, plain=False, still=False):
     """z, gradients and buffers of a network that sees `chunk` images at a time; plain: with one graph over them; still: batch norm as in eval."""
     torch.manual_seed(0)
-    model = ContrastiveModel("resnet18", 16, chunk).double()
+    with patch("common.resnet", small):
+        model = ContrastiveModel("small", 16, chunk).double()
     for norm in model.modules():
         if still and isinstance(norm, torch.nn.BatchNorm2d):
             norm.eval()
@@ -266,7 +264,8 @@ def test_chunks_under_bfloat16(images):
 
 def test_a_run_in_chunks_is_another_run(workplace):
     command = [SUBSET, "--smoke", "--size", "8", "--epochs", "1", "--out"]
-    call(pretrain, *command, "chunked", "--chunk", "4")
+    with patch("common.resnet", small):
+        call(pretrain, *command, "chunked", "--chunk", "4")
     assert json.loads(Path("chunked/config.json").read_text())["chunk"] == 4 and np.isfinite(log_of(Path("chunked"))[0]["loss"])
     with pytest.raises(UserError, match="other settings.*chunk 4 there, None now"):
         call(pretrain, *command, "chunked")
@@ -275,9 +274,4 @@ def test_a_run_in_chunks_is_another_run(workplace):
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "pretrain.py":
-        del sys.argv[0]
-        with small_and_double():
-            run.cli(pretrain.main)
-    else:
-        run.cli(lambda: pair(sys.argv[1]))
+    run.cli(pair)
