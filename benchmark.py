@@ -5,6 +5,7 @@
     python benchmark.py losses                                             time and memory against the masked form everyone copies
     python benchmark.py losses --out results/benchmark                     and keep the figures, with provenance
     python benchmark.py subsets                                            packing 15,120 photographs against a plain Pillow loop
+    python benchmark.py probe                                              the cached probe's fits against plain scikit-learn
 
 The forms that are compared take turns: in every round each is divided by the time of the one they are compared with in the same round; the
 tables have the median over rounds, lowest and highest. Everything runs on made-up data. A step of `methods` is pretrain.py's own: views,
@@ -26,10 +27,11 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
+import linear_probe
 import make_subsets
 import pretrain
 from common import (SPLITS, ArgumentParser, ContrastiveModel, ImageBatches, Stop, Subset, UserError, antipodal_prototypes, at_least, cli,
-                    ntxent_loss, pick_device, precision, provenance, seeded, sha256, supcon_loss, supmin_loss, suppro_loss, write_json)
+                    ntxent_loss, pick_device, precision, provenance, scores, seeded, sha256, supcon_loss, supmin_loss, suppro_loss, write_json)
 
 FORMS = ("supcon", "ntxent", "supmin", "suppro", "kcl", "kcl --queue 1024", "tsc", "tsc --variant paper", "sbcl", "bcl", "paco",
          "paco --variant gpaco")                                 # words after --method
@@ -258,6 +260,59 @@ def peak_of(process):
 
 
 # ------------------------------------------------------------------------------------------------------------------
+# probe
+# ------------------------------------------------------------------------------------------------------------------
+
+def probe(args, device):
+    """The cached probe's fits and its choice of strength, relative to scikit-learn's LogisticRegression for one strength after the other."""
+    n, dim, result = *((300, 32) if args.smoke else (15000, 2048)), {}
+    forms = {"ours": linear_probe.best_logistic_regression, "scikit-learn": plain_logistic_regression}
+    for percent in (1, 50):
+        (x, y), (x_val, y_val), (x_test, y_test) = made_up_features(dim, (n, n // 5, n // 5), percent / 100)
+        seconds, found = {form: [] for form in forms}, {}
+        for form in tqdm(list(forms) * args.rounds, desc=f"{percent} % minority", leave=False):
+            start = time.perf_counter()
+            fitted, chosen = forms[form](x, y, x_val, y_val, 1, linear_probe.STRENGTHS)
+            seconds[form].append(time.perf_counter() - start)
+            with torch.no_grad():
+                found[form] = {**chosen, "test_accuracy": float((fitted(x_test).argmax(1).numpy() == y_test).mean())}
+        result[f"{percent} %"] = {form: {**ratios(seconds["scikit-learn"], seconds[form]), "seconds": float(np.median(seconds[form])), **found[form]}
+                                  for form in forms}
+    print(f"\n{provenance(device)['device']}, {n:,} x {dim:,} features, {len(linear_probe.STRENGTHS)} strengths: {args.rounds} rounds\n")
+    print("| minority | fits | times as fast as scikit-learn (lowest - highest) | seconds | C | AUROC, validation | accuracy, test |\n|---|---|---|---|---|---|---|")
+    for share, form, row in ((share, form, row) for share in result for form, row in result[share].items()):
+        print(f"| {share} | {form} | {row['ratio']:.2f} ({row['lowest']:.2f} - {row['highest']:.2f}) | {row['seconds']:.1f} | {row['C']} | "
+              f"{100 * row['val_auroc']:.3f} | {100 * row['test_accuracy']:.2f} |")
+    return {"images": n, "dimensions": dim}, result
+
+
+def plain_logistic_regression(x, y, x_val, y_val, minority, strengths):
+    """The same with scikit-learn's own solver, in float64, to a tolerance of 1e-6."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    fits = {C: make_pipeline(StandardScaler(), LogisticRegression(C=C, class_weight="balanced", max_iter=5000, tol=1e-6)) for C in strengths}
+    x, x_val = x.double().numpy(), x_val.double().numpy()
+    aurocs = {C: scores(fit.fit(x, y).predict_proba(x_val)[:, 1], y_val, minority)["auroc"] for C, fit in fits.items()}
+    C = max(strengths, key=aurocs.get)
+    return lambda x: torch.from_numpy(fits[C].predict_proba(x.double().numpy())), {"C": C, "val_auroc": aurocs[C]}
+
+
+def made_up_features(dim, counts, minority_share):
+    """Features like a pooled ResNet's, correlated and none negative, and labels: a pair (x [n, D], y [n]) for each of the counts.
+
+    Mixtures of dim / 4 hidden factors of falling weight, and noise; the minority differs in the mean of a tenth of them.
+    """
+    generator, factors = seeded(0), dim // 4
+    mix = torch.randn(factors, dim, generator=generator) / torch.arange(1, factors + 1).sqrt()[:, None]
+    for n in counts:
+        y = torch.randperm(n, generator=generator) < n * minority_share
+        hidden = torch.randn(n, factors, generator=generator)
+        hidden[:, factors // 20: factors // 7] += 0.5 * y[:, None]
+        yield (hidden @ mix + 0.3 * torch.randn(n, dim, generator=generator) + 0.5).relu(), y.long().numpy()
+
+
+# ------------------------------------------------------------------------------------------------------------------
 # what they share
 # ------------------------------------------------------------------------------------------------------------------
 
@@ -306,7 +361,7 @@ def peak_resident():
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
-BENCHMARKS = {"methods": methods, "losses": losses, "subsets": subsets}
+BENCHMARKS = {"methods": methods, "losses": losses, "subsets": subsets, "probe": probe}
 
 if __name__ == "__main__":
     cli(main)
