@@ -6,6 +6,7 @@
     python benchmark.py losses --out results/benchmark                     and keep the figures, with provenance
     python benchmark.py subsets                                            packing 15,120 photographs against a plain Pillow loop
     python benchmark.py probe                                              the cached probe's fits against plain scikit-learn
+    python benchmark.py metrics --rounds 1                                 the six metrics against NumPy's full sort, and their memory
 
 The forms that are compared take turns: in every round each is divided by the time of the one they are compared with in the same round; the
 tables have the median over rounds, lowest and highest. Everything runs on made-up data. A step of `methods` is pretrain.py's own: views,
@@ -27,6 +28,7 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
+import evaluate_metrics
 import linear_probe
 import make_subsets
 import pretrain
@@ -313,6 +315,69 @@ def made_up_features(dim, counts, minority_share):
 
 
 # ------------------------------------------------------------------------------------------------------------------
+# metrics
+# ------------------------------------------------------------------------------------------------------------------
+
+METRICS = {"SAD": evaluate_metrics.sample_alignment_distance, "SAA": evaluate_metrics.sample_alignment_accuracy,
+           "CAD": evaluate_metrics.class_alignment_distance, "CAC": evaluate_metrics.class_alignment_consistency,
+           "GPU": evaluate_metrics.gaussian_potential, "PEU": lambda z, y: evaluate_metrics.entropy_uniformity(z, y, repeats=1)}
+EVERY = 20                                                       # NumPy's time is that of every so many rows, times as many
+
+
+def metrics(args, device):
+    """Time of the six metrics and their peak memory; time relative to NumPy that sorts all distances."""
+    rows, numpy = 1000 if args.smoke else 20000, {"SAD SAA CAD CAC GPU": numpy_five, "PEU": numpy_entropy}
+    memory = {name: peak_memory(metric_step, name, rows, device) for name in tqdm(METRICS, desc="memory")}
+    z, y = made_up_embeddings(rows, device)
+    seconds, theirs = {name: [] for name in METRICS}, {name: [] for name in numpy}
+    for _ in tqdm(range(args.rounds), desc="rounds"):
+        for name in METRICS:
+            seconds[name].append(timed(metric_step, name, z, y))
+        for name, function in numpy.items():
+            theirs[name].append(EVERY * timed(function, z.transpose(0, 1).flatten(0, 1).cpu().numpy(), y.repeat(2).cpu().numpy()))
+    five, peu = (np.array(theirs[name]) for name in numpy)
+    ours = np.sum([seconds[name] for name in list(METRICS)[:5]], axis=0)
+    result = {name: {"seconds": float(np.median(seconds[name])), "megabytes": memory[name] / 1e6} for name in METRICS}
+    result["speed"] = {"SAD SAA CAD CAC GPU": ratios(five, ours), "PEU, one throw": ratios(peu, seconds["PEU"]),
+                       "all six, PEU with five throws": ratios(five + 5 * peu, ours + 5 * np.array(seconds["PEU"]))}
+    print(f"\n{provenance(device)['device']}, 2 x {rows // 2:,} rows of {DIM} dimensions: {args.rounds} rounds\n")
+    print(*(f"{name}: {result[name]['seconds']:.1f} s, {result[name]['megabytes']:.0f} MB" for name in METRICS), sep="\n")
+    print(*(f"{name}: {row['ratio']:.1f} times as fast as NumPy ({row['lowest']:.1f} - {row['highest']:.1f})" for name, row in result["speed"].items()), sep="\n")
+    return {"rows": rows, "dimensions": DIM}, result
+
+
+def metric_step(name, z, labels):
+    METRICS[name](z.transpose(0, 1), labels)
+
+
+def numpy_sorted(rows, others):
+    """Distances [a, M] and the order of each row, in NumPy's usual float64."""
+    squared = (rows ** 2).sum(1)[:, None] + (others ** 2).sum(1) - 2 * rows @ others.T
+    distance = np.sqrt(np.maximum(squared, 0))
+    return distance, distance.argsort(axis=1)
+
+
+def numpy_five(rows, labels):
+    """The five metrics of every so many rows as one writes them down, of two views: one matrix of distances and one full sort for all."""
+    rows, n, k = rows.astype(np.float64), len(rows) // 2, len(rows) // 20
+    for anchors in np.array_split(np.arange(0, len(rows), EVERY), 5):
+        distance, order = numpy_sorted(rows[anchors], rows)
+        same = labels[anchors, None] == labels
+        (order[:, 1] % n == anchors % n).mean(), np.take_along_axis(same, order[:, 1:k + 1], axis=1).mean(1)
+        np.where(same, distance, 0).mean(1), np.where(same, np.exp(-2 * distance ** 2), 0).mean(1)
+
+
+def numpy_entropy(rows, labels):
+    """One throw of PEU for every so many rows."""
+    points = np.random.default_rng(0).standard_normal((10 * len(rows), rows.shape[1]))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    place = np.concatenate([numpy_sorted(some, points)[1][:, 0].copy() for some in np.array_split(rows[::EVERY].astype(np.float64), 10)])
+    for c in (0, 1):
+        p = np.unique(place[labels[::EVERY] == c], return_counts=True)[1] / len(place)
+        -(p * np.log2(p)).sum()
+
+
+# ------------------------------------------------------------------------------------------------------------------
 # what they share
 # ------------------------------------------------------------------------------------------------------------------
 
@@ -361,7 +426,7 @@ def peak_resident():
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
-BENCHMARKS = {"methods": methods, "losses": losses, "subsets": subsets, "probe": probe}
+BENCHMARKS = {"methods": methods, "losses": losses, "subsets": subsets, "probe": probe, "metrics": metrics}
 
 if __name__ == "__main__":
     cli(main)
