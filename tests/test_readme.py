@@ -108,6 +108,18 @@ def test_the_figures_of_packing_are_those_measured():
         assert figure in text, figure
 
 
+def test_the_figures_of_the_probe_are_those_measured():
+    measured = json.loads((ROOT / "results/benchmark/probe.json").read_text())
+    text, (few, many) = (ROOT / "README.md").read_text(encoding="utf-8"), measured["probe"].values()
+    ours, theirs = ([fits[form] for fits in (few, many)] for form in ("ours", "scikit-learn"))
+    for figure in ("takes {:.0f} s at 1 % minority and {:.0f} s at 50 %".format(*(row["seconds"] for row in ours)),
+                   "takes {:.0f} and {:.0f} s on".format(*(row["seconds"] for row in theirs)), "{:.1f} and {:.1f} times as long".format(*(row["ratio"] for row in ours)),
+                   "test accuracy ({:.2f} and {:.2f} %)".format(*(100 * row["test_accuracy"] for row in ours)), f"commit {measured['provenance']['commit']}"):
+        assert figure in text, figure
+    for mine, plain in zip(ours, theirs):
+        assert mine["C"] == plain["C"] and mine["test_accuracy"] == plain["test_accuracy"] and abs(mine["val_auroc"] - plain["val_auroc"]) < 1e-6
+
+
 def test_the_readme_has_no_gaps():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert not re.findall(r"\b(?:SCALE\d?|LOSSES|TODO|TBD|XXX)\b", text)
