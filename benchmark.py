@@ -6,6 +6,8 @@
     python benchmark.py losses --out results/benchmark                     and keep the figures, with provenance
     python benchmark.py subsets                                            packing 15,120 photographs against a plain Pillow loop
     python benchmark.py pipeline                                           pre-training against its network alone, views against a DataLoader's
+    python benchmark.py probe                                              the cached probe's fits against plain scikit-learn
+    python benchmark.py metrics --rounds 1                                 the six metrics against NumPy's full sort, and their memory
 
 The forms that are compared take turns: in every round each is divided by the time of the one they are compared with in the same round; the
 tables have the median over rounds, lowest and highest. Everything runs on made-up data. A step of `methods` is pretrain.py's own: views,
@@ -31,11 +33,13 @@ from PIL import Image
 from torchvision.transforms import v2
 from tqdm import tqdm
 
+import evaluate_metrics
+import linear_probe
 import make_subsets
 import pretrain
 from common import (RECIPES, SPLITS, ArgumentParser, ContrastiveModel, ImageBatches, Stop, Subset, UserError, antipodal_prototypes, at_least,
-                    augment, cli, load_subset, log_line, normalize, ntxent_loss, pick_device, precision, provenance, seeded, sha256, supcon_loss,
-                    supmin_loss, suppro_loss, write_json)
+                    augment, cli, load_subset, log_line, normalize, ntxent_loss, pick_device, precision, provenance, scores, seeded, sha256,
+                    supcon_loss, supmin_loss, suppro_loss, write_json)
 
 FORMS = ("supcon", "ntxent", "supmin", "suppro", "kcl", "kcl --queue 1024", "tsc", "tsc --variant paper", "sbcl", "bcl", "paco",
          "paco --variant gpaco")                                 # words after --method
@@ -397,6 +401,122 @@ def per_second(reference, seconds, n):
 
 
 # ------------------------------------------------------------------------------------------------------------------
+# probe
+# ------------------------------------------------------------------------------------------------------------------
+
+def probe(args, device):
+    """The cached probe's fits and its choice of strength, relative to scikit-learn's LogisticRegression for one strength after the other."""
+    n, dim, result = *((300, 32) if args.smoke else (15000, 2048)), {}
+    forms = {"ours": linear_probe.best_logistic_regression, "scikit-learn": plain_logistic_regression}
+    for percent in (1, 50):
+        (x, y), (x_val, y_val), (x_test, y_test) = made_up_features(dim, (n, n // 5, n // 5), percent / 100)
+        seconds, found = {form: [] for form in forms}, {}
+        for form in tqdm(list(forms) * args.rounds, desc=f"{percent} % minority", leave=False):
+            start = time.perf_counter()
+            fitted, chosen = forms[form](x, y, x_val, y_val, 1, linear_probe.STRENGTHS)
+            seconds[form].append(time.perf_counter() - start)
+            with torch.no_grad():
+                found[form] = {**chosen, "test_accuracy": float((fitted(x_test).argmax(1).numpy() == y_test).mean())}
+        result[f"{percent} %"] = {form: {**ratios(seconds["scikit-learn"], seconds[form]), "seconds": float(np.median(seconds[form])), **found[form]}
+                                  for form in forms}
+    print(f"\n{provenance(device)['device']}, {n:,} x {dim:,} features, {len(linear_probe.STRENGTHS)} strengths: {args.rounds} rounds\n")
+    print("| minority | fits | times as fast as scikit-learn (lowest - highest) | seconds | C | AUROC, validation | accuracy, test |\n|---|---|---|---|---|---|---|")
+    for share, form, row in ((share, form, row) for share in result for form, row in result[share].items()):
+        print(f"| {share} | {form} | {row['ratio']:.2f} ({row['lowest']:.2f} - {row['highest']:.2f}) | {row['seconds']:.1f} | {row['C']} | "
+              f"{100 * row['val_auroc']:.3f} | {100 * row['test_accuracy']:.2f} |")
+    return {"images": n, "dimensions": dim}, result
+
+
+def plain_logistic_regression(x, y, x_val, y_val, minority, strengths):
+    """The same with scikit-learn's own solver, in float64, to a tolerance of 1e-6."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    fits = {C: make_pipeline(StandardScaler(), LogisticRegression(C=C, class_weight="balanced", max_iter=5000, tol=1e-6)) for C in strengths}
+    x, x_val = x.double().numpy(), x_val.double().numpy()
+    aurocs = {C: scores(fit.fit(x, y).predict_proba(x_val)[:, 1], y_val, minority)["auroc"] for C, fit in fits.items()}
+    C = max(strengths, key=aurocs.get)
+    return lambda x: torch.from_numpy(fits[C].predict_proba(x.double().numpy())), {"C": C, "val_auroc": aurocs[C]}
+
+
+def made_up_features(dim, counts, minority_share):
+    """Features like a pooled ResNet's, correlated and none negative, and labels: a pair (x [n, D], y [n]) for each of the counts.
+
+    Mixtures of dim / 4 hidden factors of falling weight, and noise; the minority differs in the mean of a tenth of them.
+    """
+    generator, factors = seeded(0), dim // 4
+    mix = torch.randn(factors, dim, generator=generator) / torch.arange(1, factors + 1).sqrt()[:, None]
+    for n in counts:
+        y = torch.randperm(n, generator=generator) < n * minority_share
+        hidden = torch.randn(n, factors, generator=generator)
+        hidden[:, factors // 20: factors // 7] += 0.5 * y[:, None]
+        yield (hidden @ mix + 0.3 * torch.randn(n, dim, generator=generator) + 0.5).relu(), y.long().numpy()
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# metrics
+# ------------------------------------------------------------------------------------------------------------------
+
+METRICS = {"SAD": evaluate_metrics.sample_alignment_distance, "SAA": evaluate_metrics.sample_alignment_accuracy,
+           "CAD": evaluate_metrics.class_alignment_distance, "CAC": evaluate_metrics.class_alignment_consistency,
+           "GPU": evaluate_metrics.gaussian_potential, "PEU": lambda z, y: evaluate_metrics.entropy_uniformity(z, y, repeats=1)}
+EVERY = 20                                                       # NumPy's time is that of every so many rows, times as many
+
+
+def metrics(args, device):
+    """Time of the six metrics and their peak memory; time relative to NumPy that sorts all distances."""
+    rows, numpy = 1000 if args.smoke else 20000, {"SAD SAA CAD CAC GPU": numpy_five, "PEU": numpy_entropy}
+    memory = {name: peak_memory(metric_step, name, rows, device) for name in tqdm(METRICS, desc="memory")}
+    z, y = made_up_embeddings(rows, device)
+    seconds, theirs = {name: [] for name in METRICS}, {name: [] for name in numpy}
+    for _ in tqdm(range(args.rounds), desc="rounds"):
+        for name in METRICS:
+            seconds[name].append(timed(metric_step, name, z, y))
+        for name, function in numpy.items():
+            theirs[name].append(EVERY * timed(function, z.transpose(0, 1).flatten(0, 1).cpu().numpy(), y.repeat(2).cpu().numpy()))
+    five, peu = (np.array(theirs[name]) for name in numpy)
+    ours = np.sum([seconds[name] for name in list(METRICS)[:5]], axis=0)
+    result = {name: {"seconds": float(np.median(seconds[name])), "megabytes": memory[name] / 1e6} for name in METRICS}
+    result["speed"] = {"SAD SAA CAD CAC GPU": ratios(five, ours), "PEU, one throw": ratios(peu, seconds["PEU"]),
+                       "all six, PEU with five throws": ratios(five + 5 * peu, ours + 5 * np.array(seconds["PEU"]))}
+    print(f"\n{provenance(device)['device']}, 2 x {rows // 2:,} rows of {DIM} dimensions: {args.rounds} rounds\n")
+    print(*(f"{name}: {result[name]['seconds']:.1f} s, {result[name]['megabytes']:.0f} MB" for name in METRICS), sep="\n")
+    print(*(f"{name}: {row['ratio']:.1f} times as fast as NumPy ({row['lowest']:.1f} - {row['highest']:.1f})" for name, row in result["speed"].items()), sep="\n")
+    return {"rows": rows, "dimensions": DIM}, result
+
+
+def metric_step(name, z, labels):
+    METRICS[name](z.transpose(0, 1), labels)
+
+
+def numpy_sorted(rows, others):
+    """Distances [a, M] and the order of each row, in NumPy's usual float64."""
+    squared = (rows ** 2).sum(1)[:, None] + (others ** 2).sum(1) - 2 * rows @ others.T
+    distance = np.sqrt(np.maximum(squared, 0))
+    return distance, distance.argsort(axis=1)
+
+
+def numpy_five(rows, labels):
+    """The five metrics of every so many rows as one writes them down, of two views: one matrix of distances and one full sort for all."""
+    rows, n, k = rows.astype(np.float64), len(rows) // 2, len(rows) // 20
+    for anchors in np.array_split(np.arange(0, len(rows), EVERY), 5):
+        distance, order = numpy_sorted(rows[anchors], rows)
+        same = labels[anchors, None] == labels
+        (order[:, 1] % n == anchors % n).mean(), np.take_along_axis(same, order[:, 1:k + 1], axis=1).mean(1)
+        np.where(same, distance, 0).mean(1), np.where(same, np.exp(-2 * distance ** 2), 0).mean(1)
+
+
+def numpy_entropy(rows, labels):
+    """One throw of PEU for every so many rows."""
+    points = np.random.default_rng(0).standard_normal((10 * len(rows), rows.shape[1]))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    place = np.concatenate([numpy_sorted(some, points)[1][:, 0].copy() for some in np.array_split(rows[::EVERY].astype(np.float64), 10)])
+    for c in (0, 1):
+        p = np.unique(place[labels[::EVERY] == c], return_counts=True)[1] / len(place)
+        -(p * np.log2(p)).sum()
+
+
+# ------------------------------------------------------------------------------------------------------------------
 # what they share
 # ------------------------------------------------------------------------------------------------------------------
 
@@ -445,7 +565,7 @@ def peak_resident():
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
-BENCHMARKS = {"methods": methods, "losses": losses, "subsets": subsets, "pipeline": pipeline}
+BENCHMARKS = {"methods": methods, "losses": losses, "subsets": subsets, "pipeline": pipeline, "probe": probe, "metrics": metrics}
 
 if __name__ == "__main__":
     cli(main)

@@ -125,7 +125,7 @@ def class_alignment_consistency(z, labels, neighborhood=0.05):
     size = _centred(rows).square().sum(dim=1, keepdim=True)                             # [M, 1]
     shares = torch.empty_like(rows[:, 0])                                               # [M]
     for anchors, d2 in _squared_distances(rows, itself=torch.inf):
-        last = d2.kthvalue(k, dim=1, keepdim=True).values                               # [a, 1]
+        last = d2.topk(k, largest=False, sorted=False).values.amax(dim=1, keepdim=True) # [a, 1]; half the time of kthvalue
         same = labels[anchors, None] == labels                                          # [a, M]
         tied = (d2 - last).abs() <= ROUNDING * (size[anchors] + last)                   # these share the places that are left
         nearer = (d2 < last) & ~tied
@@ -241,14 +241,19 @@ def _squared_distances(rows, itself=0.0):
 
 
 def _nearest_random_point(rows, points, generator):
-    """Index [M] of the nearest of `points` uniform points on the sphere to every row [M, D] of unit length."""
+    """Index [M] of the nearest of `points` uniform points on the sphere to every row [M, D] of unit length.
+
+    Float32 products, whose rounding is below D * 2 ** -23, tell which rows may have come nearer; float64 decides.
+    """
     best = torch.full_like(rows[:, 0], -torch.inf)
     place = torch.zeros_like(best, dtype=torch.long)
+    rough, rounding = rows.float(), rows.shape[1] * 2 ** -23
     drawn = 1024                                # at a time, and never another number: randn's stream depends on the size asked for
     for start in range(0, points, drawn):
         block = torch.randn(drawn, rows.shape[1], generator=generator, dtype=torch.float64)[:points - start].to(rows.device)
         block = block / block.norm(dim=1, keepdim=True)
         for part in torch.arange(len(rows), device=rows.device).split(max(1, AT_ONCE // drawn)):
+            part = part[(rough[part] @ block.float().T).amax(dim=1) > best[part] - rounding]
             cosine, nearest = (rows[part] @ block.T).max(dim=1)
             closer = cosine > best[part]
             best[part] = torch.where(closer, cosine, best[part])

@@ -135,25 +135,59 @@ def probe_scores(probe, x, y, subset):
 
 def fit_cached(encoder, subset, rows, val, device, args):
     """Logistic regression with balanced class weights on standardised features of the evaluation view; C by validation AUROC."""
-    from sklearn.linear_model import LogisticRegression
     x, y = features(encoder, subset, rows, device, args, desc="train")
-    x, x_val = x.double(), val[0].double()
-    mean, std = x.mean(0), x.std(0)
+    return best_logistic_regression(x, y, *val, subset.minority, STRENGTHS[2:4] if args.smoke else STRENGTHS)
+
+
+def best_logistic_regression(x, y, x_val, y_val, minority, strengths):
+    """The Linear of the strength with the best validation AUROC, on raw features float [n, D], and what was chosen. y int [n], 0 or 1."""
+    mean, std = x.double().mean(0), x.double().std(0)
     std[std < 1e-6] = torch.inf                                  # a feature that never changes gets no weight
+    x, x_val = (((rows - mean) / std).float() for rows in (x, x_val))
     best_auroc = -1.0
-    for strength in tqdm(STRENGTHS[2:4] if args.smoke else STRENGTHS, desc="strengths", leave=False):
-        fitted = LogisticRegression(C=strength, class_weight="balanced", max_iter=5000, tol=1e-6).fit(((x - mean) / std).numpy(), y)
-        p = fitted.predict_proba(((x_val - mean) / std).numpy())[:, 1]
-        auroc = scores(p, val[1], subset.minority)["auroc"]
+    for strength, w in zip(strengths, tqdm(logistic_regressions(x, y, strengths), desc="strengths", leave=False, total=len(strengths))):
+        auroc = scores((x_val.double() @ w[:-1] + w[-1]).sigmoid(), y_val, minority)["auroc"]
         if auroc > best_auroc:                                   # a tie keeps the stronger regularisation
-            best, best_auroc, chosen = fitted, auroc, {"C": strength, "val_auroc": auroc}
-    weight = torch.from_numpy(best.coef_[0]) / std       # undo the standardisation: the probe takes raw features
-    bias = float(best.intercept_[0]) - float(weight @ mean)
+            best, best_auroc, chosen = w, auroc, {"C": strength, "val_auroc": auroc}
+    weight = best[:-1] / std                                     # undo the standardisation: the probe takes raw features
+    bias = float(best[-1]) - float(weight @ mean)
     probe = nn.Linear(x.shape[1], 2)
     with torch.no_grad():                                        # logits -t/2 and t/2: their softmax is the sigmoid of t
         probe.weight.copy_(torch.stack([-weight / 2, weight / 2]))
         probe.bias.copy_(torch.tensor([-bias / 2, bias / 2]))
     return probe, chosen
+
+
+def logistic_regressions(x, y, strengths):
+    """Yield w [D + 1], float64, bias last: scikit-learn's LogisticRegression(C, class_weight="balanced") for each C, from small to large.
+
+    x float32 [n, D] standardised, y int [n], 0 or 1. Minimises  sum_i a_i (log(1 + exp t_i) - y_i t_i) + |w|^2 / (2 C n),  t = x w + b, a_i = 1 / (2 n_y),
+    by L-BFGS from the solution before, in coordinates in which the Hessian there is the identity: a dozen passes over x for each C instead of hundreds.
+    """
+    from scipy.optimize import minimize
+    x, y = F.pad(x, (0, 1), value=1.0), torch.as_tensor(y)
+    a, w = 0.5 / y.bincount().double()[y], torch.zeros(x.shape[1], dtype=torch.float64)
+    for C in strengths:
+        penalty = torch.full_like(w, 1 / (C * len(x)))
+        penalty[-1] = 0                                          # the bias is free
+        p = (x @ w.float()).sigmoid()
+        rooted = x * (a * p * (1 - p)).sqrt().float()[:, None]
+        hessian = (rooted.T @ rooted).double() + penalty.diag()
+        hessian.diagonal().add_(1e-7 * hessian.trace())          # more than float32 has rounded off, so that there is a root
+        root = torch.linalg.cholesky(hessian).float()            # u = root^T w
+
+        def solve(factor, v, upper):
+            return torch.linalg.solve_triangular(factor, v.float()[:, None], upper=upper).squeeze(1).double()
+
+        def loss(u):
+            w = solve(root.T, torch.from_numpy(u), upper=True)
+            t = (x @ w.float()).double()
+            gradient = (x.T @ (a * (t.sigmoid() - y)).float()).double() + penalty * w
+            return float(a @ (F.softplus(t) - y * t) + penalty @ w ** 2 / 2), solve(root, gradient, upper=False).numpy()
+
+        u = minimize(loss, root.T @ w.float(), jac=True, method="L-BFGS-B", options={"maxcor": 20, "ftol": 1e-10, "gtol": 1e-5}).x
+        w = solve(root.T, torch.from_numpy(u), upper=True)
+        yield w
 
 
 def fit_reference(encoder, subset, rows, val, device, args):

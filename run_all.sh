@@ -2,10 +2,10 @@
 # The experiment section.
 #
 #   bash run_all.sh demo        digits, 99-1 and 50-50: SupCon collapses, two losses repair it (minutes on a laptop CPU, no download)
-#   bash run_all.sh             the paper's grid over the data sets found under DATA_ROOT; may be killed and run again
+#   bash run_all.sh             the paper's grid over the data sets found under DATA_ROOT, one run per GPU; may be stopped and run again
 #   bash run_all.sh subsets     its first part alone: the subsets of what is found
 #   bash run_all.sh --list      its runs, one command per line, e.g. for a SLURM array or GNU parallel (after subsets)
-#   bash run_all.sh --dry-run   how many runs and images that is, and how long at the speed of runs already made
+#   bash run_all.sh --dry-run   how many runs and images that is, and the GPU hours at the speed of runs already made
 #   bash run_all.sh test        the tests
 #
 # demo, test, subsets and the grid set up what is missing: an active Python that satisfies requirements.txt is used as it is,
@@ -25,6 +25,7 @@ FLAGS=${FLAGS-}                                    # added to training of networ
 PRETRAIN_FLAGS=${PRETRAIN_FLAGS-}                  # to those of pretrain.py alone, e.g. PRETRAIN_FLAGS="--warmup-epochs 2"
 FINETUNE_FLAGS=${FINETUNE_FLAGS-}                  # to those of finetune.py alone, e.g. FINETUNE_FLAGS="--lr 0.001"
 RETRAIN_FLAGS=${RETRAIN_FLAGS-}                    # to finetune.py --retrain, which takes none of the others, e.g. RETRAIN_FLAGS="--epochs 20"
+JOBS=${JOBS-}                                      # runs at a time where there is no GPU; else it is one on each in CUDA_VISIBLE_DEVICES, or on all
 
 
 setup() {  # setup FILE: a Python that satisfies the requirements in FILE, as $PYTHON
@@ -82,26 +83,28 @@ ratios() {  # of data set $1
 
 subsets() {  # with 50-50 always, for the probe on balanced rows
     # shellcheck disable=SC2086  # the ratios are words
-    "$PYTHON" make_subsets.py all --data-root "$DATA_ROOT" ${RATIOS:+--ratios $RATIOS 50-50}
+    begin "$PYTHON" make_subsets.py all --data-root "$DATA_ROOT" ${RATIOS:+--ratios $RATIOS 50-50}
+    wait $!
 }
 
 list() {  # the grid's runs, one command per line; each returns at once where its work is finished
-    local set seed entry ratio out subset line new
+    local set seed entry ratio out subset line new python runs
+    printf -v python %q "$PYTHON"; printf -v runs %q "$RUNS"
     while IFS=$'\t' read -r set _; do
         for ratio in $(ratios "$set"); do
             for seed in $SEEDS; do
                 subset=subsets/$set/$ratio.json
                 for entry in $METHODS; do
-                    out=$RUNS/$set/$ratio/${entry//[:=]/-}/seed$seed
-                    echo "$PYTHON pretrain.py $subset --method ${entry//:/ --} --seed $seed --out $out${FLAGS:+ $FLAGS}${PRETRAIN_FLAGS:+ $PRETRAIN_FLAGS}" \
-                         "&& $PYTHON linear_probe.py $out && $PYTHON evaluate_metrics.py $out"
+                    out=$runs/$set/$ratio/${entry//[:=]/-}/seed$seed
+                    echo "$python pretrain.py $subset --method ${entry//:/ --} --seed $seed --out $out${FLAGS:+ $FLAGS}${PRETRAIN_FLAGS:+ $PRETRAIN_FLAGS}" \
+                         "&& $python linear_probe.py $out && $python evaluate_metrics.py $out"
                 done
                 for entry in $BASELINES; do
-                    out=$RUNS/$set/$ratio/${entry//[:=]/-}/seed$seed
-                    line="$PYTHON finetune.py $subset --loss ${entry//:/ --} --seed $seed --out $out${FLAGS:+ $FLAGS}${FINETUNE_FLAGS:+ $FINETUNE_FLAGS}"
-                    line+=" && $PYTHON evaluate_metrics.py $out"
+                    out=$runs/$set/$ratio/${entry//[:=]/-}/seed$seed
+                    line="$python finetune.py $subset --loss ${entry//:/ --} --seed $seed --out $out${FLAGS:+ $FLAGS}${FINETUNE_FLAGS:+ $FINETUNE_FLAGS}"
+                    line+=" && $python evaluate_metrics.py $out"
                     if [ "$entry" = ce ]; then
-                        for new in $RETRAIN; do line+=" && $PYTHON finetune.py $out --retrain $new${RETRAIN_FLAGS:+ $RETRAIN_FLAGS}"; done
+                        for new in $RETRAIN; do line+=" && $python finetune.py $out --retrain $new${RETRAIN_FLAGS:+ $RETRAIN_FLAGS}"; done
                     fi
                     echo "$line"
                 done
@@ -111,84 +114,131 @@ list() {  # the grid's runs, one command per line; each returns at once where it
 }
 
 demo_list() {  # the demo's training: small enough for a laptop, long enough to tell the methods apart
-    local seed ratio method
+    local seed ratio method python
+    printf -v python %q "$PYTHON"
     for seed in 0 1; do
         for ratio in 99-1 50-50; do
             for method in supcon supmin suppro ntxent; do
-                echo "$PYTHON pretrain.py subsets/digits/$ratio.json --method $method --seed $seed --out runs/demo/$ratio/$method/seed$seed" \
+                echo "$python pretrain.py subsets/digits/$ratio.json --method $method --seed $seed --out runs/demo/$ratio/$method/seed$seed" \
                      "--arch resnet18 --size 16 --batch-size 64 --epochs 16 --lr 0.125 --watch-every 8 --save-every 8"
             done
         done
     done
 }
 
-run_list() {  # run the commands on standard input, $1 at a time; a failed one does not stop the rest
-    local list n=0 line
-    list=$(cat)
-    export -f run_one
-    export JOBS=$1 FAILED; FAILED=$(mktemp)
-    # shellcheck disable=SC2016  # $1 is for the inner bash
-    while IFS= read -r line; do
-        n=$((n + 1)); printf '%s\0' "[$n/$(wc -l <<< "$list" | tr -d ' ')] $line"
-    done <<< "$list" | xargs -0 -n 1 -P "$JOBS" bash -c 'run_one "$1"' _
-    if [ -s "$FAILED" ]; then
-        echo; echo "failed ($(wc -l < "$FAILED" | tr -d ' ')); the same command tries these again:"; cat "$FAILED"; exit 1
-    fi >&2
-    rm "$FAILED"
+slots() {  # what takes one run at a time: the ids of the GPUs; where there is none, the word cpu, JOBS (or $1) times
+    local i
+    if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+        tr ', ' '\n' <<< "$CUDA_VISIBLE_DEVICES" | grep -v -x -e "" -e -1
+    else
+        nvidia-smi -L 2> /dev/null | sed -n 's/^GPU \([0-9]*\):.*/\1/p' | grep .
+    fi || for ((i = 0; i < ${JOBS:-$1}; i++)); do echo cpu; done
 }
 
-run_one() {  # "[k/n] COMMAND": alone with its progress bars, in company as one line when it is done
-    local command=${1#*] } output started=$SECONDS
-    if [ "$JOBS" = 1 ]; then
-        printf '\n%s\n' "$1"
-        bash -c "$command" < /dev/null || echo "  $command" >> "$FAILED"
-    elif output=$(bash -c "$command" 2>&1 < /dev/null); then
-        printf '%s  %d s\n' "$1" $((SECONDS - started))
-        tr '\r' '\n' <<< "$output" | awk '/^epoch/ { last = $0 } /^  WARNING/ { last = last "\n" $0 } END { if (last) print last }'
+run_list() {  # run the commands on standard input, one at a time on each of the slots "$@"; a failed one does not stop the rest
+    local commands total cores slot failed=0
+    commands=$(cat) total=$(wc -l <<< "$commands" | tr -d ' ') cores=$(getconf _NPROCESSORS_ONLN)
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    echo "$total to run, one at a time on: $*"
+    for slot in "$@"; do begin worker "$slot" $#; done
+    wait
+    if [ -e "$work/failed" ]; then
+        echo; echo "failed ($(wc -l < "$work/failed" | tr -d ' ')); the same command tries these again:"; cat "$work/failed"; failed=1
+    fi >&2
+    rm -rf "$work"
+    return $failed
+}
+
+worker() {  # on slot $1 of $2: run every command that no other worker has begun
+    local line n=0
+    trap exit INT TERM HUP USR1                   # bash does so once the running script has ended, which got the signal, too
+    [ "$1" = cpu ] || export CUDA_VISIBLE_DEVICES=$1
+    [ "$2" = 1 ] || export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > $2 ? cores / $2 : 1))}"
+    while IFS= read -r line; do
+        n=$((n + 1))
+        if mkdir "$work/$n" 2> /dev/null; then    # only one worker can
+            run_one "$2" "[$n/$total] " "$line" "$work/$n/output" || echo "  $line" >> "$work/failed"
+        fi
+    done <<< "$commands"
+}
+
+run_one() {  # the command $3, number $2, by one of $1 workers: alone with its progress bars, in company as one line when it is done
+    local started=$SECONDS
+    if [ "$1" = 1 ]; then
+        printf '\n%s\n' "$2$3"
+        eval "$3" < /dev/null
+    elif eval "$3" < /dev/null > "$4" 2>&1; then
+        printf '%s  %d s\n' "$2$3" $((SECONDS - started))
+        tr '\r' '\n' < "$4" | awk '/^epoch/ { last = $0 } /^  WARNING/ { last = last "\n" $0 } END { if (last) print last }'
     else
-        printf '%s  FAILED\n%s\n' "$1" "$(tr '\r' '\n' <<< "$output" | tail -n 3)"
-        echo "  $command" >> "$FAILED"
+        printf '%s  FAILED\n%s\n' "$2$3" "$(tr '\r' '\n' < "$4" | tail -n 3)"
+        return 1
     fi
 }
 
-estimate() {  # of the list on standard input: runs, images to train on, hours at the speed of finished runs of the same data set
+begin() {  # start a command in the background, in a process group of its own, through which stop reaches all that it runs
+    trap 'stop INT' INT; trap 'stop TERM' TERM; trap 'stop HUP' HUP; trap 'stop USR1' USR1
+    set -m
+    "$@" &
+    set +m
+}
+
+stop() {  # hand signal $1 on and wait: the scripts save and end by it
+    local group
+    echo "run_all.sh: stopped by SIG$1; the same command goes on from what is finished" >&2
+    for group in $(jobs -p); do kill -s "${1/HUP/TERM}" -- "-$group" 2> /dev/null || true; done
+    wait
+    exit $((128 + $(kill -l "$1")))
+}
+
+estimate() {  # of the list on standard input, on the slots "$@": runs, images to train on, hours at the speed of finished runs of the same data set
     "$python" -c '
-import collections, glob, json, pathlib, re, sys
-runs, left, images = collections.Counter(), collections.Counter(), collections.Counter()
+import collections, glob, json, pathlib, re, shlex, sys
+root, *slots = sys.argv[1:]
+runs, left, images, hours = (collections.Counter() for _ in range(4))
 for line in sys.stdin:
-    subset, data = re.search(r"(subsets/([^/]+)/[^/ ]+\.json)", line).groups()
+    words = shlex.split(line)
+    subset, out = pathlib.Path(words[2]), pathlib.Path(words[words.index("--out") + 1])
+    data = subset.parent.name
     runs[data] += 1
-    out = pathlib.Path(re.search(r"--out (\S+)", line)[1])
     if all((out / file).exists() for file in ["encoder.pt", *(f"{new}/finetune.json" for new in re.findall(r"--retrain (\w+)", line))]):
         continue
     left[data] += 1
     epochs = re.findall(r"--epochs (\d+)", line)
-    if pathlib.Path(subset).exists():
-        counts = json.loads(pathlib.Path(subset).read_text())["counts"]["train"]
+    if subset.exists():
+        counts = json.loads(subset.read_text())["counts"]["train"]
         images[data] += sum(counts.values()) * int(epochs[-1] if epochs else 100)
 for data in runs:
-    logs = "".join(open(log).read() for log in glob.glob(f"{sys.argv[1]}/{data}/*/*/seed*/log.jsonl"))
+    logs = "".join(open(log).read() for log in glob.glob(f"{glob.escape(root)}/{data}/*/*/seed*/log.jsonl"))
     speeds = [float(speed) for speed in re.findall(r"\"images_per_s\": ([\d.]+)", logs)]
+    if speeds and images[data]:
+        hours[data] = images[data] * sum(1 / speed for speed in speeds) / len(speeds) / 3600
     work = f"{images[data]:,} training images" if images[data] else "images not counted (bash run_all.sh subsets)" if left[data] else "nothing left"
-    time = f", about {images[data] * len(speeds) / sum(speeds) / 3600:.1f} h at the mean of measured epochs" if speeds and images[data] else ", speed not measured yet"
+    time = f", about {hours[data]:.1f} h at the mean of measured epochs" if data in hours else ", speed not measured yet"
     print(f"{data}: {runs[data]} runs, {left[data]} to do: {work}{time if left[data] else str()}")
-' "$RUNS"
+if hours:
+    known = "about" if all(data in hours for data in left) else "without those not measured yet,"
+    unit = "hours" if "cpu" in slots else "GPU hours"
+    print(f"all: {sum(left.values())} to do: {known} {sum(hours.values()):.1f} {unit}, {sum(hours.values()) / len(slots):.1f} h by the clock on: {chr(32).join(slots)}")
+' "$RUNS" "$@"
 }
 
 
 caller=$PWD
 cd "$here"
 case $DATA_ROOT in /*) ;; *) DATA_ROOT=$caller/$DATA_ROOT ;; esac
+[[ ${JOBS:-1} =~ ^[1-9][0-9]*$ ]] || { echo "run_all.sh: JOBS=$JOBS is not a number from 1 up" >&2; exit 2; }
+# shellcheck disable=SC2046  # a slot is a word
 case ${1:-grid} in
     demo)
         setup requirements.txt
         "$PYTHON" make_subsets.py digits
         cores=$(getconf _NPROCESSORS_ONLN)
-        jobs=$((cores < 4 ? cores : 4))           # small networks gain more from company than from threads
-        export OMP_NUM_THREADS=$((cores / jobs))
-        echo "training 16 small networks on $cores cores, $jobs at a time (about ten minutes on two cores)"
-        demo_list | run_list "$jobs"
-        printf '%s\n' "$PYTHON linear_probe.py runs/demo/*/*/seed*" "$PYTHON evaluate_metrics.py runs/demo/*/*/seed* --picture pca" | run_list "$jobs"
+        echo "training 16 small networks (about ten minutes on two cores)"
+        few=$((cores < 4 ? cores : 4))            # small networks gain more from company than from threads
+        run_list $(slots $few) < <(demo_list)
+        run_list $(slots $few) < <(printf '%q %s\n' "$PYTHON" "linear_probe.py runs/demo/*/*/seed*" "$PYTHON" "evaluate_metrics.py runs/demo/*/*/seed* --picture pca")
         "$PYTHON" report.py runs/demo
         [ "$PYTHON" != .venv/bin/python ] || echo "to type the README's commands yourself: source .venv/bin/activate"
         ;;
@@ -201,7 +251,7 @@ case ${1:-grid} in
         setup requirements.txt
         failed=0
         subsets || failed=1
-        list | run_list 1 || failed=1
+        run_list $(slots 1) < <(list) || failed=1
         "$PYTHON" report.py "$RUNS"
         exit $failed
         ;;
@@ -221,7 +271,7 @@ case ${1:-grid} in
         echo "$missing" >&2
         PYTHON=${PYTHON:-python}
         list
-        list | estimate
+        list | estimate $(slots 1)
         ;;
     *)
         echo "run_all.sh: $1 is none of demo, test, subsets, --list, --dry-run; without a word it runs the grid" >&2

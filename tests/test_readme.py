@@ -77,7 +77,7 @@ def test_every_flag_is_read(script, capsys):
 
 
 def test_the_readme_names_no_flag_that_is_not_there(capsys):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"#SBATCH .*|`sbatch [^`]*`", "", (ROOT / "README.md").read_text(encoding="utf-8"))
     known = set().union(*(flags_of(script, capsys) for script in SCRIPTS)) | {"--list", "--dry-run", "--help"}
     known |= {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--signal"}               # torchrun's, SLURM's
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text)) <= known
@@ -119,6 +119,18 @@ def test_the_figures_of_the_pipeline_are_those_measured():
         assert shown == [tuple(f"{row[what][key]:.2f}" for key in ("ratio", "lowest", "highest")) for row in measured.values()]
     seconds = {part: f"{row['seconds']:.1f} s" for part, row in start.items()}
     assert f"{seconds['command to first step']} after the command" in text and f"{seconds['torch and torchvision']} of them" in text
+
+
+def test_the_figures_of_the_probe_are_those_measured():
+    measured = json.loads((ROOT / "results/benchmark/probe.json").read_text())
+    text, (few, many) = (ROOT / "README.md").read_text(encoding="utf-8"), measured["probe"].values()
+    ours, theirs = ([fits[form] for fits in (few, many)] for form in ("ours", "scikit-learn"))
+    for figure in ("takes {:.0f} s at 1 % minority and {:.0f} s at 50 %".format(*(row["seconds"] for row in ours)),
+                   "takes {:.0f} and {:.0f} s on".format(*(row["seconds"] for row in theirs)), "{:.1f} and {:.1f} times as long".format(*(row["ratio"] for row in ours)),
+                   "test accuracy ({:.2f} and {:.2f} %)".format(*(100 * row["test_accuracy"] for row in ours)), f"commit {measured['provenance']['commit']}"):
+        assert figure in text, figure
+    for mine, plain in zip(ours, theirs):
+        assert mine["C"] == plain["C"] and mine["test_accuracy"] == plain["test_accuracy"] and abs(mine["val_auroc"] - plain["val_auroc"]) < 1e-6
 
 
 def test_the_readme_has_no_gaps():

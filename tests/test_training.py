@@ -158,6 +158,21 @@ def test_probe_equals_scikit_learn_on_torchvision_features(run, workplace):
         assert set(probe[key]) == {"accuracy", "balanced_accuracy", "auroc", "f1"}
 
 
+@pytest.mark.parametrize("n, dim, minority", [(400, 40, 8), (60, 100, 20)])
+def test_the_fits_of_the_probe_are_scikit_learns(n, dim, minority):
+    """Correlated, one feature copied, one constant; more rows than features, and fewer; classes that overlap, and that do not."""
+    draw = np.random.default_rng(0)
+    y = (np.arange(n) < minority).astype(int)
+    x = draw.normal(size=(n, dim // 2)) @ draw.normal(size=(dim // 2, dim)) + 0.1 * draw.normal(size=(n, dim)) + y[:, None]
+    x = (x - x.mean(0)) / x.std(0)
+    x[:, 1], x[:, 2] = x[:, 0], 0
+    for C, w in zip(linear_probe.STRENGTHS, linear_probe.logistic_regressions(torch.from_numpy(x).float(), y, linear_probe.STRENGTHS)):
+        fitted = LogisticRegression(C=C, class_weight="balanced", solver="newton-cholesky", tol=1e-10).fit(x, y)
+        p = (torch.from_numpy(x) @ w[:-1] + w[-1]).sigmoid().numpy()
+        np.testing.assert_allclose(p, fitted.predict_proba(x)[:, 1], atol=2e-3)
+        assert np.linalg.norm(w[:-1].numpy() - fitted.coef_[0]) <= 5e-3 * np.linalg.norm(fitted.coef_[0])
+
+
 def test_a_probe_that_touches_the_encoder_is_caught(run, workplace, monkeypatch):
     fit = linear_probe.fit_cached
 
