@@ -121,8 +121,14 @@ def load_tensors(path, keys=()):
     return state
 
 
-def pick_device(name):
-    """auto: CUDA where there is one, a GPU for each process of a machine. UserError when CUDA is asked for and absent."""
+def pick_device(name, deterministic=False):
+    """auto: CUDA where there is one, a GPU for each process of a machine. UserError when CUDA is asked for and absent.
+
+    deterministic: torch takes only algorithms that give the same bits every time, as they do on a CPU anyway.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")                               # cuBLAS asks for it, before it is used
+        torch.use_deterministic_algorithms(True)
     if os.environ.get("WORLD_SIZE", "1") != "1" and processes() == 1:
         raise UserError("runs on one device; start it with python, not with torchrun")
     if name == "cuda" and not torch.cuda.is_available():

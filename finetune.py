@@ -44,6 +44,7 @@ def parse_args():
     parser.add_argument("--lr", type=at_least(0, float), help="of Adam (default: 0.0001), of SGD (crt, lws: 0.2 batch size / 512); cosine")
     parser.add_argument("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="auto: bf16 where the GPU has it")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one")
+    parser.add_argument("--deterministic", action="store_true", help="the same bits every time on a GPU, too, which is slower")
     parser.add_argument("--seed", type=at_least(0), help="of weights, order and augmentation; never of the data (default: the run's, or 0)")
     parser.add_argument("--save-every", type=at_least(1), default=1, metavar="E", help="epochs between checkpoints")
     parser.add_argument("--predict", type=Path, metavar="FOLDER", help="classify the images below this folder, with --csv; trains if need be")
@@ -153,7 +154,7 @@ HEADS = {
 
 def main():
     args = parse_args()
-    device = pick_device(args.device)
+    device = pick_device(args.device, args.deterministic)
     if args.predict and (args.source / "classifier.pt").exists():
         print(f"{args.source}: its finished network classifies, nothing is trained")
         model, subset = load_network(args.source)

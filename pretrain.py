@@ -50,6 +50,7 @@ def parse_args(words=None):
     parser.add_argument("--warmup-epochs", type=at_least(0), default=10, help="linear warm-up, then cosine")
     parser.add_argument("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="auto: bf16 where the GPU has it")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one")
+    parser.add_argument("--deterministic", action="store_true", help="the same bits every time on a GPU, too, which is slower")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of weights, order and augmentation; never of the data")
     parser.add_argument("--watch-every", type=at_least(0), default=5, metavar="E", help="epochs between looks at the embedding; 0: never")
     parser.add_argument("--save-every", type=at_least(1), default=1, metavar="E", help="epochs between checkpoints")
@@ -137,7 +138,7 @@ METHODS = {"ntxent": NTXent, "supcon": SupCon, "supmin": SupMin, "suppro": SupPr
 @together
 def main():
     args = parse_args()
-    device = pick_device(args.device)
+    device = pick_device(args.device, args.deterministic)
     subset = load_subset(args.subset)
     subset.size = args.size or subset.size
     out = args.out or Path("runs", subset.name, subset.ratio, args.method, f"seed{args.seed}")

@@ -177,6 +177,24 @@ def test_a_folder_belongs_to_one_living_process(workplace, script, words):
     Path("shared/.lock").unlink()
 
 
+def test_the_same_seed_gives_the_same_run(whole, monkeypatch):
+    """Bit for bit on the CPU, with one thread and with two; --deterministic asks torch for it everywhere and changes nothing there."""
+    asked, threads = [], torch.get_num_threads()
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    call(pretrain, *WORDS, "once", "--deterministic")
+    assert asked == [True]
+    try:
+        torch.set_num_threads(2)
+        for out in ("with two threads", "again"):
+            call(pretrain, *WORDS, out, "--size", 24)
+    finally:
+        torch.set_num_threads(threads)
+    for one, other in (("whole", "once"), ("with two threads", "again")):
+        assert log_of(Path(one)) == log_of(Path(other))
+        assert equal(*(common.load_tensors(Path(folder, "encoder.pt")) for folder in (one, other)))
+
+
 class Poison(torch.autograd.Function):
     """A loss of zero with a gradient that is not finite."""
 
