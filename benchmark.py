@@ -481,7 +481,8 @@ def metrics(args, device):
                        "all six, PEU with five throws": ratios(five + 5 * peu, ours + 5 * np.array(seconds["PEU"]))}
     print(f"\n{provenance(device)['device']}, 2 x {rows // 2:,} rows of {DIM} dimensions: {args.rounds} rounds\n")
     print(*(f"{name}: {result[name]['seconds']:.1f} s, {result[name]['megabytes']:.0f} MB" for name in METRICS), sep="\n")
-    print(*(f"{name}: {row['ratio']:.1f} times as fast as NumPy ({row['lowest']:.1f} - {row['highest']:.1f})" for name, row in result["speed"].items()), sep="\n")
+    for name, row in result["speed"].items():
+        print(f"{name}: {row['ratio']:.1f} times as fast as NumPy ({row['lowest']:.1f} - {row['highest']:.1f})")
     return {"rows": rows, "dimensions": DIM}, result
 
 

@@ -125,7 +125,7 @@ def class_alignment_consistency(z, labels, neighborhood=0.05):
     size = _centred(rows).square().sum(dim=1, keepdim=True)                             # [M, 1]
     shares = torch.empty_like(rows[:, 0])                                               # [M]
     for anchors, d2 in _squared_distances(rows, itself=torch.inf):
-        last = d2.topk(k, largest=False, sorted=False).values.amax(dim=1, keepdim=True) # [a, 1]; half the time of kthvalue
+        last = d2.topk(k, largest=False, sorted=False).values.amax(dim=1, keepdim=True)   # [a, 1]
         same = labels[anchors, None] == labels                                          # [a, M]
         tied = (d2 - last).abs() <= ROUNDING * (size[anchors] + last)                   # these share the places that are left
         nearer = (d2 < last) & ~tied

@@ -220,7 +220,8 @@ for data in runs:
 if hours:
     known = "about" if all(data in hours for data in left) else "without those not measured yet,"
     unit = "hours" if "cpu" in slots else "GPU hours"
-    print(f"all: {sum(left.values())} to do: {known} {sum(hours.values()):.1f} {unit}, {sum(hours.values()) / len(slots):.1f} h by the clock on: {chr(32).join(slots)}")
+    work = sum(hours.values())
+    print(f"all: {sum(left.values())} to do: {known} {work:.1f} {unit}, {work / len(slots):.1f} h by the clock on: {chr(32).join(slots)}")
 ' "$RUNS" "$@"
 }
 

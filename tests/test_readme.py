@@ -133,6 +133,16 @@ def test_the_figures_of_the_probe_are_those_measured():
         assert mine["C"] == plain["C"] and mine["test_accuracy"] == plain["test_accuracy"] and abs(mine["val_auroc"] - plain["val_auroc"]) < 1e-6
 
 
+def test_the_figures_of_the_metrics_are_those_measured():
+    kept = json.loads((ROOT / "results/benchmark/metrics.json").read_text())
+    speed, of = kept["metrics"]["speed"], {name: row for name, row in kept["metrics"].items() if name != "speed"}
+    five, peu, six = (row["ratio"] for row in speed.values())
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for figure in (f"are {six:.1f} times as fast as NumPy", f"({five:.1f} times for the five", f"and {peu:.1f} for PEU)", f"commit {kept['provenance']['commit']}",
+                   f"hold {max(row['megabytes'] for row in of.values()):.0f} MB at most", *(f"{name} {row['seconds']:.1f} s" for name, row in of.items())):
+        assert figure in text, figure
+
+
 def test_the_readme_has_no_gaps():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert not re.findall(r"\b(?:SCALE\d?|LOSSES|TODO|TBD|XXX)\b", text)
