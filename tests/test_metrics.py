@@ -219,8 +219,8 @@ def run(tmp_path):
     save_tensors(folder / "checkpoint.pt", {"model": model.state_dict()})
     save_tensors(folder / "encoder.pt", model.encoder.state_dict())
     write_json(folder / "config.json", dict(method="supmin", dataset="noise", ratio="99-1", arch="resnet18", projection_dim=8, size=16,
-                                            subset="../../../../../subsets/noise/99-1.json", sha256=subset.sha256,
-                                            rows_sha256=subset.rows_sha256))
+                                            seed=0, batch_size=16, subset="../../../../../subsets/noise/99-1.json",
+                                            sha256=subset.sha256, rows_sha256=subset.rows_sha256))
     return folder
 
 

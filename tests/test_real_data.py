@@ -19,7 +19,7 @@ def test_from_file_to_table(tmp_path, monkeypatch, name, size):
     root = real_data(name + (".npz" if size == 28 else f"_{size}.npz")).parent
     monkeypatch.chdir(tmp_path)
     call(make_subsets, name, "--data-root", root, "--size", size, "--ratios", "natural")
-    call(pretrain, f"subsets/{name}/natural.json", "--method", "suppro", "--smoke")
+    call(pretrain, f"subsets/{name}/natural.json", "--method", "suppro", "--smoke", "--size", min(size, 64))
     run = Path("runs", name, "natural", "suppro", "seed0")
     for script in (linear_probe, evaluate_metrics, finetune):
         call(script, run, "--smoke")

@@ -3,10 +3,6 @@
 import json
 import math
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +19,7 @@ import finetune
 import linear_probe
 import pretrain
 from common import ContrastiveModel, UserError, load_run, load_subset, supcon_loss
-from conftest import ROOT, call, equal, log_of, one_line, run_script
+from conftest import call, equal, log_of, one_line, run_script
 
 
 @pytest.fixture(scope="module")
@@ -68,25 +64,6 @@ def test_another_seed_gives_other_weights_on_the_same_rows(run, workplace):
     assert not equal(*(common.load_tensors(folder / "encoder.pt") for folder in (run, other)))
     one, two = (load_run(folder)[1] for folder in (run, other))
     assert one.sha256 == two.sha256 and all(np.array_equal(one.splits[split], two.splits[split]) for split in common.SPLITS)
-
-
-def test_a_killed_run_goes_on_and_ends_bit_identical(workplace):
-    words = ["subsets/digits/99-1.json", "--method", "suppro", "--smoke", "--epochs", "6", "--warmup-epochs", "2", "--device", "cpu", "--out"]
-    run_script("pretrain.py", *words, "whole", cwd=workplace)
-    process = subprocess.Popen([sys.executable, ROOT / "pretrain.py", *words, "killed"], cwd=workplace, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    log = workplace / "killed" / "log.jsonl"
-    while not log.exists() or log.read_text().count("\n") < 4:   # the header and three epochs
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    with open(log, "a") as file:
-        file.write('{"epoch": 5, "lo')                           # as if the kill had torn a line
-    done = run_script("pretrain.py", *words, "killed", cwd=workplace)
-    assert "goes on after epoch" in done.stdout
-    assert log_of(workplace / "whole") == log_of(workplace / "killed") and len(log_of(workplace / "whole")) == 6
-    for file in ("encoder.pt", "checkpoint.pt"):
-        assert equal(*(common.load_tensors(workplace / name / file) for name in ("whole", "killed")))
 
 
 def test_overfitting_one_batch_with_the_real_network_reaches_the_floor():
