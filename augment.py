@@ -175,7 +175,7 @@ def color_jitter(x, order, brightness, contrast, saturation, hue):
 
 def grayscale(x):
     """Luma (ITU-R 601) of [B, C, H, W] as [B, 1, H, W]."""
-    return x if x.shape[1] == 1 else (x * x.new_tensor([0.2989, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    return x if x.shape[1] == 1 else (x * to_device(torch.tensor([0.2989, 0.587, 0.114], dtype=x.dtype), x)[:, None, None]).sum(1, keepdim=True)
 
 
 def shift_hue(x, shift):
@@ -185,11 +185,12 @@ def shift_hue(x, shift):
     chroma = value - r.minimum(g).minimum(b)
     c = torch.where(chroma == 0, 1, chroma)
     sector = torch.where(value == r, (g - b) / c, torch.where(value == g, 2 + (b - r) / c, 4 + (r - g) / c))
-    k = (torch.tensor([5.0, 3.0, 1.0], device=x.device)[:, None, None] + sector[:, None] + 6 * shift[:, None, None, None]) % 6
+    k = (to_device(torch.tensor([5.0, 3.0, 1.0]), x)[:, None, None] + sector[:, None] + 6 * shift[:, None, None, None]) % 6
     return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
 def normalize(x, mean, std):
     """(x - mean) / std per channel; one channel becomes three, as the network expects. Returns [B, 3, H, W]."""
-    x = (x - x.new_tensor(mean)[:, None, None]) / x.new_tensor(std)[:, None, None]
+    mean, std = (to_device(torch.tensor(values, dtype=x.dtype), x)[:, None, None] for values in (mean, std))
+    x = (x - mean) / std
     return x.expand(-1, 3, -1, -1)

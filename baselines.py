@@ -180,7 +180,7 @@ def sbcl_loss(z, labels, subclasses, temperature=0.1, coarse_temperatures=(0.1, 
     members = same & same_subclass
     outside = others & ~members | own
     positives = same & outside
-    t = torch.as_tensor(coarse_temperatures, dtype=s.dtype, device=s.device)[labels.long().repeat(z.shape[1]), None]     # [V*N, 1]
+    t = torch.as_tensor(coarse_temperatures, dtype=s.dtype).to(s.device, non_blocking=True)[labels.long().repeat(z.shape[1]), None]   # [V*N, 1]
     fine = _pull(s / temperature, others, _shares(members, s))
     coarse = _pull(s / t, outside, _shares(positives, s))
     return (fine_scale * fine + beta * coarse).mean()
@@ -347,7 +347,7 @@ def paco_loss(z, labels, logits, prior, queue, queue_labels, temperature=0.2, al
     log_z = o.logsumexp(1)
     if gamma:
         log_z = torch.logaddexp(log_z, s.masked_fill(~others, -torch.inf).logsumexp(1) + math.log(gamma))
-    weight = torch.as_tensor(alpha, dtype=s.dtype, device=s.device).expand(2)[y]                                   # [A*N]
+    weight = torch.as_tensor(alpha, dtype=s.dtype).to(s.device, non_blocking=True).expand(2)[y]                                   # [A*N]
     pulled = beta * o.gather(1, y[:, None]).squeeze(1) + weight * (s * same).sum(1)
     return (log_z - pulled / (beta + weight * same.sum(1))).mean()
 

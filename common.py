@@ -243,7 +243,9 @@ class ImageBatches:
         self.images, self.rows, self.device = images, np.asarray(rows), device
         size = int(np.prod(images.shape[1:])) * len(self.rows)
         fits = device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2
-        self.resident = torch.from_numpy(images[self.rows]).to(device) if fits else None
+        self.resident = torch.empty(len(self.rows), *images.shape[1:], dtype=torch.uint8, device=device) if fits else None
+        for start in range(0, len(self.rows) if fits else 0, 1024):                              # never all of it in the host's memory
+            self.resident[start:start + 1024] = torch.from_numpy(images[self.rows[start:start + 1024]])
 
     def _read(self, positions):
         batch = torch.from_numpy(self.images[self.rows[positions]]).permute(0, 3, 1, 2).contiguous()    # cheap as bytes, dear as floats later
@@ -253,7 +255,7 @@ class ImageBatches:
         """batches: a list of position lists. Yields (positions, uint8 [B, C, S, S] on the device), the images of `part` of the positions."""
         if self.resident is not None:
             for positions in batches:
-                yield positions, self.resident[torch.as_tensor(positions[part], device=self.device)].permute(0, 3, 1, 2)
+                yield positions, self.resident[torch.as_tensor(positions[part]).to(self.device, non_blocking=True)].permute(0, 3, 1, 2)
             return
         with ThreadPoolExecutor(max_workers=1) as ahead:
             coming = [ahead.submit(self._read, positions[part]) for positions in batches[:1]]
@@ -438,6 +440,8 @@ class Epoch:
         self.done, self.skipped = 0, 0
         self.losses = torch.zeros(len(self.batches), device=device)
         if self.resumed:
+            if len(self.resumed["losses"]) != len(self.batches):
+                raise UserError("checkpoint.pt: of an epoch with another number of steps; delete it to start again")
             self.generator.set_state(self.resumed["generator"])
             self.done, self.skipped = self.resumed["step"], self.resumed["skipped"]
             self.losses.copy_(self.resumed["losses"])
@@ -465,9 +469,13 @@ class Epoch:
     def can_go_on(within):
         """Whether this is what a Stopped epoch has left."""
         kinds = {"step": int, "skipped": int, "losses": torch.Tensor, "generator": torch.Tensor, "seconds": float}
-        return isinstance(within, dict) and kinds.keys() == within.keys() and all(isinstance(within[name], kind) for name, kind in kinds.items()) \
-            and within["losses"].ndim == 1 and 0 <= within["step"] <= len(within["losses"]) \
-            and (within["generator"].dtype, within["generator"].shape) == (torch.uint8, torch.Generator().get_state().shape)
+        if not (isinstance(within, dict) and kinds.keys() == within.keys() and all(isinstance(within[name], kind) for name, kind in kinds.items())):
+            return False
+        try:
+            torch.Generator().set_state(within["generator"])
+        except (RuntimeError, TypeError):
+            return False
+        return within["losses"].ndim == 1 and 0 <= within["step"] <= len(within["losses"])
 
     def seconds(self):
         return time.time() - self.started

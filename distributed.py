@@ -8,6 +8,7 @@ In a process of its own nothing here does anything.
 
 import functools
 import os
+import signal
 import sys
 from contextlib import redirect_stdout
 
@@ -16,7 +17,7 @@ import torch.distributed as dist
 import torch.nn as nn
 
 from losses import at_least_float32
-from run import Stopped, UserError
+from run import SIGNALS, Stopped, UserError
 
 
 def together(main):
@@ -25,15 +26,21 @@ def together(main):
     def joined(*args):
         if os.environ.get("WORLD_SIZE", "1") == "1":
             return main(*args)
+        if not {"LOCAL_RANK", "LOCAL_WORLD_SIZE"} <= os.environ.keys():
+            raise UserError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but not from torchrun; start with torchrun, or unset it")
+        handlers = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}         # no Python runs while torch waits for the others
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-        except ValueError as error:
-            raise UserError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but not from torchrun ({error}); start with torchrun, or unset it") from None
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"the processes of torchrun do not find each other ({' '.join(str(error).split())}); see its --rdzv-endpoint") from None
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
             try:
                 main(*args)
-            except (UserError, Stopped):
-                dist.destroy_process_group()
+            except Stopped as stopped:
+                if stopped.within:                               # all have stopped; after an error of one, the others would be waited for
+                    dist.destroy_process_group()
                 raise
             except RuntimeError as error:
                 if "gloo" not in str(error):

@@ -16,7 +16,7 @@ The metrics are importable: from evaluate_metrics import class_alignment_consist
 import numbers
 from pathlib import Path
 
-from run import ArgumentParser, UserError, at_least, cli, read_json, sha256, whole, write_json
+from run import ArgumentParser, UserError, at_least, cli, hold, read_json, sha256, whole, write_json
 
 
 def parse_args():
@@ -284,7 +284,7 @@ def evaluate(source, out, facts, spaces, args, device):
     if finished(out / "metrics.json", facts):
         print(f"finished already: {out / 'metrics.json'}")
         return
-    out.mkdir(parents=True, exist_ok=True)
+    hold(out, "-metrics")
     labels, embeddings = spaces()                                                       # {space: (z [V, n, D], evaluation view [n, D])}
     try:
         values = {space: measure(z.to(device), labels, args.neighborhood, space) for space, (z, _) in embeddings.items()}

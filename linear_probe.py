@@ -13,7 +13,7 @@ statistics are part of what is frozen. Writes probe.json and probe.pt; a probe o
 import os
 from pathlib import Path
 
-from run import ArgumentParser, UserError, at_least, cli, read_json, write_json
+from run import ArgumentParser, UserError, at_least, cli, hold, read_json, write_json
 from sources import images_to_predict
 
 
@@ -77,6 +77,7 @@ def main():
 
 def probe_run(encoder, subset, balanced, out, settings, device, args, facts):
     """Train both probes of one run, read the test split once for each, write probe.json and probe.pt."""
+    hold(out, "-probe")
     val, test = (features(encoder, subset, subset.splits[split], device, args, desc=split) for split in ("val", "test"))
     fit = fit_cached if args.protocol == "cached" else fit_reference
     result = {"test": None, "val": None, "test_balanced_train": None, "val_balanced_train": None}
@@ -86,6 +87,7 @@ def probe_run(encoder, subset, balanced, out, settings, device, args, facts):
             result.update({"val" + ending: probe_scores(probe, *val, subset), "test" + ending: probe_scores(probe, *test, subset),
                            "chosen" + ending: chosen})
             if not ending:
+                (out / "probe.json").unlink(missing_ok=True)     # it would vouch for another probe.pt, if this ended between the two
                 save_tensors(out / "probe.pt", probe.state_dict())
         elif subset.ratio != "50-50":
             print("no probe on balanced rows: there is no 50-50 subset beside this one; make_subsets.py --ratios 50-50 adds it")

@@ -74,7 +74,7 @@ def suppro_loss(z, labels, prototypes, temperature=0.07, margin=1.0):
     rows = view_rows(z)                                                                 # [V*N, D]
     prototypes = prototypes.detach().to(rows)
     own, other = ((rows * prototypes[c]).sum(1) for c in (labels, 1 - labels))          # cosines, [V*N]
-    margins = torch.as_tensor(margin, dtype=rows.dtype, device=rows.device).expand(2)   # a float serves both classes
+    margins = torch.as_tensor(margin, dtype=rows.dtype).to(rows.device, non_blocking=True).expand(2)         # a float serves both classes
     pull = (own <= other + margins[labels]).detach()                                    # [V*N]
     return _contrast(z, by_image(z), temperature, pull, own / temperature)
 

@@ -158,12 +158,15 @@ def whole(path):
 HELD = []                                                         # open lock files; the system lets go of them when the process ends
 
 
-def hold(folder):
-    """Make `folder` and keep it for this process until it ends, however it ends. UserError while another process holds it."""
+def hold(folder, what=""):
+    """Make `folder` and keep it for this process until it ends, however it ends. UserError while another process holds it.
+
+    what: not all of it, but what is written there under this name.
+    """
     import fcntl
     Path(folder).mkdir(parents=True, exist_ok=True)
     try:
-        file = open(Path(folder) / ".lock", "a")
+        file = open(Path(folder) / f".lock{what}", "a")
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EROFS):            # who may not write there cannot disturb: what is finished can be read
             return

@@ -136,18 +136,19 @@ slots() {  # what takes one run at a time: the ids of the GPUs; where there is n
 }
 
 run_list() {  # run the commands on standard input, one at a time on each of the slots "$@"; a failed one does not stop the rest
-    local commands total cores slot failed=0
+    local commands total cores slot line n=0 failed=0
     commands=$(cat) total=$(wc -l <<< "$commands" | tr -d ' ') cores=$(getconf _NPROCESSORS_ONLN)
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     echo "$total to run, one at a time on: $*"
     for slot in "$@"; do begin worker "$slot" $#; done
     wait
-    if [ -e "$work/failed" ]; then
-        echo; echo "failed ($(wc -l < "$work/failed" | tr -d ' ')); the same command tries these again:"; cat "$work/failed"; failed=1
-    fi >&2
+    while IFS= read -r line; do
+        n=$((n + 1))
+        [ -e "$work/$n/done" ] || { [ $((failed++)) != 0 ] || printf '\nfailed; the same command tries these again:\n'; echo "  $line"; }
+    done <<< "$commands" >&2
     rm -rf "$work"
-    return $failed
+    return $((failed > 0))
 }
 
 worker() {  # on slot $1 of $2: run every command that no other worker has begun
@@ -158,7 +159,7 @@ worker() {  # on slot $1 of $2: run every command that no other worker has begun
     while IFS= read -r line; do
         n=$((n + 1))
         if mkdir "$work/$n" 2> /dev/null; then    # only one worker can
-            run_one "$2" "[$n/$total] " "$line" "$work/$n/output" || echo "  $line" >> "$work/failed"
+            if run_one "$2" "[$n/$total] " "$line" "$work/$n/output"; then touch "$work/$n/done"; fi
         fi
     done <<< "$commands"
 }
@@ -253,7 +254,7 @@ case ${1:-grid} in
         failed=0
         subsets || failed=1
         run_list $(slots 1) < <(list) || failed=1
-        "$PYTHON" report.py "$RUNS"
+        "$PYTHON" report.py "$RUNS" || failed=1
         exit $failed
         ;;
     subsets)

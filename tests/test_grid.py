@@ -88,6 +88,18 @@ def test_every_gpu_has_one_run_at_a_time_and_a_failure_is_listed(kit):
     assert f"threads {max(1, os.cpu_count() // 2)}" in done.stdout
 
 
+def test_what_was_not_done_is_never_passed_over(kit):
+    """A worker is killed, and the folder of temporary files swept, in the middle of the list: whatever has not ended well is named."""
+    (kit / "tmp").mkdir()
+    (kit / "pretrain.py").write_text("import pathlib, shutil\n" + RUN + f"shutil.rmtree({str(kit / 'tmp')!r}) if out.name == 'seed1' else None\n")
+    done = run_all(kit, SEEDS="0 1 3", CUDA_VISIBLE_DEVICES="0", TMPDIR=str(kit / "tmp"))
+    assert done.returncode == 1 and "/seed3 &&" in done.stderr.split("these again:")[1]
+    (kit / "tmp").mkdir()
+    (kit / "pretrain.py").write_text(RUN + "os.kill(os.getppid(), signal.SIGKILL) if out.name == 'seed1' else None\n")
+    done = run_all(kit, SEEDS="0 1 3", CUDA_VISIBLE_DEVICES="0", TMPDIR=str(kit / "tmp"), RUNS="others")
+    assert done.returncode == 1 and re.findall(r"pretrain.*?/seed(\d) &&", done.stderr.split("these again:")[1]) == ["1", "3"]
+
+
 @pytest.mark.parametrize("variables, ids", [({"CUDA_VISIBLE_DEVICES": "3,MIG-b"}, {"3", "MIG-b"}), ({"CUDA_VISIBLE_DEVICES": "", "JOBS": "1"}, {""})])
 def test_the_gpus_may_be_named_and_a_machine_may_have_none(kit, variables, ids):
     """CUDA_VISIBLE_DEVICES="" is what hides all of them; the runs then follow each other."""

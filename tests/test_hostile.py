@@ -197,8 +197,12 @@ def tables(folder):
     report.next_step(rows, folder, folder / "report", [])
 
 
+WITHIN = {"step": 1, "skipped": 0, "losses": torch.zeros(2), "generator": torch.Generator().get_state(), "seconds": 1.0}
 TORN = {"epoch": lambda state: state.update(epoch="3"), "epoch below 0": lambda state: state.update(epoch=-1),
         "within": lambda state: state.update(within={"step": 1}), "within of another kind": lambda state: state.update(within=[1]),
+        "step": lambda state: state.update(within={**WITHIN, "step": 7}),
+        "losses": lambda state: state.update(epoch=0, within={**WITHIN, "losses": torch.zeros(3)}),
+        "generator": lambda state: state.update(within={**WITHIN, "generator": torch.full_like(WITHIN["generator"], 9)}),
         "shape": lambda state: state["model"].update({"head.0.bias": torch.zeros(3)}), "no key": lambda state: state["model"].pop("head.0.bias"),
         "one key more": lambda state: state["model"].update(more=torch.zeros(3)),
         "dtype": lambda state: state["model"].update({"head.0.bias": state["model"]["head.0.bias"].to(torch.complex64)}),

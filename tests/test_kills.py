@@ -77,7 +77,7 @@ def place(tmp_path_factory, start):
 def left_by(folder):
     """Everything that a finished command has left, without what depends on the clock and without its checkpoint."""
     found = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in ("checkpoint.pt", ".lock")):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith((".lock", "checkpoint"))):
         name = str(path.relative_to(folder))
         if path.suffix == ".pt":
             found[name] = common.load_tensors(path)
