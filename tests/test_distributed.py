@@ -181,10 +181,16 @@ def test_a_process_that_dies_is_one_line_of_the_others(monkeypatch):
     """gloo says what it says where the other end of a line is gone."""
     def alone():
         raise RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:29610")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr("torch.distributed.init_process_group", lambda backend: None)
     with pytest.raises(UserError, match="another process of this run has ended; the same command goes on from the last checkpoint"):
         distributed.together(alone)()
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda backend: alone())
+    with pytest.raises(UserError, match="the processes of torchrun do not find each other"):
+        distributed.together(alone)()
+    signal.signal(signal.SIGTERM, handler)
 
 
 def test_other_scripts_run_on_one_device(workplace, monkeypatch):

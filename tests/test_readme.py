@@ -125,8 +125,8 @@ def test_the_figures_of_the_probe_are_those_measured():
     measured = json.loads((ROOT / "results/benchmark/probe.json").read_text())
     text, (few, many) = (ROOT / "README.md").read_text(encoding="utf-8"), measured["probe"].values()
     ours, theirs = ([fits[form] for fits in (few, many)] for form in ("ours", "scikit-learn"))
-    for figure in ("takes {:.0f} s at 1 % minority and {:.0f} s at 50 %".format(*(row["seconds"] for row in ours)),
-                   "takes {:.0f} and {:.0f} s on".format(*(row["seconds"] for row in theirs)), "{:.1f} and {:.1f} times as long".format(*(row["ratio"] for row in ours)),
+    for figure in ("takes {:.1f} s at 1 % minority and {:.1f} s at 50 %".format(*(row["seconds"] for row in ours)),
+                   "takes {:.0f} and {:.0f} s,".format(*(row["seconds"] for row in theirs)), "{:.1f} and {:.1f} times as long".format(*(row["ratio"] for row in ours)),
                    "test accuracy ({:.2f} and {:.2f} %)".format(*(100 * row["test_accuracy"] for row in ours)), f"commit {measured['provenance']['commit']}"):
         assert figure in text, figure
     for mine, plain in zip(ours, theirs):
