@@ -200,7 +200,7 @@ def test_the_same_seed_gives_the_same_run(whole, monkeypatch):
     try:
         torch.set_num_threads(2)
         for out in ("with two threads", "again"):
-            call(pretrain, *WORDS, out, "--size", 24)
+            call(pretrain, *WORDS, out, "--size", 24, "--epochs", 2)
     finally:
         torch.set_num_threads(threads)
     for one, other in (("whole", "once"), ("with two threads", "again")):
