@@ -270,7 +270,7 @@ def ways_scored(row):
         return [way("from scratch", "finetune"), *([probe] if "probe_test_accuracy" in row else [])]
     if "finetune_test_accuracy" not in row:
         return [probe]
-    defaults = {**DEFAULTS, **OWN_DEFAULTS.get(row.get("finetune_loss"), {})}
+    defaults = {**DEFAULTS, **OWN_DEFAULTS.get(str(row.get("finetune_loss")), {})}
     options = [row.get(f"finetune_{key}") for key in ("loss", "train")] + [setting_text(key, row[f"finetune_{key}"]) for key in (
         "gamma", "head", "head_lr", "balanced_batches", "subsample_balanced", "fraction", "bn_train", "augment", "epochs", "batch_size", "lr")
         if f"finetune_{key}" in row and row[f"finetune_{key}"] != defaults.get(key)]

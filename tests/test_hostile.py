@@ -177,6 +177,23 @@ def test_a_run_folder_with_anything_in_it(run, data):
         path.write_text("\n".join(lines) + "\n")
     else:
         path.write_text(json.dumps(changed(data, json.loads(whole))))
+    opened_or_refused(run, name, whole)
+
+
+@pytest.mark.parametrize("name, place, value", [("finetune.json", ("loss",), []), ("probe.json", ("test_balanced_train", "accuracy"), []),
+                                                ("finetune/config.json", ("head",), [[]]), ("config.json", ("subset",), 5), ("config.json", ("size",), None)])
+def test_what_was_found_in_run_folders(run, name, place, value):
+    whole = (run / name).read_text()
+    inner = content = json.loads(whole)
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    (run / name).write_text(json.dumps(content))
+    opened_or_refused(run, name, whole)
+
+
+def opened_or_refused(run, name, whole):
+    """Then the file is `whole` again."""
     try:
         readers = {"config.json": lambda: common.load_run(run), "finetune/config.json": lambda: finetune.load_network(run / "finetune")}
         for read in (readers.get(name), lambda: tables(Path("runs"))):
@@ -185,7 +202,7 @@ def test_a_run_folder_with_anything_in_it(run, data):
             except UserError as error:
                 assert any(part in str(error) for part in ("runs", "subsets", "--")) and "\n" not in str(error)
     finally:
-        path.write_text(whole)
+        (run / name).write_text(whole)
 
 
 def tables(folder):
