@@ -347,7 +347,7 @@ def paco_loss(z, labels, logits, prior, queue, queue_labels, temperature=0.2, al
     log_z = o.logsumexp(1)
     if gamma:
         log_z = torch.logaddexp(log_z, s.masked_fill(~others, -torch.inf).logsumexp(1) + math.log(gamma))
-    weight = torch.as_tensor(alpha, dtype=s.dtype).to(s.device, non_blocking=True).expand(2)[y]                                   # [A*N]
+    weight = torch.as_tensor(alpha, dtype=s.dtype).to(s.device, non_blocking=True).expand(2)[y]                    # [A*N]
     pulled = beta * o.gather(1, y[:, None]).squeeze(1) + weight * (s * same).sum(1)
     return (log_z - pulled / (beta + weight * same.sum(1))).mean()
 

@@ -1,8 +1,8 @@
 """Several processes as one, on as many GPUs and machines as torchrun has started them: a run is the same on any number, up to rounding.
 
 Every process draws for the whole batch and puts its own images through the network. `gather` gives all of them the features of all
-images, so that each computes the loss of the whole batch, of which it counts its equal share: the gradients' sum over processes is then
-that of the loss, for whatever lies in front of `gather` or behind it. Batch norm takes its statistics over all images.
+images, so each computes the loss of the whole batch. It takes the gradient of loss / processes, and the gradients are summed: that is exact
+for whatever lies in front of `gather` or behind it. Batch norm takes its statistics over all images.
 In a process of its own nothing here does anything.
 """
 

@@ -114,7 +114,7 @@ def read_run(folder, config, root):
     row.update({key: value for key, value in config.items() if key not in row and key != "subset"})
     row["minority_percent"] = minority_percent(config, folder)
 
-    log = [line for line in read_log(folder) if isinstance(line, dict)] if (folder / "log.jsonl").exists() else []
+    log = read_log(folder) if (folder / "log.jsonl").exists() else []
     if log and "epoch" not in log[0]:
         row.update({key: value for key, value in log[0].items() if isinstance(value, str)})       # command, commit, device, versions
     epochs = [line for line in log if "epoch" in line and isinstance(line.get("loss"), (int, float))]

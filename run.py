@@ -207,7 +207,7 @@ def read_log(folder):
             lines.append(json.loads(line))
         except ValueError:
             continue
-    return lines
+    return [line for line in lines if isinstance(line, dict)]
 
 
 def sha256(path):
