@@ -526,6 +526,22 @@ def shuffled_batches(n, batch_size, generator):
     return [b.numpy() for b in torch.randperm(n, generator=generator).split(batch_size) if len(b) == batch_size]
 
 
+def with_minority(batches, is_minority, k, generator):
+    """The same batches, in which minority images take the place of majority images until each holds k of them, none twice in a batch.
+
+    batches: arrays of positions, as shuffled_batches gives them; is_minority bool [n], true k times at least. An image may thus be seen in
+    several batches of an epoch. Where a batch holds k already it stays as it is.
+    """
+    members, filled = np.flatnonzero(is_minority), []
+    for batch in batches:
+        spare, places = members[~np.isin(members, batch)], np.flatnonzero(~is_minority[batch])
+        lacking = max(0, k - (len(batch) - len(places)))
+        batch = batch.copy()
+        batch[places[:lacking]] = spare[torch.randperm(len(spare), generator=generator)[:lacking]]
+        filled.append(batch)
+    return filled
+
+
 @torch.no_grad()
 def embed(network, subset, rows, device, batch_size=256, views=0, generator=None, desc=None):
     """Run some rows through a network in eval mode.

@@ -571,7 +571,7 @@ def parse_args():
     p.add_argument("dataset", help="one of those below, or all; digits needs no download")
     p.add_argument("--data-root", default="data", metavar="D", help="folder of the images, or of the MedMNIST file; npz: the file")
     p.add_argument("--download", action="store_true", help="fetch a missing MedMNIST file into --data-root")
-    p.add_argument("--minority", metavar="X", help="rare class. inat21: taxon; folder: A or A,B; npz: 3 or 3,4 (default: rarer of two)")
+    p.add_argument("--minority", metavar="X", help="rare class. inat21: taxon; folder: A or A,B; npz, fashionmnist: 3 or 3,4 (default: rarer of two)")
     p.add_argument("--majority", metavar="Y", help="the other class, likewise (default of folder and npz: all others)")
     p.add_argument("--ratios", nargs="+", metavar="A-B", help=f"percent majority-minority in train (default: {' '.join(RATIOS)})")
     p.add_argument("--seed", type=at_least(0), default=0, metavar="K", help="of splits and draws; the model's seed is another")

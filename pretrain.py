@@ -46,6 +46,7 @@ def parse_args(words=None):
     parser.add_argument("--batch-size", type=at_least(2), default=256, help="images; each gives two views (bcl: three)")
     parser.add_argument("--chunk", type=at_least(2), metavar="IMAGES",
                         help="of the batch in the network at a time: the loss sees all, memory and batch norm so many")
+    parser.add_argument("--minority-per-batch", type=at_least(1), metavar="K", help="at least K minority images in a batch (default: as they come)")
     parser.add_argument("--lr", type=at_least(0, float), default=0.0625, help="of SGD, reached after the warm-up")
     parser.add_argument("--warmup-epochs", type=at_least(0), default=10, help="linear warm-up, then cosine")
     parser.add_argument("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="auto: bf16 where the GPU has it")
@@ -88,7 +89,8 @@ from tqdm import tqdm
 from baselines import BCL, KCL, SBCL, TSC, PaCo
 from common import (ContrastiveModel, Epoch, ImageBatches, Method, antipodal_prototypes, augment, draw_supervised_majority, embed,
                     load_subset, log_line, normalize, ntxent_loss, pick_device, precision, resume, rewind_log, save_checkpoint,
-                    save_tensors, seeded, shuffled_batches, start_run, supcon_loss, supmin_loss, suppro_loss, warmup_cosine)
+                    save_tensors, seeded, shuffled_batches, start_run, supcon_loss, supmin_loss, suppro_loss, warmup_cosine,
+                    with_minority)
 from distributed import check_alike, first_alone, own, processes, rank, share_buffers, synchronised, together
 from evaluate_metrics import class_alignment_consistency, sample_alignment_accuracy
 
@@ -151,13 +153,17 @@ def main():
     if args.chunk and (args.batch_size % min(args.chunk, args.batch_size) or args.chunk % processes()):
         raise UserError(f"--chunk {args.chunk}: has to divide --batch-size {args.batch_size}" +
                         (f" and to be a multiple of {processes()}, the number of processes" if processes() > 1 else ""))
+    most = min(args.batch_size, int((subset.labels[rows] == subset.minority).sum()))
+    if (args.minority_per_batch or 0) > most:
+        raise UserError(f"--minority-per-batch {args.minority_per_batch}: is more than a batch or the training images can hold; use {most} or less")
     if args.watch_every and len(subset.splits["val"]) < 10:
         raise UserError(f"{subset.path}: has only {len(subset.splits['val'])} validation images, too few to watch; use --watch-every 0")
 
     config = dict(method=args.method, **{option: getattr(args, option) for option in OPTIONS[args.method]},
                   dataset=subset.name, ratio=subset.ratio, arch=args.arch, projection_dim=PROJECTION_DIM, size=subset.size, epochs=args.epochs,
-                  batch_size=args.batch_size, **({"chunk": args.chunk} if args.chunk else {}), lr=args.lr, warmup_epochs=args.warmup_epochs,
-                  temperature=args.temperature, seed=args.seed, amp=amp, smoke=args.smoke, classes=subset.classes, minority=subset.minority,
+                  batch_size=args.batch_size, **{key: value for key in ("chunk", "minority_per_batch") if (value := getattr(args, key))},
+                  lr=args.lr, warmup_epochs=args.warmup_epochs, temperature=args.temperature, seed=args.seed, amp=amp, smoke=args.smoke,
+                  classes=subset.classes, minority=subset.minority,
                   subset=os.path.relpath(subset.path, out), sha256=subset.sha256, rows_sha256=subset.rows_sha256)
 
     # network, method, optimizer
@@ -177,7 +183,7 @@ def main():
         print(f"finished already: {out / 'encoder.pt'}")
         return
     first_alone(rewind_log, out, epoch)
-    describe_batches(subset, args.batch_size, method)
+    describe_batches(subset, args.batch_size, method, args.minority_per_batch)
     if args.warmup_epochs > args.epochs:
         print(f"  the warm-up ({args.warmup_epochs} epochs) outlasts the run, which never reaches its learning rate; --warmup-epochs shortens it")
 
@@ -213,7 +219,12 @@ def main():
 
 def train_one_epoch(epoch, steps, model, method, optimizer, scaler, autocast, train, subset, args, folder, bar, stop):
     """One pass in full batches, or the rest of one that was stopped."""
-    progress = Epoch(epoch, args.seed, lambda generator: shuffled_batches(len(train.rows), args.batch_size, generator)[:steps], train.device, stop)
+    def draw(generator):
+        batches = shuffled_batches(len(train.rows), args.batch_size, generator)[:steps]
+        is_minority = subset.labels[train.rows] == subset.minority
+        return with_minority(batches, is_minority, args.minority_per_batch, generator) if args.minority_per_batch else batches
+
+    progress = Epoch(epoch, args.seed, draw, train.device, stop)
     method.start_epoch(epoch, model, bool(progress.resumed))
     share_buffers(method)
     first, end = method.phase(epoch, args.epochs)
@@ -267,14 +278,14 @@ def knn_balanced_accuracy(z, labels, k=5):
     return 100 * np.mean([right[labels == c].float().mean().item() for c in (0, 1)])
 
 
-def describe_batches(subset, batch_size, method):
+def describe_batches(subset, batch_size, method, at_least=None):
     """Say how many minority images a batch holds, and how often none (drawn without replacement), and what a collapse would look like."""
     minority, total = subset.train_counts()[subset.minority], sum(subset.train_counts())
     def log_choose(n, k):
         return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
     none = math.exp(log_choose(total - minority, batch_size) - log_choose(total, batch_size)) if batch_size <= total - minority else 0.0
     print(f"  {minority} of {total} training images are '{subset.classes[subset.minority]}' (minority): {batch_size * minority / total:.2f} "
-          f"expected per batch of {batch_size}, none in {none:.1%} of the batches")
+          f"expected per batch of {batch_size}, none in {none:.1%} of the batches" + (f"; filled up to {at_least} in each" if at_least else ""))
     collapsed = method.collapse_value(batch_size)
     print("  this loss has no fixed collapse value: watch SAA and CAC" if collapsed is None else
           f"  collapse value of the loss: log({math.exp(collapsed):.0f}) = {collapsed:.3f}")

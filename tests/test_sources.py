@@ -1,6 +1,7 @@
 """The data sets as they are downloaded: FracAtlas, cardiac MRI, iNaturalist, any .npz, several class folders; leaks, --verify, all."""
 
 import csv
+import gzip
 import json
 import shutil
 import zipfile
@@ -251,6 +252,43 @@ def test_two_groups_of_the_classes_of_any_npz(make, tmp_path):
     subset = well_formed(Path("subsets/colours/natural.json"))
     assert (subset.classes, subset.recipe, subset.size) == (["0", "1"], "natural", 12) and subset.images.shape == (37, 12, 12, 3)
     np.testing.assert_array_equal(subset.images[3], np.asarray(Image.fromarray(colour["train_images"][3]).resize((12, 12), Image.Resampling.BICUBIC)))
+
+
+def fashion(root, sizes=(300, 60)):
+    """Fashion-MNIST's four files, smaller; returns images and labels of both parts."""
+    root.mkdir()
+    rng, parts = np.random.default_rng(5), []
+    for part, n in zip(("train", "t10k"), sizes):
+        images, labels = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8), (np.arange(n) % 10).astype(np.uint8)
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            head = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+            (root / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(head + array.tobytes()))
+        parts.append((images, labels))
+    return parts
+
+
+def test_fashion_mnist(make, refused, tmp_path):
+    parts = fashion(tmp_path / "data")
+    make("fashionmnist", "--data-root", "data")
+    subset = well_formed(Path("subsets/fashionmnist/natural.json"))
+    assert counts(subset) == {"train": (27, 81), "val": (3, 9), "test": (6, 18)}                 # 10 % of train, of each class
+    assert (subset.classes, subset.minority, subset.size) == (["shirt", "T-shirt + pullover + coat"], 0, 28)
+    for line in index(Path("subsets/fashionmnist")):
+        part, i = line["source"].split("/")
+        images, labels = parts[part == "t10k"]
+        np.testing.assert_array_equal(subset.images[int(line["row"]), ..., 0], images[int(i)])
+        assert int(line["label"]) == (labels[int(i)] != 6) and (line["split"] == "test") == (part == "t10k")
+    make("fashionmnist", "--data-root", "data", "--verify")
+    make("fashionmnist", "--data-root", "data", "--minority", "9", "--majority", "7", "--name", "shoes", "--ratios", "natural")
+    assert well_formed(Path("subsets/shoes/natural.json")).classes == ["ankle boot", "sneaker"]
+    refused("fashionmnist", "--data-root", "data", "--minority", "10", "--name", "x", says=["no class 10", "9 ankle boot"])
+    file = tmp_path / "data" / "train-labels-idx1-ubyte.gz"
+    whole = file.read_bytes()
+    for damage in (whole[:-20], gzip.compress(gzip.decompress(whole)[:-1]), gzip.compress(b"\0\0\x08\x03" + gzip.decompress(whole)[4:]), b""):
+        file.write_bytes(damage)
+        refused("fashionmnist", "--data-root", "data", "--name", "x", says=["train-labels-idx1-ubyte.gz: damaged"])
+    file.unlink()
+    refused("fashionmnist", "--data-root", "data", "--name", "x", says=["train-labels-idx1-ubyte.gz: no such file", "dataset-fashion-mnist"])
 
 
 def test_findings_of_which_an_image_may_have_several(make, tmp_path):

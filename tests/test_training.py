@@ -58,6 +58,27 @@ def test_every_method_is_repeatable(workplace, method, flags):
         assert torch.equal(a[0]["method"]["prototypes"][0], -a[0]["method"]["prototypes"][1])
 
 
+@pytest.mark.parametrize("k", [1, 4, 8])
+def test_batches_are_filled_up_with_minority_images(k):
+    is_minority = np.arange(200) % 25 == 0                                                       # 8 of 200
+    batches = common.shuffled_batches(200, 16, common.seeded(3))
+    filled = common.with_minority(batches, is_minority, k, common.seeded(4))
+    assert [len(batch) for batch in filled] == [16] * 12
+    for before, after in zip(batches, filled):
+        assert is_minority[after].sum() == max(k, is_minority[before].sum()) and len(set(after)) == 16
+        stays = before == after
+        assert not is_minority[before[~stays]].any() and is_minority[after[~stays]].all()
+    assert k == 1 or set(np.concatenate(filled)) >= set(np.flatnonzero(is_minority))             # the remainder of an epoch sits out
+
+
+def test_a_run_with_minority_images_in_every_batch(workplace, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(pretrain, "supcon_loss", lambda z, labels, temperature: (seen.append(labels), supcon_loss(z, labels, temperature))[1])
+    call(pretrain, "subsets/digits/99-1.json", "--method", "supcon", "--smoke", "--minority-per-batch", 5, "--out", "filled")
+    assert len(seen) == 2 and all((labels == 1).sum() >= 5 for labels in seen)
+    assert "filled up to 5 in each" in capsys.readouterr().out and json.loads(Path("filled/config.json").read_text())["minority_per_batch"] == 5
+
+
 def test_another_seed_gives_other_weights_on_the_same_rows(run, workplace):
     call(pretrain, "subsets/digits/99-1.json", "--method", "supmin", "--smoke", "--seed", 1)
     other = run.with_name("seed1")
@@ -240,6 +261,7 @@ def test_cuda_asked_for_and_absent(workplace):
     (["subsets/digits/99-1.json", "--epochs", "0"], "--epochs"),
     (["subsets/digits/99-1.json", "--amp", "fp16"], "--amp fp16"),
     (["subsets/digits/99-1.json", "--lr", "nan"], "--lr"),
+    (["subsets/digits/99-1.json", "--minority-per-batch", "7", "--batch-size", "64"], "--minority-per-batch 7: .*use 6 or less"),
     (["subsets/digits/index.csv"], "index.csv: not a JSON file"),
 ])
 def test_pretrain_refuses(workplace, args, words):
