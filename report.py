@@ -9,6 +9,7 @@ what differs stands in the label. Needs no GPU and none of the images; give it a
 """
 
 import csv
+import io
 import json
 import re
 import textwrap
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+import claims
 from run import ArgumentParser, UserError, cli, command_line, read_json, read_log, whole
 
 DATASETS = ("digits", "breastmnist", "pneumoniamnist", "inat21-plants", "inat21-insects", "inat21-mammals", "inat21", "fracatlas", "infarction",
@@ -31,6 +33,7 @@ OWN_DEFAULTS = {"tsc": {"variant": "ttc"}, "sbcl": {"variant": "code"}, "bcl": {
 IDENTITY = ("dataset", "ratio", "method", "seed", "subset", "classes", "minority", "encoder_sha256", "encoder_seed", "classifier_seed")
 COMPARED = ("arch", "epochs", "batch_size", "size")                             # settings that also tell methods of one kind apart
 SCORES = ("accuracy", "balanced_accuracy", "auroc", "f1")
+MEASURED = {"metrics": "evaluate_metrics.py", "probe": "linear_probe.py", "finetune": "finetune.py"}      # <name>.json of a run, by whom
 METRICS = ("saa", "cac", "sad", "cad", "gpu", "peu")
 NUMBERS = ("last_collapse_gap", "metrics_neighborhood", "minority_percent",
            *(f"{way}_{score}" for way in ("probe_test", "probe_test_balanced_train", "finetune_test") for score in SCORES))
@@ -40,27 +43,64 @@ NOT_RUN, NOT_APPLICABLE = "not run", "-"
 
 def parse_args():
     parser = ArgumentParser("Tables and figures from every run below a folder.")
-    parser.add_argument("runs", type=Path, help="folder with runs at any depth; runs in the other scripts' defaults")
+    parser.add_argument("runs", type=Path, nargs="?", help="folder with runs at any depth (the other scripts make runs/), or a report's runs.jsonl")
     parser.add_argument("--out", type=Path, help="where tables and figures go (default: report/ in that folder; results to commit them)")
-    return parser.parse_args()
+    parser.add_argument("--claims", action="store_true", help="judge the paper's claims by these runs, too: README.md, claims.png")
+    parser.add_argument("--check", type=Path, metavar="RESULTS",
+                        help="exit code 1 unless the tables below this folder are what the runs.jsonl beside them give")
+    args = parser.parse_args()
+    if (args.runs is None) == (args.check is None):
+        raise UserError("give the folder with the runs, or --check and the folder with the tables, and not both")
+    return args
 
 
 def main():
     args = parse_args()
-    out = args.out or args.runs / "report"
+    if args.check:
+        check(args.check)
+        return
+    from_archive = args.runs.is_file()
+    out = args.out or (args.runs.parent if from_archive else args.runs / "report")
+    head, runs = load(args.runs)
     rows = collect(args.runs)
     groups = group(rows)
-    write_csv(out / "results.csv", results_table(rows))
-    write_csv(out / "summary.csv", summary_table(groups))
-    written, missing = draw_figures(groups, args.runs, out)
-    notes = missing + left_out(rows) + unlisted(args.runs)
-    with whole(out / "report.md") as part:
-        part.write_text(markdown(groups, written, notes), encoding="utf-8")
+    figures, missing = draw_figures(groups, args.runs, out, args.claims)
+    notes = missing if from_archive else missing + unlisted(args.runs)
+    head = {"command": command_line(), "claims": args.claims, "figures": figures, "notes": notes}
+    for name, text in {"runs.jsonl": archive(head, runs), **tables(head, rows, groups)}.items():
+        with whole(out / name) as part:
+            part.write_text(text, encoding="utf-8")
 
     print(terminal_tables(groups))
-    for line in [*notes, *headlines(groups), f"written to {out}: " + ", ".join(["report.md", "results.csv", "summary.csv", *written])]:
+    for line in [*notes, *left_out(rows), *headlines(groups), f"written to {out}: " + ", ".join(["report.md", "results.csv", "summary.csv", *figures])]:
         print(textwrap.fill(line.replace(" %", "\0%"), 120, subsequent_indent="  ").replace("\0", " "))       # a number keeps its unit
-    print("next: " + next_step(rows, args.runs, out, written))
+    print("next: " + next_step(rows, args.runs, out, figures))
+
+
+def tables(head, rows, groups):
+    """{file name: text} of all that is written but the figures; head: command, claims, figures, notes, as the first line of runs.jsonl has them."""
+    made = {"results.csv": csv_text(results_table(rows)), "summary.csv": csv_text(summary_table(groups)),
+            "report.md": markdown(groups, head["figures"], head["notes"] + left_out(rows), head["command"])}
+    if head["claims"]:
+        made["README.md"] = claims.markdown(rows, head["figures"], head["command"])
+    return made
+
+
+def check(folder):
+    """Make the tables beside every runs.jsonl below a folder again, from it alone, and compare. Exit code 1 where one differs."""
+    archives = sorted(folder.rglob("runs.jsonl"))
+    if not archives:
+        raise UserError(f"--check {folder}: holds no runs.jsonl; give a folder that report.py has written to")
+    differ = []
+    for path in archives:
+        rows = collect(path)
+        for name, text in tables(load(path)[0], rows, group(rows)).items():
+            there = path.with_name(name)
+            same = there.is_file() and there.read_text(encoding="utf-8") == text
+            print(f"{there}: {'as the logs give it' if same else 'DIFFERS from what runs.jsonl gives'}")
+            differ += [] if same else [f"python report.py {path}{' --claims' if name == 'README.md' else ''}"]
+    if differ:
+        raise SystemExit(f"report.py: {len(differ)} of the tables differ; made again by: {differ[-1]}")
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -68,24 +108,14 @@ def main():
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def collect(folder):
-    """Every run below `folder`, in the order of the tables: one flat dict per run, named as the columns of results.csv.
+def collect(source):
+    """Every run below a folder, or in a runs.jsonl, in the order of the tables: one flat dict per run, named as the columns of results.csv.
 
     Values stay as the run's files have them (probe and fine-tuning fractions, SAA, CAC, PEU percent); what was not measured is absent.
     row["state"] is "finished", "not finished" (no encoder.pt yet, or no finetune.json of a re-trained classifier) or "repeats PATH" (same
-    settings and seed). UserError when the folder is missing or has no run, or when a file of a run is damaged.
+    settings and seed). UserError when the source is missing or has no run, or when a file of a run is damaged.
     """
-    folder = Path(folder)
-    way_out = "give the folder that pretrain.py made its runs in (runs by default)"
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; {way_out}")
-    rows = []
-    for path in sorted(folder.rglob("config.json")):
-        config = read_json(path, "delete it or move it out of this folder")
-        if "method" in config and "dataset" in config:
-            rows.append(read_run(path.parent, config, folder))
-    if not rows:
-        raise UserError(f"{folder}: holds no run (a folder with config.json); {way_out}")
+    rows = [read_run(run, source) for run in load(source)[1]]
     rows.sort(key=lambda row: (*place(row), row["settings"], row["seed"], row["state"], -len(row), row["path"]))
     name_methods(rows)
     rows.sort(key=lambda row: (*place(row), row["label"]))
@@ -97,8 +127,62 @@ def collect(folder):
     return rows
 
 
-def read_run(folder, config, root):
-    """What one run folder holds, as a flat row. UserError when a file is damaged."""
+def load(source):
+    """(head, runs): what the runs left, one dict each: path, finished, train_counts (or None), config, log, and metrics, probe, finetune if measured.
+
+    source: a folder with runs at any depth (head is then None), or a report's runs.jsonl, whose first line is the head.
+    """
+    source, head = Path(source), None
+    way_out = "give the folder that pretrain.py made its runs in (runs by default), or a report's runs.jsonl"
+    if source.is_file():
+        head, runs = read_archive(source)
+    elif source.is_dir():
+        runs = [load_run(path.parent, source) for path in sorted(source.rglob("config.json"))]
+    else:
+        raise UserError(f"{source}: no such folder; {way_out}")
+    runs = [run for run in runs if "method" in run["config"] and "dataset" in run["config"]]
+    if not runs:
+        raise UserError(f"{source}: holds no run (a folder with config.json); {way_out}")
+    return head, runs
+
+
+def load_run(folder, root):
+    """The dict of one run folder. UserError when a file of it is no JSON."""
+    run = {"path": folder.relative_to(root).as_posix(), "config": read_json(folder / "config.json", "delete it or move it out of this folder")}
+    run["finished"] = (folder / ("finetune.json" if "encoder_method" in run["config"] else "encoder.pt")).exists()
+    subset = folder / str(run["config"].get("subset", ""))
+    run["train_counts"] = read_json(subset, "make it again with make_subsets.py").get("counts", {}).get("train", {}) if subset.is_file() else None
+    run["log"] = read_log(folder) if (folder / "log.jsonl").exists() else []
+    for name, script in MEASURED.items():
+        if (folder / f"{name}.json").exists():
+            run[name] = read_json(folder / f"{name}.json", f"delete it and run {script} on this run again")
+    return run
+
+
+def archive(head, runs):
+    """The text of a runs.jsonl: the head and every run, one JSON object in a line."""
+    return "".join(json.dumps(line, sort_keys=True) + "\n" for line in [head, *runs])
+
+
+def read_archive(path):
+    """(head, runs) of a runs.jsonl. UserError when it is not one."""
+    try:
+        head, *runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        well_formed = all(isinstance(head[key], kind) for key, kind in dict(command=str, claims=bool, figures=list, notes=list).items())
+        if not well_formed or not all(isinstance(run["path"], str) and isinstance(run["config"], dict) and isinstance(run["log"], list)
+                                      and all(isinstance(line, dict) for line in run["log"]) and isinstance(run["finished"], bool)
+                                      and isinstance(run["train_counts"], dict | None)
+                                      and all(isinstance(run.get(name, {}), dict) for name in MEASURED) for run in runs):
+            raise ValueError("another kind of JSON")
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: not the runs of a report ({type(error).__name__}: {error}); take it from the repository, "
+                        "or make it again with report.py") from None
+    return head, runs
+
+
+def read_run(run, source):
+    """What one run left, as a flat row. UserError when something in it cannot be."""
+    config, folder = run["config"], Path(source) / run["path"]
     try:
         row = {**{key: str(config[key]) for key in ("dataset", "ratio", "method")}, "seed": int(config["seed"])}
         minority = (0, 1).index(config["minority"])
@@ -108,29 +192,31 @@ def read_run(folder, config, root):
     defaults = {**DEFAULTS, **OWN_DEFAULTS.get(row["method"], {})}
     settings = {key: value for key, value in config.items() if key not in IDENTITY and not (key in defaults and value == defaults[key])}
     kind = "re-trained" if "encoder_method" in config else "contrastive" if "projection_dim" in config else "supervised"
-    result = folder / ("finetune.json" if kind == "re-trained" else "encoder.pt")
-    row.update(settings=json.dumps(settings, sort_keys=True), kind=kind, state="finished" if result.exists() else "not finished",
-               path=folder.relative_to(root).as_posix())
+    row.update(settings=json.dumps(settings, sort_keys=True), kind=kind, state="finished" if run["finished"] else "not finished", path=run["path"])
     row.update({key: value for key, value in config.items() if key not in row and key != "subset"})
-    row["minority_percent"] = minority_percent(config, folder)
+    row["minority_percent"] = minority_percent(config, run["train_counts"])
 
-    log = read_log(folder) if (folder / "log.jsonl").exists() else []
+    log = run["log"]
     if log and "epoch" not in log[0]:
         row.update({key: value for key, value in log[0].items() if isinstance(value, str)})       # command, commit, device, versions
     epochs = [line for line in log if "epoch" in line and isinstance(line.get("loss"), (int, float))]
     if epochs:
         row["final_loss"] = float(epochs[-1]["loss"])
         row.update(flatten({key: value for key, value in epochs[-1].items() if key not in ("epoch", "loss", "lr", "head_lr")}, "last_"))
+    early = next((line for line in epochs if "val_knn" in line and 4 * (line["epoch"] + 1) >= config["epochs"]), {})       # a quarter of the training
+    row.update({f"early_{key}": float(np.mean(early[key])) for key in ("val_knn", "val_cac", "collapse_gap") if early.get(key) is not None})
 
     measured_on = {}
-    for name, script in (("metrics", "evaluate_metrics.py"), ("probe", "linear_probe.py"), ("finetune", "finetune.py")):
+    for name, script in MEASURED.items():
         path = folder / f"{name}.json"
-        if path.exists():
-            again = f"delete it and run {script} on this run again"
-            values = read_json(path, again)
+        if name in run:
+            again, values = f"delete it and run {script} on this run again", dict(run[name])
             measured_on[str(values.get("encoder_sha256"))] = path
             if name == "metrics":
-                row.update(by_class(values, "", minority, path, again), **by_class(values.pop("encoder", {}), "encoder_", minority, path, again))
+                encoder = values.pop("encoder", {})
+                if not isinstance(encoder, dict):
+                    raise UserError(f"{path}: encoder is no JSON object; {again}")
+                row.update(by_class(values, "", minority, path, again), **by_class(dict(encoder), "encoder_", minority, path, again))
             elif not all(isinstance(values.get("test"), dict) and isinstance(values["test"].get(score), (int, float)) for score in SCORES):
                 raise UserError(f"{path}: lacks a test score; {again}")
             row.update(flatten(values, f"{name}_"))
@@ -164,16 +250,12 @@ def flatten(data, prefix):
     return flat
 
 
-def minority_percent(config, folder):
-    """Minority share of the training images in percent, from the ratio's name or, for natural, from the subset's counts. None if unknown."""
+def minority_percent(config, counts):
+    """Minority share of the training images in percent, from the ratio's name or else the subset's counts {"0": n, "1": n}. None if unknown."""
     if match := re.fullmatch(r"([\d.]+)-([\d.]+)", str(config["ratio"])):
         majority, minority = map(float, match.groups())
         return 100 * minority / (majority + minority)
-    subset = folder / str(config.get("subset", ""))
-    if not subset.is_file():
-        return None
-    counts = read_json(subset, "make it again with make_subsets.py").get("counts", {}).get("train", {})
-    minority, majority = counts.get(str(config["minority"]), 0), counts.get(str(1 - int(config["minority"])), 0)
+    minority, majority = ((counts or {}).get(str(label), 0) for label in (config["minority"], 1 - int(config["minority"])))
     return 100 * minority / (minority + majority) if minority + majority else None
 
 
@@ -323,12 +405,13 @@ TERMINAL = [[key for key in COLUMNS if key not in left_out] for left_out in (
     ("balanced_train_accuracy", "final_loss", "accuracy", "auroc"))]                # the widest that leaves room for the names
 
 
-def write_csv(path, rows):
-    """Rows (dicts) under the columns of them all, in the order in which they first appear."""
-    with whole(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+def csv_text(rows):
+    """Rows (dicts) as CSV under the columns of them all, in the order in which they first appear."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
 
 
 def results_table(rows):
@@ -374,7 +457,7 @@ def cells_text(g, columns):
     return [cell_text(g["cells"][key], g["n"], 3 if COLUMNS[key][1] == "nats" else 1) for key in columns]
 
 
-def tables(groups):
+def by_dataset_and_ratio(groups):
     """The groups cut into one list per data set and ratio."""
     cut = {}
     for g in groups:
@@ -382,12 +465,12 @@ def tables(groups):
     return cut
 
 
-def markdown(groups, figures, notes):
+def markdown(groups, figures, notes, command):
     """report.md: headline, one table per data set and ratio with its provenance, figures, what is left out."""
-    lines = ["# Results", "", f"Generated by `{command_line()}`; nothing here is typed by hand. Every seed's values: [results.csv](results.csv); "
+    lines = ["# Results", "", f"Generated by `{command}`; nothing here is typed by hand. Every seed's values: [results.csv](results.csv); "
              "all quantities: [summary.csv](summary.csv).", "", *(f"* {line}" for line in headlines(groups)), "", READING]
     header = [f"{title} ({unit})" for title, unit in COLUMNS.values()]
-    for (dataset, ratio), part in tables(groups).items():
+    for (dataset, ratio), part in by_dataset_and_ratio(groups).items():
         lines += ["", f"## {dataset}, {ratio}", "", "| " + " | ".join(["method", "scored by", "n", *header]) + " |",
                   "|" + " --- |" * 2 + " ---: |" * (len(header) + 1)]
         lines += ["| " + " | ".join([g["label"], g["scored_by"], str(g["n"]), *cells_text(g, COLUMNS)]) + " |" for g in part]
@@ -436,7 +519,7 @@ def braces(words):
 def terminal_tables(groups, width=120):
     """The tables as aligned text of at most `width` columns, without the columns that do not fit."""
     lines = []
-    for (dataset, ratio), part in tables(groups).items():
+    for (dataset, ratio), part in by_dataset_and_ratio(groups).items():
         for columns in TERMINAL:
             body = [[str(g["n"]), *cells_text(g, columns)] for g in part]
             body = [[re.sub(r" \(n \d+\)", "*", text) for text in row] for row in body]
@@ -543,27 +626,34 @@ MARKERS = ("o", "X", "^", "s", "D", "v", "P", "*", "<", ">", "p", "h", "8", "d")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (7, 3)))                             # 7 beside 8 colours
 
 
-def draw_figures(groups, runs, out):
-    """Draw and save what there is data for. Returns the names written and a line for each figure left out."""
+def draw_figures(groups, runs, out, judged):
+    """Draw and save what there is data for. Returns the names that are there and a line for each figure left out.
+
+    From a runs.jsonl, which holds no maps, the figures with maps are left as they are.
+    """
     from tqdm import tqdm
     names = list(dict.fromkeys(g["name"] for g in groups))
     style = {name: dict(color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], ls=LINES[i % len(LINES)])
              for i, name in enumerate(names)}
     datasets = list(dict.fromkeys(g["dataset"] for g in groups))
-    plans = [(f"overview_{dataset}.png", lambda dataset=dataset: overview_figure(groups, runs, dataset)) for dataset in datasets]
-    plans += [("accuracy.png", lambda: accuracy_figure(groups, style)), ("saa_cac.png", lambda: saa_cac_figure(groups, style)),
-              ("cac_accuracy.png", lambda: cac_accuracy_figure(groups, style))]
-    plans += [(f"embeddings_{dataset}.png", lambda dataset=dataset: embeddings_figure(groups, runs, dataset)) for dataset in datasets]
-    written, missing = [], []
-    for name, draw in tqdm(plans, desc="figures", leave=False):
+    plans = {f"overview_{dataset}.png": lambda dataset=dataset: overview_figure(groups, runs, dataset) for dataset in datasets}
+    plans |= {"accuracy.png": lambda: accuracy_figure(groups, style), "saa_cac.png": lambda: saa_cac_figure(groups, style),
+              "cac_accuracy.png": lambda: cac_accuracy_figure(groups, style)}
+    plans |= claims.figures([row for g in encoder_groups(groups) for row in g["rows"]]) if judged else {}
+    plans |= {f"embeddings_{dataset}.png": lambda dataset=dataset: embeddings_figure(groups, runs, dataset) for dataset in datasets}
+    there, missing = [], []
+    for name, draw in tqdm(plans.items(), desc="figures", leave=False):
+        if runs.is_file() and name.startswith(("overview", "embeddings")):
+            there += [name] if (out / name).is_file() else []
+            continue
         figure = draw()
         if figure is None:
             missing.append(f"{name}: not drawn, nothing measured for it yet")
             continue
         with whole(out / name) as part:
             figure.savefig(part, dpi=130)
-        written.append(name)
-    return written, missing
+        there.append(name)
+    return there, missing
 
 
 def panels(rows, columns, width, height):

@@ -6,9 +6,10 @@
 #   bash run_all.sh subsets     its first part alone: the subsets of what is found
 #   bash run_all.sh --list      its runs, one command per line, e.g. for a SLURM array or GNU parallel (after subsets)
 #   bash run_all.sh --dry-run   how many runs and images that is, and the GPU hours at the speed of runs already made
+#   bash run_all.sh evidence    the runs that results/README.md judges the paper's claims by, or some: evidence f m; hours on a CPU, goes on where it was
 #   bash run_all.sh test        the tests
 #
-# demo, test, subsets and the grid set up what is missing: an active Python that satisfies requirements.txt is used as it is,
+# demo, test, subsets, evidence and the grid set up what is missing: an active Python that satisfies requirements.txt is used as it is,
 # else a virtual environment .venv beside this file.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -87,26 +88,33 @@ subsets() {  # with 50-50 always, for the probe on balanced rows
     wait $!
 }
 
+contrastive() {  # the command for a run: subset $1, folder $2, method $3 with its own flags (:flag=value), seed $4, flags $5, of evaluate_metrics.py $6
+    local own=${3#"${3%%:*}"}
+    echo "$python pretrain.py $1 --method ${3%%:*} --seed $4 --out $2${5:+ $5}${own//:/ --} && $python linear_probe.py $2 && $python evaluate_metrics.py $2${6:+ $6}"
+}
+
+supervised() {  # likewise for a loss of finetune.py; $7: new classifiers for the encoder of ce, $8: their flags
+    local own=${3#"${3%%:*}"} new
+    echo -n "$python finetune.py $1 --loss ${3%%:*} --seed $4 --out $2${5:+ $5}${own//:/ --} && $python evaluate_metrics.py $2${6:+ $6}"
+    if [ "$3" = ce ]; then
+        for new in $7; do echo -n " && $python finetune.py $2 --retrain $new${8:+ $8}"; done
+    fi
+    echo
+}
+
 list() {  # the grid's runs, one command per line; each returns at once where its work is finished
-    local set seed entry ratio out subset line new python runs
+    local set seed entry ratio out subset python runs
     printf -v python %q "$PYTHON"; printf -v runs %q "$RUNS"
     while IFS=$'\t' read -r set _; do
         for ratio in $(ratios "$set"); do
             for seed in $SEEDS; do
-                subset=subsets/$set/$ratio.json
+                subset=subsets/$set/$ratio.json out=$runs/$set/$ratio
                 for entry in $METHODS; do
-                    out=$runs/$set/$ratio/${entry//[:=]/-}/seed$seed
-                    echo "$python pretrain.py $subset --method ${entry//:/ --} --seed $seed --out $out${FLAGS:+ $FLAGS}${PRETRAIN_FLAGS:+ $PRETRAIN_FLAGS}" \
-                         "&& $python linear_probe.py $out && $python evaluate_metrics.py $out"
+                    contrastive "$subset" "$out/${entry//[:=]/-}/seed$seed" "$entry" "$seed" "$FLAGS${PRETRAIN_FLAGS:+ $PRETRAIN_FLAGS}"
                 done
                 for entry in $BASELINES; do
-                    out=$runs/$set/$ratio/${entry//[:=]/-}/seed$seed
-                    line="$python finetune.py $subset --loss ${entry//:/ --} --seed $seed --out $out${FLAGS:+ $FLAGS}${FINETUNE_FLAGS:+ $FINETUNE_FLAGS}"
-                    line+=" && $python evaluate_metrics.py $out"
-                    if [ "$entry" = ce ]; then
-                        for new in $RETRAIN; do line+=" && $python finetune.py $out --retrain $new${RETRAIN_FLAGS:+ $RETRAIN_FLAGS}"; done
-                    fi
-                    echo "$line"
+                    supervised "$subset" "$out/${entry//[:=]/-}/seed$seed" "$entry" "$seed" "$FLAGS${FINETUNE_FLAGS:+ $FINETUNE_FLAGS}" "" \
+                        "$RETRAIN" "$RETRAIN_FLAGS"
                 done
             done
         done
@@ -122,6 +130,61 @@ demo_list() {  # the demo's training: small enough for a laptop, long enough to 
                 echo "$python pretrain.py subsets/digits/$ratio.json --method $method --seed $seed --out runs/demo/$ratio/$method/seed$seed" \
                      "--arch resnet18 --size 16 --batch-size 64 --epochs 16 --lr 0.125 --watch-every 8 --save-every 8"
             done
+        done
+    done
+}
+
+evidence_subsets() {  # for the claims: images as small as the networks
+    local small=${DATA_ROOT}/fashion-mnist name
+    "$PYTHON" make_subsets.py digits --out subsets/evidence
+    for name in pneumoniamnist breastmnist; do
+        [ ! -e "$DATA_ROOT/$name.npz" ] || "$PYTHON" make_subsets.py $name --size 28 --data-root "$DATA_ROOT" --out subsets/evidence \
+            --ratios "$([ $name = breastmnist ] || echo 99-1,95-5,)50-50,natural"
+    done
+    [ -d "$small" ] || small=/usr/share/datasets/fashion-mnist               # where Debian's package has it
+    [ ! -d "$small" ] || "$PYTHON" make_subsets.py fashionmnist --data-root "$small" --out subsets/evidence
+}
+
+evidence_list() {  # the runs that the claims in the letters $1 are judged by (none: all), the decisive ones first
+    local claims=${1// } python flags seed few="--arch resnet18 --batch-size 64 --save-every 8"
+    printf -v python %q "$PYTHON"
+    flags="$few --lr 0.125 --size 16 --epochs 16 --watch-every 4"
+    of abcdehijklm digits 99-1 supcon supmin suppro ntxent
+    of abcdefh digits 95-5 supcon supmin suppro
+    of abeh digits 50-50 supcon supmin suppro
+    of c digits 99-1 kcl tsc sbcl bcl paco
+    of m digits 99-1 supcon:minority-per-batch=4 supmin:minority-per-batch=4
+    of i digits 99-1 suppro:margin=0 suppro:margin=0.5 suppro:margin=1.5 suppro:margin=2
+    of j digits 99-1 supmin:majority-supervision=0.25 supmin:majority-supervision=0.5 supmin:majority-supervision=0.75
+    of f digits 95-5 supcon:batch-size=32:epochs=8:warmup-epochs=5 supcon:batch-size=128:epochs=36:warmup-epochs=22 \
+        supcon:batch-size=256:epochs=72:warmup-epochs=45
+    of abh digits 99-1 supcon:warmup-epochs=2 supmin:warmup-epochs=2 suppro:warmup-epochs=2 supcon:lr=0.015625:warmup-epochs=2 \
+        supmin:lr=0.015625:warmup-epochs=2
+    of abh digits 50-50 supcon:warmup-epochs=2 supmin:warmup-epochs=2 suppro:warmup-epochs=2
+    of ab digits 99-1 supcon:epochs=64:warmup-epochs=40 supmin:epochs=64:warmup-epochs=40 suppro:epochs=64:warmup-epochs=40
+    flags="$few --lr 0.001 --size 16 --epochs 32"
+    of k digits 99-1 weighted_ce ldam_drw ce
+    flags="$few --lr 0.125 --epochs 10 --warmup-epochs 6 --watch-every 2"
+    of abcdel pneumoniamnist 99-1 supcon supmin suppro
+    of aeh pneumoniamnist 50-50 supcon supmin suppro
+    of abcdel pneumoniamnist 95-5 supcon supmin suppro
+    flags="$few --lr 0.125 --epochs 16 --watch-every 4"
+    of cdel breastmnist natural supcon supmin suppro
+    flags="$few --lr 0.125 --epochs 3 --warmup-epochs 2 --watch-every 1"
+    of abcdel fashionmnist 99-1 supcon supmin suppro
+}
+
+of() {  # the runs for the claims $1: data set $2, ratio $3, then methods or losses
+    local entry out subset=subsets/evidence/$2/$3.json
+    [ -z "$claims" ] || [[ $1 =~ [$claims] ]] || return 0
+    [ -e "$subset" ] || return 0
+    for seed in $SEEDS; do
+        for entry in "${@:4}"; do
+            out=runs/evidence/$2/$3/${entry//[:=]/-}/seed$seed
+            case $entry in
+                ce|weighted_ce|ldam_drw) supervised "$subset" "$out" "$entry" "$seed" "$flags" "--picture pca" crt "" ;;
+                *) contrastive "$subset" "$out" "$entry" "$seed" "$flags" "--picture pca" ;;
+            esac
         done
     done
 }
@@ -206,12 +269,14 @@ for line in sys.stdin:
     if all((out / file).exists() for file in ["encoder.pt", *(f"{new}/finetune.json" for new in re.findall(r"--retrain (\w+)", line))]):
         continue
     left[data] += 1
-    epochs = re.findall(r"--epochs (\d+)", line)
+    epochs = re.findall(r"--epochs[ =](\d+)", line)
     if subset.exists():
         counts = json.loads(subset.read_text())["counts"]["train"]
         images[data] += sum(counts.values()) * int(epochs[-1] if epochs else 100)
 for data in runs:
     logs = "".join(open(log).read() for log in glob.glob(f"{glob.escape(root)}/{data}/*/*/seed*/log.jsonl"))
+    if not logs and root == "runs/evidence" and pathlib.Path("results/runs.jsonl").exists():
+        logs = "".join(line for line in open("results/runs.jsonl") if f"\"dataset\": \"{data}\"" in line)
     speeds = [float(speed) for speed in re.findall(r"\"images_per_s\": ([\d.]+)", logs)]
     if speeds and images[data]:
         hours[data] = images[data] * sum(1 / speed for speed in speeds) / len(speeds) / 3600
@@ -243,6 +308,18 @@ case ${1:-grid} in
         run_list $(slots $few) < <(printf '%q %s\n' "$PYTHON" "linear_probe.py runs/demo/*/*/seed*" "$PYTHON" "evaluate_metrics.py runs/demo/*/*/seed* --picture pca")
         "$PYTHON" report.py runs/demo
         [ "$PYTHON" != .venv/bin/python ] || echo "to type the README's commands yourself: source .venv/bin/activate"
+        ;;
+    evidence)
+        [[ "${*:2}" =~ ^[a-m\ ]*$ ]] || { echo "run_all.sh: evidence ${*:2}: takes the letters of claims, a to m, e.g. evidence f m" >&2; exit 2; }
+        setup requirements.txt
+        python=$PYTHON RUNS=runs/evidence failed=0
+        evidence_subsets
+        cores=$(getconf _NPROCESSORS_ONLN)
+        few=$((cores < 4 ? cores : 4))
+        evidence_list "${*:2}" | estimate $(slots $few)
+        run_list $(slots $few) < <(evidence_list "${*:2}") || failed=1
+        "$PYTHON" report.py runs/evidence --claims --out runs/evidence/report || failed=1
+        exit $failed
         ;;
     test)
         setup requirements-test.txt
@@ -276,7 +353,7 @@ case ${1:-grid} in
         list | estimate $(slots 1)
         ;;
     *)
-        echo "run_all.sh: $1 is none of demo, test, subsets, --list, --dry-run; without a word it runs the grid" >&2
+        echo "run_all.sh: $1 is none of demo, test, evidence, subsets, --list, --dry-run; without a word it runs the grid" >&2
         exit 2
         ;;
 esac

@@ -210,7 +210,7 @@ def tables(folder):
     rows = report.collect(folder)
     groups = report.group(rows)
     report.results_table(rows), report.summary_table(groups), report.terminal_tables(groups), report.headlines(groups)
-    report.markdown(groups, [], report.left_out(rows) + report.unlisted(folder))
+    report.markdown(groups, [], report.left_out(rows) + report.unlisted(folder), "report.py runs")
     report.next_step(rows, folder, folder / "report", [])
 
 

@@ -106,7 +106,7 @@ def test_not_run_is_not_the_same_as_not_applicable(tmp_path):
     assert found["digits", "99-1", "ntxent"]["cells"]["accuracy"] == report.NOT_RUN
     ce = found["digits", "99-1", "ce from scratch"]["cells"]
     assert ce["balanced_accuracy"][0] == pytest.approx(70) and ce["below_collapse"] == report.NOT_APPLICABLE and ce["cac_minority"] == report.NOT_RUN
-    text = report.markdown(list(found.values()), [], [])
+    text = report.markdown(list(found.values()), [], [], "report.py runs")
     assert "| ce | from scratch | 1 | 71.0 ± - | 70.0 ± - |" in text and "| ntxent | linear probe | 1 | not run | not run |" in text
 
 
@@ -152,7 +152,7 @@ def test_weighted_cross_entropy_with_and_without_augmentation_are_two_rows(tmp_p
     assert {name: (g["n"], round(g["cells"]["balanced_accuracy"][0])) for (_, _, name), g in found.items()} == {
         "weighted_ce from scratch": (2, 70), "weighted_ce (no augment) from scratch": (2, 60), "ldam_drw from scratch": (1, 80),
         "logit_adjusted (head lr 0.01, fraction 0.1) from scratch": (1, 90)}
-    text = report.markdown(list(found.values()), [], [])
+    text = report.markdown(list(found.values()), [], [], "report.py runs")
     assert text.count("## digits, 99-1") == 1 and "| weighted_ce (no augment) | from scratch | 2 |" in text
 
 
@@ -286,7 +286,7 @@ def test_provenance_is_read_from_the_runs(tmp_path):
     for method in ("supcon", "supmin"):
         for seed in range(2):
             make_run(tmp_path, method, seed, probe=0.6)
-    text = report.markdown(list(groups_of(tmp_path).values()), [], [])
+    text = report.markdown(list(groups_of(tmp_path).values()), [], [], "report.py runs")
     assert "`python pretrain.py subsets/digits/99-1.json --method {supcon,supmin} --seed {0,1}`" in text
     assert "hardware: a device; torch 2.11; commit abc1234" in text and "arch resnet18, epochs 30, batch size 256, size 32" in text
 

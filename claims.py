@@ -1,0 +1,562 @@
+"""The paper's claims and the questions it leaves open, each judged by the runs of a report.
+
+    python report.py runs/evidence --claims --out results      README.md: a verdict for every claim; ablations.png, metrics.png
+
+A claim is a rule: a function from the runs to cases, each for it, against it, or undecided. All of them for it: it holds; some: it holds in part;
+none: it does not hold here. Every number in the text is computed from the runs. Runs are paired by their seed, and a difference counts
+when Student's t-test on the pairs gives p < 0.05, two-sided, not corrected for the number of tests.
+"""
+
+import json
+import textwrap
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+REPAIRS = {"supmin": "Supervised Minority", "suppro": "Supervised Prototypes"}
+LONG_TAIL = {"kcl": "KCL", "tsc": "TSC", "sbcl": "SBC", "bcl": "BCL", "paco": "PaCo"}
+SUPERVISED = {"ldam_drw": "LDAM-DRW", "crt": "cRT", "weighted_ce": "weighted CE", "focal": "focal loss", "logit_adjusted": "logit adjustment"}
+NATURAL = ("inat21-plants", "inat21-insects", "inat21-mammals", "inat21", "fashionmnist")
+MEDICAL = ("breastmnist", "pneumoniamnist", "fracatlas", "infarction", "chestxray224")
+METRICS = {"saa": "SAA", "cac": "CAC", "sad": "SAD", "cad": "CAD", "gpu": "GPU", "peu": "PEU"}
+WORSE = {"saa": -1, "cac": -1, "sad": 1, "cad": 1, "gpu": 1, "peu": -1}         # sign of a change that a reader of the metric takes for worse
+SAME = 2.0                                                                       # points of balanced accuracy that "costs nothing" may cost
+RARE = 5.0                                                                       # percent of minority, at most, that is called rare
+COLLAPSED = 0.1                                                                  # nats below the collapse value, as pretrain.py warns
+
+
+@dataclass
+class Case:
+    where: str
+    holds: bool | None                                       # None: the runs do not decide it
+    evidence: str
+
+
+@dataclass
+class Claim:
+    letter: str
+    text: str
+    rule: str
+    cases: callable                                          # Runs -> [Case]
+    figure: str
+    note: str = ""
+
+
+class Runs:
+    """Finished runs. Base runs have no setting of their own: their label is the method's name."""
+
+    def __init__(self, rows):
+        self.rows = [row for row in rows if row["state"] == "finished"]
+        self.places = list(dict.fromkeys((row["dataset"], row["ratio"]) for row in self.rows))
+        self.share = {(row["dataset"], row["ratio"]): row["minority_percent"] for row in self.rows}
+
+    def base(self, dataset, ratio, method):
+        """{seed: row}"""
+        return {row["seed"]: row for row in self.rows if (row["dataset"], row["ratio"], row["label"]) == (dataset, ratio, method)}
+
+    def changed(self, dataset, ratio, method, *keys):
+        """{value of keys[0]: {seed: row}} of runs that differ from the base in it, and in nothing else but the other keys."""
+        base = self.base(dataset, ratio, method)
+        found = defaultdict(dict)
+        for row in self.rows:
+            if base and (row["dataset"], row["ratio"], row["method"]) == (dataset, ratio, method) and row["label"] != method:
+                own, usual = (json.loads(r["settings"]) for r in (row, next(iter(base.values()))))
+                apart = {key for key in {*own, *usual} if own.get(key) != usual.get(key)}
+                if keys[0] in apart and apart <= {*keys}:
+                    found[row.get(keys[0])][row["seed"]] = row
+        return dict(sorted(found.items(), key=lambda item: (item[0] is not None, item[0])))
+
+    def rare(self):
+        return [place for place in self.places if self.share[place] is not None and self.share[place] <= RARE]
+
+    def imbalanced(self):
+        return [place for place in self.places if self.share[place] is None or self.share[place] < 45]
+
+    def balanced(self):
+        return [place for place in self.places if self.share[place] is not None and self.share[place] >= 45]
+
+
+def score(row):
+    """Balanced test accuracy in percent: of the linear probe, or of a supervised network itself. None if not measured."""
+    value = row.get(f"{'probe' if row['kind'] == 'contrastive' else 'finetune'}_test_balanced_accuracy")
+    return None if value is None else 100 * value
+
+
+def balanced_probe(row):
+    value = row.get("probe_test_balanced_train_balanced_accuracy")
+    return None if value is None else 100 * value
+
+
+def metric(key):
+    """Mean of the classes at the projection."""
+    def value(row):
+        pair = row.get(f"{key}_minority"), row.get(f"{key}_majority")
+        return float(np.mean(pair)) if all(isinstance(v, (int, float)) for v in pair) else None
+    return value
+
+
+def values_of(members, value=score):
+    """The measured values of {seed: row}, by seed."""
+    found = {seed: value(row) for seed, row in members.items()}
+    return {seed: v for seed, v in found.items() if v is not None}
+
+
+def text_of(members, value=score, unit=" %", digits=1):
+    values = list(values_of(members, value).values())
+    if not values:
+        return "not run"
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values) + 0.0:.{digits}f}{spread}{unit}" + ("" if len(values) == 3 else f" (n {len(values)})")
+
+
+@dataclass
+class Difference:
+    """Of two methods over the seeds that both have."""
+    values: list
+    unit: str = " points"
+
+    @property
+    def mean(self):
+        return float(np.mean(self.values))
+
+    @property
+    def p(self):
+        """Two-sided, of the t-test on the pairs; None for one pair."""
+        from scipy.stats import ttest_1samp
+        if len(self.values) < 2:
+            return None
+        if np.ptp(self.values) < 1e-9:
+            return 1.0 if abs(self.mean) < 1e-9 else 0.0
+        return float(ttest_1samp(self.values, 0).pvalue)
+
+    @property
+    def sign(self):
+        """1 or -1 where the difference counts, else 0."""
+        return 0 if self.p is None or self.p >= 0.05 else int(np.sign(self.mean))
+
+    def __str__(self):
+        spread = f" ± {np.std(self.values, ddof=1):.1f}" if len(self.values) > 1 else ""
+        p = "" if self.p is None else f", p {self.p:.3f}" if self.p >= 0.001 else ", p < 0.001"
+        return f"{self.mean:+.1f}{spread}{self.unit} (n {len(self.values)}{p})"
+
+
+def difference(a, b, value=score):
+    """a minus b; None without a common seed."""
+    a, b = values_of(a, value), values_of(b, value)
+    common = sorted(a.keys() & b.keys())
+    return Difference([a[seed] - b[seed] for seed in common]) if common else None
+
+
+def better(difference):
+    """True, False, or None where it is not decided."""
+    return {1: True, -1: False, 0: None}[difference.sign]
+
+
+def best(candidates, value=score):
+    """The name of the highest mean among {name: {seed: row}}; None where nothing was measured."""
+    means = {name: np.mean(list(values_of(rows, value).values())) for name, rows in candidates.items() if values_of(rows, value)}
+    return max(means, key=means.get) if means else None
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# the claims: Runs -> cases
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def supcon_falls(runs):
+    cases = []
+    for dataset in dict.fromkeys(dataset for dataset, _ in runs.places):
+        places = sorted((place for place in runs.places if place[0] == dataset and runs.share[place] and values_of(runs.base(*place, "supcon"))),
+                        key=lambda place: -runs.share[place])
+        if len(places) > 1:
+            text = ", ".join(f"{ratio} {text_of(runs.base(dataset, ratio, 'supcon'))}" for _, ratio in places)
+            drop = difference(runs.base(*places[-1], "supcon"), runs.base(*places[0], "supcon"))
+            if drop:
+                cases.append(Case(f"{dataset}: falls", {1: False, -1: True, 0: None}[drop.sign], f"{text}; {drop}"))
+        for place in places:
+            if runs.share[place] <= 1:
+                rows = runs.base(*place, "supcon")
+                cases.append(Case(f"{dataset} {place[1]}: collapses (below 60 %)", bool(np.mean(list(values_of(rows).values())) < 60),
+                                  f"{text_of(rows)}; probe trained on the 50-50 rows: {text_of(rows, balanced_probe)}; loss below its collapse value "
+                                  f"by {text_of(rows, lambda row: row.get('last_collapse_gap'), ' nats', 3)}"))
+    return cases
+
+
+def metrics_show(runs):
+    cases = []
+    for place in runs.rare():
+        rows = runs.base(*place, "supcon")
+        for key, name in METRICS.items():
+            repaired = [d for method in REPAIRS if (d := difference(rows, runs.base(*place, method), metric(key)))]
+            if repaired:
+                shown = all(d.sign == WORSE[key] for d in repaired)
+                means = ", ".join(f"{text_of(runs.base(*place, method), metric(key), '', 2)} {label}"
+                                  for method, label in {"supcon": "SupCon", **REPAIRS}.items())
+                cases.append(Case(f"{' '.join(place)}: {name} {'shows it' if key in ('saa', 'cac') else 'does not show it'}",
+                                  shown if key in ("saa", "cac") else not shown, means))
+    return cases
+
+
+def repairs_win(runs):
+    cases = []
+    for place in runs.imbalanced():
+        repairs = {method: runs.base(*place, method) for method in REPAIRS}
+        for method, name in REPAIRS.items():
+            if d := difference(repairs[method], runs.base(*place, "supcon")):
+                cases.append(Case(f"{' '.join(place)}: {name} over SupCon", better(d),
+                                  f"{text_of(repairs[method])} against {text_of(runs.base(*place, 'supcon'))}: {d}"))
+        repair = best(repairs)
+        for method, name in LONG_TAIL.items():
+            if repair and (d := difference(repairs[repair], runs.base(*place, method))):
+                cases.append(Case(f"{' '.join(place)}: {REPAIRS[repair]} over {name}", better(d), f"{text_of(runs.base(*place, method))}: {d}"))
+    return cases
+
+
+def natural_or_medical(runs):
+    cases = []
+    for place in runs.imbalanced():
+        d = difference(runs.base(*place, "supmin"), runs.base(*place, "suppro"))
+        if d and place[0] in (*NATURAL, *MEDICAL):
+            natural = place[0] in NATURAL
+            cases.append(Case(f"{' '.join(place)}, {'natural: Supervised Minority' if natural else 'medical: Supervised Prototypes'} ahead",
+                              None if not d.sign else (d.sign > 0) == natural, f"Supervised Minority minus Supervised Prototypes: {d}"))
+    return cases
+
+
+def cac_predicts(runs):
+    cases = []
+    for title, rows in by_dataset(runs):
+        r2 = {key: fit(rows, key) for key in METRICS}
+        if r2["cac"]:
+            others = ", ".join(f"{METRICS[key]} {value[1]:.2f}" for key, value in r2.items() if key != "cac" and value)
+            slope, share, n = r2["cac"]
+            cases.append(Case(title, share > 0.6 and slope > 0, f"R² {share:.2f} over {n} runs (the others: {others})"))
+    return cases
+
+
+def by_dataset(runs):
+    """(title, contrastive runs) of all data sets with one, and of all together where they are several."""
+    rows = [row for row in runs.rows if row["kind"] == "contrastive"]
+    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
+    return [(dataset, [row for row in rows if row["dataset"] == dataset]) for dataset in datasets] + ([("all runs", rows)] if len(datasets) > 1 else [])
+
+
+def fit(rows, key):
+    """(slope, R², n) of balanced accuracy on a metric, by least squares; None for fewer than 8 runs or equal values."""
+    pairs = [(metric(key)(row), score(row)) for row in rows]
+    x, y = np.array([pair for pair in pairs if None not in pair] or [(0, 0)], dtype=float).T
+    if len(x) < 8 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    return float(np.polyfit(x, y, 1)[0]), float(np.corrcoef(x, y)[0, 1] ** 2), len(x)
+
+
+def larger_batches(runs):
+    cases = []
+    for place in runs.places:
+        for method in ("supcon", *REPAIRS):
+            sizes = runs.changed(*place, method, "batch_size", "epochs", "warmup_epochs")
+            if sizes:
+                base = runs.base(*place, method)
+                sizes[next(iter(base.values()))["batch_size"]] = base
+                sizes = dict(sorted(sizes.items()))
+                text = ", ".join(f"{size}: {text_of(rows)}" for size, rows in sizes.items())
+                d = difference(list(sizes.values())[-1], list(sizes.values())[0])
+                if d:
+                    cases.append(Case(f"{' '.join(place)}, {method}, equal number of steps", None if not d.sign else d.sign < 0,
+                                      f"batch {text}; largest minus smallest: {d}"))
+    return cases
+
+
+def overhead(runs):
+    path = Path(__file__).parent / "results" / "benchmark" / "methods.json"
+    if not path.is_file():
+        return []
+    times = json.loads(path.read_text(encoding="utf-8"))["methods"]
+    return [Case(name, times[method]["ratio"] <= 1.05, f"{times[method]['ratio']:.2f} of SupCon's time per step, median of 7 rounds "
+                 f"({times[method]['lowest']:.2f} to {times[method]['highest']:.2f})") for method, name in REPAIRS.items()]
+
+
+def no_cost(runs):
+    cases = []
+    for place in runs.balanced():
+        for method, name in REPAIRS.items():
+            if d := difference(runs.base(*place, method), runs.base(*place, "supcon")):
+                cases.append(Case(f"{' '.join(place)}: {name}", d.mean > -SAME and d.sign >= 0,
+                                  f"{text_of(runs.base(*place, method))} against {text_of(runs.base(*place, 'supcon'))}: {d}"))
+    return cases
+
+
+def margins(runs):
+    return [Case(f"{' '.join(place)}: margin 1 against {value:g}", d.sign >= 0, f"{text_of(rows)} at {value:g}: {d}")
+            for place in runs.places for value, rows in runs.changed(*place, "suppro", "margin").items()
+            if (d := difference(runs.base(*place, "suppro"), rows))]
+
+
+def supervision(runs):
+    cases = []
+    for place in runs.places:
+        shares = runs.changed(*place, "supmin", "majority_supervision")
+        shares |= {1.0: runs.base(*place, "supcon")} if shares else {}
+        for value, rows in shares.items():
+            if d := difference(runs.base(*place, "supmin"), rows):
+                cases.append(Case(f"{' '.join(place)}: 0 against {value:g}" + (" (SupCon)" if value == 1 else ""), d.sign >= 0,
+                                  f"{text_of(rows)} at {value:g}: {d}"))
+    return cases
+
+
+def against_supervised(runs):
+    cases = []
+    for place in runs.imbalanced():
+        repairs = {method: runs.base(*place, method) for method in REPAIRS}
+        repair = best(repairs)
+        for method, name in SUPERVISED.items():
+            if repair and (d := difference(repairs[repair], runs.base(*place, method))):
+                cases.append(Case(f"{' '.join(place)}: {REPAIRS[repair]} over {name}", better(d),
+                                  f"{text_of(repairs[repair])} against {text_of(runs.base(*place, method))}: {d}"))
+    return cases
+
+
+def early_numbers(runs):
+    """Choosing among SupCon and the repairs by a number read after a quarter of the training, against always taking one of them."""
+    lost, alarms = defaultdict(list), {True: [], False: []}
+    for place in runs.imbalanced():
+        members = {method: runs.base(*place, method) for method in ("supcon", *REPAIRS)}
+        for method in members:
+            for row in members[method].values():
+                if row.get("early_collapse_gap") is not None and score(row) is not None:
+                    alarms[abs(row["early_collapse_gap"]) < COLLAPSED].append(score(row))
+        for seed in set.intersection(*(set(values_of(rows)) for rows in members.values())):
+            rows = {method: members[method][seed] for method in members}
+            top = max(map(score, rows.values()))
+            for key, name in (("early_val_knn", "highest kNN accuracy"), ("early_val_cac", "highest CAC")):
+                if all(isinstance(row.get(key), (int, float)) for row in rows.values()):
+                    lost[name].append(top - score(max(rows.values(), key=lambda row: row[key])))
+            for method, row in rows.items():
+                lost[f"always {method}"].append(top - score(row))
+    if not lost:
+        return []
+    fixed = {name: np.mean(values) for name, values in lost.items() if name.startswith("always") and name != "always supcon"}
+    least = min(fixed, key=fixed.get)
+    cases = [Case(f"choice by {name} of validation", bool(np.mean(values) < fixed[least]),
+                  f"loses {np.mean(values):.1f} points to the best of the three on average ({len(values)} choices); {least} loses {fixed[least]:.1f}")
+             for name, values in lost.items() if not name.startswith("always")]
+    if alarms[True] and alarms[False]:
+        told, others = alarms[True], alarms[False]
+        cases.append(Case(f"the loss within {COLLAPSED} nats of its collapse value tells runs that end lower", bool(np.mean(told) < np.mean(others)),
+                          f"{len(told)} runs told: {np.mean(told):.1f} % at the end (highest {max(told):.1f}); {len(others)} not told: "
+                          f"{np.mean(others):.1f} % (lowest {min(others):.1f})"))
+    return cases
+
+
+def sampler(runs):
+    cases = []
+    for place in runs.places:
+        for method in ("supcon", *REPAIRS):
+            for value, rows in runs.changed(*place, method, "minority_per_batch").items():
+                if d := difference(rows, runs.base(*place, method)):
+                    cases.append(Case(f"{' '.join(place)}: {method}, at least {value} per batch", better(d),
+                                      f"{text_of(rows)} against {text_of(runs.base(*place, method))}: {d}"))
+                repair = best({name: runs.base(*place, name) for name in REPAIRS})
+                if method == "supcon" and repair and (d := difference(rows, runs.base(*place, repair))):
+                    cases.append(Case(f"{' '.join(place)}: supcon with it as good as {REPAIRS[repair]} without",
+                                      d.mean > -SAME and d.sign >= 0, str(d)))
+    return cases
+
+
+CLAIMS = (
+    Claim("a", "SupCon's probe accuracy falls as imbalance grows, and at 1 % it collapses.",
+          "Per data set: lower at its rarest ratio than at its most balanced one; at 1 % of minority below 60 %.",
+          supcon_falls, "accuracy.png"),
+    Claim("b", "SAA and CAC show the collapse; SAD, CAD, GPU and PEU do not.",
+          f"Where at most {RARE:g} % are minority: SupCon's metric is worse than that of both repairs (SAA, CAC), or is not (the others). "
+          "Worse is lower SAA, CAC and PEU, higher SAD, CAD and GPU.",
+          metrics_show, "saa_cac.png"),
+    Claim("c", "Supervised Minority and Supervised Prototypes repair it: up to 35 points above SupCon, up to 5 above the long-tail methods.",
+          "At every ratio but 50-50: each repair above SupCon; the better repair above each long-tail method.",
+          repairs_win, "accuracy.png"),
+    Claim("d", "Supervised Minority is better on natural images, Supervised Prototypes on medical ones.",
+          "Per data set and ratio but 50-50: the sign of their difference.",
+          natural_or_medical, "accuracy.png"),
+    Claim("e", "CAC predicts accuracy, R² > 0.6.",
+          "R² of balanced accuracy on CAC (mean of the classes), all contrastive runs of a data set, and slope > 0.",
+          cac_predicts, "cac_accuracy.png"),
+    Claim("f", "Larger batches hurt SupCon.",
+          "At an equal number of steps and the same learning rate: the largest batch below the smallest.",
+          larger_batches, "ablations.png"),
+    Claim("g", "The overhead of the repairs is negligible.",
+          "At most 1.05 of SupCon's time per step ([methods.json](benchmark/methods.json): ResNet-18 at 32 px on a CPU).",
+          overhead, ""),
+    Claim("h", "At 50-50 the repairs cost nothing.",
+          f"Not lower than SupCon by a difference that counts, nor by {SAME:g} points on average.",
+          no_cost, "accuracy.png"),
+    Claim("i", "Open: is 0.5 (margin 1) the right threshold of the prototypes?",
+          "Margin 1 is not below any other by a difference that counts.",
+          margins, "ablations.png"),
+    Claim("j", "Open: is it best to leave the majority without supervision?",
+          "A share of 0 is not below any other by a difference that counts.",
+          supervision, "ablations.png"),
+    Claim("k", "Open: are the repairs better than supervised methods for imbalance (LDAM-DRW, cRT) at equal budget?",
+          "The better repair above each, at as many views through the network in all (twice the epochs, since they see one view).",
+          against_supervised, "accuracy.png"),
+    Claim("l", "Open: is there a number, early in training, that tells which method to use?",
+          "After a quarter of the training SupCon or a repair is chosen by it, seed by seed: that loses less, against the best of the three, "
+          "than always taking the same repair.",
+          early_numbers, ""),
+    Claim("m", "Open: does a sampler that guarantees minority images change the picture?",
+          "SupCon with it is above SupCon without, and as good as the better repair.",
+          sampler, "ablations.png"),
+)
+
+
+def verdict(cases):
+    if not cases:
+        return "not run"
+    held = [case.holds is True for case in cases]
+    return "holds" if all(held) else "holds in part" if any(held) else "does not hold here"
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# results/README.md
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def markdown(rows, figures, command):
+    """README.md: the claims table, then every claim with its rule and cases, and all changed settings."""
+    runs = Runs(rows)
+    judged = [(claim, claim.cases(runs)) for claim in CLAIMS]
+    lines = ["# The paper's claims, measured", "",
+             f"Generated by `{command}` from [runs.jsonl](runs.jsonl), the logs of {len(runs.rows)} runs; nothing here is typed by hand, and "
+             "`python report.py --check results` compares. All tables: [report.md](report.md); all values: [results.csv](results.csv), "
+             "[summary.csv](summary.csv). The runs again: `bash run_all.sh evidence`, or those for some claims: `bash run_all.sh evidence f m`.", "",
+             *setting_lines(runs), "", "| | claim | verdict | evidence | figure | command |", "|---|---|---|---|---|---|"]
+    for claim, cases in judged:
+        figure = f"[{claim.figure}]({claim.figure})" if claim.figure in figures else "-"
+        again = f"`bash run_all.sh evidence {claim.letter}`" if claim.letter != "g" else "`python benchmark.py methods`"
+        lines.append(f"| {claim.letter} | {claim.text} | **{verdict(cases)}** | {summary(cases)} | {figure} | {again} |")
+    lines += ["", "Balanced accuracy on the test split, mean ± standard deviation over seeds (three unless another n is given), linear probe on the "
+              "run's own rows where nothing else is said. Differences are of pairs with the same seed, p by Student's t-test on the pairs, two-sided, "
+              "not corrected for the number of tests: with three seeds, only large and steady differences count. An undecided case does not count "
+              "for a claim."]
+    for claim, cases in judged:
+        lines += ["", f"## {claim.letter}. {claim.text}", "", f"{claim.rule}", *(["", claim.note] if claim.note else []), ""]
+        if cases:
+            lines += ["| case | | measured |", "|---|---|---|"]
+            lines += [f"| {case.where} | {({True: 'yes', False: 'no', None: 'undecided'})[case.holds]} | {case.evidence} |" for case in cases]
+        else:
+            lines += ["Not run."]
+    lines += ["", "## Changed settings", "", "What sets these runs apart from the others stands in brackets. Last column: nats by which the loss ends "
+              "below the value of embeddings that are all equal.", *changed_lines(runs)]
+    shown = [name for name in ("ablations.png", "metrics.png", "accuracy.png", "saa_cac.png", "cac_accuracy.png") if name in figures]
+    return "\n".join([*lines, "", "## Figures", "", *(f"![{name.removesuffix('.png')}]({name})\n" for name in shown)]).rstrip() + "\n"
+
+
+def summary(cases):
+    """Counts, and the case that says most: the largest against the claim, else the first."""
+    if not cases:
+        return "-"
+    held, against = [case for case in cases if case.holds], [case for case in cases if case.holds is False]
+    told = f"{len(held)} of {len(cases)} cases for it, {len(against)} against"
+    for word, some in (("for", held), ("against", against)):
+        told += f"; {word}: {some[0].where} ({some[0].evidence.split('; ')[0]})" if some else ""
+    return told
+
+
+def setting_lines(runs):
+    """What the numbers were made with: a line per data set."""
+    lines = []
+    for dataset in dict.fromkeys(dataset for dataset, _ in runs.places):
+        rows = [row for row in runs.rows if row["dataset"] == dataset and row["kind"] == "contrastive" and row["label"] == row["method"]]
+        if rows:
+            names = {"arch": "network", "size": "pixels", "epochs": "epochs", "batch_size": "batch", "lr": "learning rate", "device": "device",
+                     "commit": "commit"}
+            said = [f"{name} {', '.join(dict.fromkeys(str(row.get(key)) for row in rows))}" for key, name in names.items()]
+            lines.append(f"* {dataset}: {'; '.join(said)}; seeds {', '.join(map(str, sorted({row['seed'] for row in rows})))}")
+    return lines
+
+
+def changed_lines(runs):
+    lines = []
+    columns = {"balanced accuracy (%)": (score, 1), "50-50 probe (%)": (balanced_probe, 1), "SAA (%)": (metric("saa"), 1),
+               "CAC (%)": (metric("cac"), 1), "SAD": (metric("sad"), 2), "CAD": (metric("cad"), 2), "GPU": (metric("gpu"), 2),
+               "PEU (%)": (metric("peu"), 1), "below collapse": (lambda row: row.get("last_collapse_gap"), 3)}
+    for place in runs.places:
+        labels = list(dict.fromkeys(row["label"] for row in runs.rows if (row["dataset"], row["ratio"]) == place and row["kind"] == "contrastive"))
+        methods = {row["method"] for row in runs.rows if (row["dataset"], row["ratio"]) == place and row["label"] != row["method"]}
+        labels = [label for label in labels if label.split(" (")[0] in methods]
+        if labels:
+            lines += ["", f"{' '.join(place)}:", "", "| | n | " + " | ".join(columns) + " |", "|---|---:|" + "---:|" * len(columns)]
+        for label in labels:
+            members = {row["seed"]: row for row in runs.rows if (row["dataset"], row["ratio"], row["label"]) == (*place, label)}
+            cells = [text_of(members, value, "", digits).split(" (n")[0] for value, digits in columns.values()]
+            lines.append(f"| {label} | {len(members)} | " + " | ".join("-" if cell == "not run" else cell for cell in cells) + " |")
+    return lines
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# figures, readable in grey
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def figures(rows):
+    """{file name: function that draws it, or returns None without a value}"""
+    runs = Runs(rows)
+    return {"ablations.png": lambda: ablations_figure(runs), "metrics.png": lambda: metrics_figure(runs)}
+
+
+def ablations_figure(runs):
+    """Balanced accuracy against what was varied: a panel for each, a line per data set and method. None where nothing was."""
+    from matplotlib.figure import Figure
+    panels = []
+    for title, key, methods, along in (("batch size, equal steps", "batch_size", ("supcon", *REPAIRS), ("epochs", "warmup_epochs")),
+                                       ("margin of the prototypes", "margin", ("suppro",), ()),
+                                       ("supervised share of the majority", "majority_supervision", ("supmin",), ()),
+                                       ("minority images per batch, at least", "minority_per_batch", ("supcon", *REPAIRS), ())):
+        lines = {}
+        for place in runs.places:
+            for method in methods:
+                found = runs.changed(*place, method, key, *along)
+                if found:
+                    base = runs.base(*place, method)
+                    found[next(iter(base.values())).get(key) or 0] = base
+                    if key == "majority_supervision":
+                        found[1.0] = runs.base(*place, "supcon")
+                    measured = {float(x): list(values_of(found[x]).values()) for x in sorted(found)}
+                    lines[f"{method}, {' '.join(place)}"] = {x: values for x, values in measured.items() if values}
+        if lines:
+            panels.append((title, lines))
+    if not panels:
+        return None
+    figure = Figure(figsize=(4.2 * len(panels), 3.8), layout="constrained")
+    for ax, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+        for (name, points), marker, style in zip(lines.items(), "osX^Dv", ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 3)))):
+            spread = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in points.values()]
+            mean = [np.mean(v) for v in points.values()]
+            ax.errorbar(points, mean, spread, marker=marker, ls=style, color="black", mfc="white", capsize=3, label=name)
+            ax.plot(*zip(*((x, y) for x, v in points.items() for y in v)), ".", color="0.5", ms=4)
+        if title.startswith("batch"):
+            ax.set_xscale("log", base=2)
+        ax.set(title=title, ylabel="balanced test accuracy (%)")
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def metrics_figure(runs):
+    """How much of the balanced accuracy's variance each metric explains: bars of R², signed as the slope."""
+    from matplotlib.figure import Figure
+    parts = [(title, {key: fit(rows, key) for key in METRICS}) for title, rows in by_dataset(runs)]
+    parts = [(title, {key: value for key, value in found.items() if value}) for title, found in parts]
+    parts = [(title, found) for title, found in parts if found]
+    if not parts:
+        return None
+    figure = Figure(figsize=(3.2 * len(parts), 3.2), layout="constrained")
+    for ax, (title, found) in zip(figure.subplots(1, len(parts), squeeze=False, sharey=True)[0], parts):
+        heights = [np.sign(found[key][0]) * found[key][1] if key in found else 0 for key in METRICS]
+        ax.bar(list(METRICS.values()), heights, color=["0.25", "0.25", *["0.8"] * 4], edgecolor="black", lw=0.7)
+        ax.axhline(0, color="black", lw=0.8)
+        ax.axhline(0.6, color="black", lw=0.8, ls=":")
+        ax.set_title(textwrap.fill(f"{title}, n = {max(value[2] for value in found.values())}", 30), fontsize=10)
+        ax.set(ylabel="R², with the sign of the slope")
+    return figure
