@@ -185,8 +185,8 @@ def test_the_grid_lists_what_is_found_and_names_what_is_missing(tmp_path, monkey
     assert len(narrow) == 4 and narrow[2:] == [
         f"python pretrain.py subsets/inat21-mammals/90-10.json --method tsc --seed 3 --out {out}/tsc-variant-code-k-6/seed3 --epochs 10 "
         f"--warmup-epochs 1 --variant=code --k=6 && python linear_probe.py {out}/tsc-variant-code-k-6/seed3 && python evaluate_metrics.py {out}/tsc-variant-code-k-6/seed3",
-        f"python finetune.py subsets/inat21-mammals/90-10.json --loss focal --no-augment --seed 3 --out {out}/focal-no-augment/seed3 --epochs 10 "
-        f"--head mlp && python evaluate_metrics.py {out}/focal-no-augment/seed3"]
+        f"python finetune.py subsets/inat21-mammals/90-10.json --loss focal --seed 3 --out {out}/focal-no-augment/seed3 --epochs 10 "
+        f"--head mlp --no-augment && python evaluate_metrics.py {out}/focal-no-augment/seed3"]
     assert "inat21-mammals: 102 runs, 102 to do" in run_all("--dry-run", DATA_ROOT=str(root), SEEDS="0 1").stdout
 
 
