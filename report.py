@@ -270,8 +270,8 @@ def place(row):
 def name_methods(rows):
     """Set row["label"]: the method and what sets it apart, e.g. "suppro (margin 0.5)" or "supcon (epochs 30)".
 
-    Named are options that are not the default, and settings other than most runs have: most of the method's on this data
-    set, or for COMPARED most of its kind's. Two runs with one label on a data set and ratio thus have the same settings.
+    Named are options that are not the default, and settings other than the usual: those at most ratios (where equal, of most runs) of the
+    method on this data set, or for COMPARED of its kind. Two runs with one label on a data set and ratio thus have the same settings.
     """
     settings = [json.loads(row["settings"]) for row in rows]
     every = sorted({key for s in settings for key in s} - set(DEFAULTS))
@@ -283,12 +283,13 @@ def name_methods(rows):
             return row["dataset"], row["kind"], key
         return row["dataset"], row["method"], row.get("encoder_method"), key
 
-    values = {}                                                      # how often each setting has each value there
+    values = {}                                                      # how often each setting has each value there, by ratio
     for row, s in zip(rows, settings):
         for key in every:
-            values.setdefault(among(row, key), Counter())[json.dumps(s.get(key))] += 1
+            values.setdefault(among(row, key), {}).setdefault(json.dumps(s.get(key)), Counter())[row["ratio"]] += 1
+    usual_there = {where: max(counts, key=lambda value: (len(counts[value]), counts[value].total())) for where, counts in values.items()}
     for row, s in zip(rows, settings):
-        usual = {key: values[among(row, key)].most_common(1)[0][0] for key in every}
+        usual = {key: usual_there[among(row, key)] for key in every}
         options = [key for key in DEFAULTS if key in s] + [key for key in every if json.dumps(s.get(key)) != usual[key]]
         row["label"] = row["method"] + (f" ({', '.join(setting_text(key, s.get(key)) for key in options)})" if options else "")
 
@@ -693,6 +694,15 @@ def line_panel(axes, groups, key, style):
     return bool(known)
 
 
+def on_lines(groups):
+    """The groups that line figures show: not what was changed at one ratio of several, which would be dots beside the method's line."""
+    ratios = {}
+    for g in groups:
+        ratios.setdefault(g["dataset"], {}).setdefault(g["name"], set()).add(g["ratio"])
+    return [g for g in groups if g["label"] == g["method"] or len(ratios[g["dataset"]][g["name"]]) > 1
+            or len(set.union(*ratios[g["dataset"]].values())) == 1]
+
+
 def legend_below(figure, axes):
     handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
     longest = max(map(len, handles))
@@ -704,7 +714,7 @@ def legend_below(figure, axes):
 def accuracy_figure(groups, style):
     """Balanced accuracy against imbalance, a panel per data set. None without a value."""
     groups = [g for g in groups if g["minority_percent"] is not None and measured(g, "balanced_accuracy")]
-    groups = [g for g in groups if not g["scored_by"].startswith("fine-tuned")]
+    groups = on_lines([g for g in groups if not g["scored_by"].startswith("fine-tuned")])
     datasets = list(dict.fromkeys(g["dataset"] for g in groups))
     if not datasets:
         return None
@@ -721,7 +731,7 @@ def accuracy_figure(groups, style):
 
 def saa_cac_figure(groups, style):
     """SAA and CAC of both classes against imbalance, a row per data set. None without a value."""
-    groups = [g for g in encoder_groups(groups) if g["minority_percent"] is not None and measured(g, "saa_minority")]
+    groups = on_lines([g for g in encoder_groups(groups) if g["minority_percent"] is not None and measured(g, "saa_minority")])
     datasets = list(dict.fromkeys(g["dataset"] for g in groups))
     if not datasets:
         return None
