@@ -1,11 +1,13 @@
 """Tables and figures from every run below a folder, with mean and standard deviation over seeds.
 
-    python report.py runs                    # report.md, results.csv, summary.csv and figures into runs/report
-    python report.py runs --out results      # the same as evidence to commit
-    python report.py runs/digits             # one data set alone
+    python report.py runs                                     # report.md, results.csv, summary.csv and figures into runs/report
+    python report.py runs/digits                              # one data set alone
+    python report.py runs/evidence --claims --out results     # the paper's claims judged by these runs, too: README.md
+    python report.py --check results                          # exit code 1 unless the tables there are what the logs beside them give
 
 A run is a folder whose config.json names a method and a data set. Runs with other settings are never averaged:
-what differs stands in the label. Needs no GPU and none of the images; give it again after more runs.
+what differs stands in the label. Needs no GPU and none of the images; give it again after more runs. runs.jsonl keeps the runs' logs
+and results in one file, from which the tables can be made again: python report.py results/runs.jsonl
 """
 
 import csv
@@ -45,7 +47,7 @@ def parse_args():
     parser = ArgumentParser("Tables and figures from every run below a folder.")
     parser.add_argument("runs", type=Path, nargs="?", help="folder with runs at any depth (the other scripts make runs/), or a report's runs.jsonl")
     parser.add_argument("--out", type=Path, help="where tables and figures go (default: report/ in that folder; results to commit them)")
-    parser.add_argument("--claims", action="store_true", help="judge the paper's claims by these runs, too: README.md, claims.png")
+    parser.add_argument("--claims", action="store_true", help="judge the paper's claims by these runs, too: README.md, ablations.png, metrics.png")
     parser.add_argument("--check", type=Path, metavar="RESULTS",
                         help="exit code 1 unless the tables below this folder are what the runs.jsonl beside them give")
     args = parser.parse_args()
@@ -833,7 +835,7 @@ def map_panel(ax, found):
 
 def embeddings_figure(groups, runs, dataset):
     """Maps side by side: a row per ratio, a column per method. None without a map."""
-    found = {(g["ratio"], g["label"]): embedding_of(g, runs) for g in encoder_groups(groups) if g["dataset"] == dataset}
+    found = {(g["ratio"], g["label"]): embedding_of(g, runs) for g in on_lines(encoder_groups(groups)) if g["dataset"] == dataset}
     found = {key: value for key, value in found.items() if value}
     if not found:
         return None

@@ -170,7 +170,7 @@ evidence_list() {  # the runs that the claims in the letters $1 are judged by (n
     of abcdel pneumoniamnist 95-5 supcon supmin suppro
     flags="$few --lr 0.125 --epochs 16 --watch-every 4"
     of cdel breastmnist natural supcon supmin suppro
-    flags="$few --lr 0.125 --epochs 3 --warmup-epochs 2 --watch-every 1"
+    flags="$few --lr 0.125 --epochs 2 --warmup-epochs 1 --watch-every 1"
     of abcdel fashionmnist 99-1 supcon supmin suppro
 }
 

@@ -125,6 +125,18 @@ def test_labels_name_options_and_unusual_settings_only(tmp_path):
                       "digits/99-1/supcon/seed0": "supcon (batch size 64)", "digits/99-1/ce/seed0": "ce"}
 
 
+def test_what_was_tried_at_one_ratio_is_not_the_usual_however_often_it_was(tmp_path):
+    for ratio in ("99-1", "50-50"):
+        make_run(tmp_path, "supcon", 0, ratio, probe=0.6, warmup_epochs=10)
+    for seed in range(4):
+        make_run(tmp_path, "supcon", seed, folder=f"short{seed}", probe=0.7, warmup_epochs=2)
+    assert [(g["ratio"], g["label"], g["n"]) for g in groups_of(tmp_path).values()] == [
+        ("99-1", "supcon", 1), ("99-1", "supcon (warmup epochs 2)", 4), ("50-50", "supcon", 1)]
+    assert [(g["ratio"], g["label"]) for g in report.on_lines(list(groups_of(tmp_path).values()))] == [("99-1", "supcon"), ("50-50", "supcon")]
+    make_run(tmp_path, "supcon", 0, "50-50", folder="short", probe=0.7, warmup_epochs=2)
+    assert len(report.on_lines(list(groups_of(tmp_path).values()))) == 4                       # two ratios make a line
+
+
 def test_labels_of_later_methods_name_what_is_not_the_default(tmp_path):
     for i, (method, options, label) in enumerate([
             ("kcl", {"k": 3, "queue": 0}, "kcl"), ("kcl", {"k": 6, "queue": 1024}, "kcl (k 6, queue 1024)"),
