@@ -536,8 +536,8 @@ def with_minority(batches, is_minority, k, generator):
     for batch in batches:
         spare, places = members[~np.isin(members, batch)], np.flatnonzero(~is_minority[batch])
         lacking = max(0, k - (len(batch) - len(places)))
-        batch = batch.copy()
-        batch[places[:lacking]] = spare[torch.randperm(len(spare), generator=generator)[:lacking]]
+        batch, chosen = batch.copy(), places[np.arange(lacking) * len(places) // max(lacking, 1)]        # all over the batch: --chunk cuts it
+        batch[chosen] = spare[torch.randperm(len(spare), generator=generator)[:lacking]]
         filled.append(batch)
     return filled
 

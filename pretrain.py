@@ -153,6 +153,8 @@ def main():
     if args.chunk and (args.batch_size % min(args.chunk, args.batch_size) or args.chunk % processes()):
         raise UserError(f"--chunk {args.chunk}: has to divide --batch-size {args.batch_size}" +
                         (f" and to be a multiple of {processes()}, the number of processes" if processes() > 1 else ""))
+    if args.minority_per_batch and args.method in ("bcl", "paco"):
+        raise UserError(f"--minority-per-batch: {args.method} corrects for the classes' shares as they are; leave it out")
     most = min(args.batch_size, int((subset.labels[rows] == subset.minority).sum()))
     if (args.minority_per_batch or 0) > most:
         raise UserError(f"--minority-per-batch {args.minority_per_batch}: is more than a batch or the training images can hold; use {most} or less")

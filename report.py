@@ -28,12 +28,13 @@ DATASETS = ("digits", "breastmnist", "pneumoniamnist", "inat21-plants", "inat21-
 METHODS = ("ntxent", "supcon", "supmin", "suppro", "kcl", "tsc", "sbcl", "bcl", "paco",
            "ce", "weighted_ce", "focal", "ldam_drw", "logit_adjusted", "crt", "tau_norm", "lws")
 DEFAULTS = {"encoder_method": "ce", "variant": None, "majority_supervision": 0.0, "margin": 1.0, "k": 3, "queue": 0, "recluster_every": 10,
-            "randaugment": False, "alpha": None, "gamma": 2.0, "head": "linear", "head_lr": None, "balanced_batches": False,
-            "subsample_balanced": False, "fraction": 1.0, "bn_train": False, "augment": True, "smoke": False}   # another value stands in the label
+            "randaugment": False, "alpha": None, "minority_per_batch": None, "chunk": None, "gamma": 2.0, "head": "linear", "head_lr": None,
+            "balanced_batches": False, "subsample_balanced": False, "fraction": 1.0, "bn_train": False, "augment": True,
+            "smoke": False}                                                         # another value stands in the label
 OWN_DEFAULTS = {"tsc": {"variant": "ttc"}, "sbcl": {"variant": "code"}, "bcl": {"variant": "layernorm"}, "paco": {"variant": "paco", "queue": 1024},
                 "ldam_drw": {"head": "cosine"}, "crt": {"balanced_batches": True}, "lws": {"balanced_batches": True}}
 IDENTITY = ("dataset", "ratio", "method", "seed", "subset", "classes", "minority", "encoder_sha256", "encoder_seed", "classifier_seed")
-COMPARED = ("arch", "epochs", "batch_size", "size")                             # settings that also tell methods of one kind apart
+COMPARED = ("arch", "epochs", "batch_size", "size", "lr", "warmup_epochs")      # settings that also tell methods of one kind apart
 SCORES = ("accuracy", "balanced_accuracy", "auroc", "f1")
 MEASURED = {"metrics": "evaluate_metrics.py", "probe": "linear_probe.py", "finetune": "finetune.py"}      # <name>.json of a run, by whom
 METRICS = ("saa", "cac", "sad", "cad", "gpu", "peu")
@@ -51,8 +52,8 @@ def parse_args():
     parser.add_argument("--check", type=Path, metavar="RESULTS",
                         help="exit code 1 unless the tables below this folder are what the runs.jsonl beside them give")
     args = parser.parse_args()
-    if (args.runs is None) == (args.check is None):
-        raise UserError("give the folder with the runs, or --check and the folder with the tables, and not both")
+    if (args.runs is None) == (args.check is None) or args.check and (args.out or args.claims):
+        raise UserError("give the folder with the runs, or --check and the folder with the tables, and nothing else")
     return args
 
 
@@ -64,11 +65,14 @@ def main():
     from_archive = args.runs.is_file()
     out = args.out or (args.runs.parent if from_archive else args.runs / "report")
     head, runs = load(args.runs)
-    rows = collect(args.runs)
+    judged = args.claims or from_archive and head["claims"]
+    if judged and (out / "README.md").exists() and not (out / "README.md").read_text(encoding="utf-8").startswith(claims.TITLE):
+        raise UserError(f"{out / 'README.md'}: is not this script's; give --out another folder")
+    rows = flat(runs, args.runs)
     groups = group(rows)
-    figures, missing = draw_figures(groups, args.runs, out, args.claims)
+    figures, missing = draw_figures(groups, args.runs, out, judged)
     notes = missing if from_archive else missing + unlisted(args.runs)
-    head = {"command": command_line(), "claims": args.claims, "figures": figures, "notes": notes}
+    head = {"command": command_line(), "claims": judged, "figures": figures, "notes": notes}
     for name, text in {"runs.jsonl": archive(head, runs), **tables(head, rows, groups)}.items():
         with whole(out / name) as part:
             part.write_text(text, encoding="utf-8")
@@ -95,12 +99,13 @@ def check(folder):
         raise UserError(f"--check {folder}: holds no runs.jsonl; give a folder that report.py has written to")
     differ = []
     for path in archives:
-        rows = collect(path)
-        for name, text in tables(load(path)[0], rows, group(rows)).items():
+        head, runs = load(path)
+        rows = flat(runs, path)
+        for name, text in tables(head, rows, group(rows)).items():
             there = path.with_name(name)
             same = there.is_file() and there.read_text(encoding="utf-8") == text
             print(f"{there}: {'as the logs give it' if same else 'DIFFERS from what runs.jsonl gives'}")
-            differ += [] if same else [f"python report.py {path}{' --claims' if name == 'README.md' else ''}"]
+            differ += [] if same else [f"python report.py {path}"]
     if differ:
         raise SystemExit(f"report.py: {len(differ)} of the tables differ; made again by: {differ[-1]}")
 
@@ -117,7 +122,12 @@ def collect(source):
     row["state"] is "finished", "not finished" (no encoder.pt yet, or no finetune.json of a re-trained classifier) or "repeats PATH" (same
     settings and seed). UserError when the source is missing or has no run, or when a file of a run is damaged.
     """
-    rows = [read_run(run, source) for run in load(source)[1]]
+    return flat(load(source)[1], source)
+
+
+def flat(runs, source):
+    """The rows of runs as load gives them."""
+    rows = [read_run(run, source) for run in runs]
     rows.sort(key=lambda row: (*place(row), row["settings"], row["seed"], row["state"], -len(row), row["path"]))
     name_methods(rows)
     rows.sort(key=lambda row: (*place(row), row["label"]))
@@ -171,12 +181,13 @@ def read_archive(path):
     try:
         head, *runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         well_formed = all(isinstance(head[key], kind) for key, kind in dict(command=str, claims=bool, figures=list, notes=list).items())
+        well_formed = well_formed and all(isinstance(text, str) for text in head["figures"] + head["notes"])
         if not well_formed or not all(isinstance(run["path"], str) and isinstance(run["config"], dict) and isinstance(run["log"], list)
                                       and all(isinstance(line, dict) for line in run["log"]) and isinstance(run["finished"], bool)
-                                      and isinstance(run["train_counts"], dict | None)
+                                      and all(isinstance(n, int) for n in (run["train_counts"] or {}).values())
                                       and all(isinstance(run.get(name, {}), dict) for name in MEASURED) for run in runs):
             raise ValueError("another kind of JSON")
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: not the runs of a report ({type(error).__name__}: {error}); take it from the repository, "
                         "or make it again with report.py") from None
     return head, runs
@@ -205,8 +216,7 @@ def read_run(run, source):
     if epochs:
         row["final_loss"] = float(epochs[-1]["loss"])
         row.update(flatten({key: value for key, value in epochs[-1].items() if key not in ("epoch", "loss", "lr", "head_lr")}, "last_"))
-    early = next((line for line in epochs if "val_knn" in line and 4 * (line["epoch"] + 1) >= config["epochs"]), {})       # a quarter of the training
-    row.update({f"early_{key}": float(np.mean(early[key])) for key in ("val_knn", "val_cac", "collapse_gap") if early.get(key) is not None})
+    row.update(early_look(epochs, config.get("epochs")))
 
     measured_on = {}
     for name, script in MEASURED.items():
@@ -229,6 +239,17 @@ def read_run(run, source):
         if wrong := [key for key in keys if key in row and not isinstance(row[key], kinds)]:
             raise UserError(f"{folder}: what it holds as {wrong[0]} cannot be that; delete the file with it and make it again")
     return row
+
+
+def early_look(epochs, planned):
+    """early_val_knn, early_val_cac and early_collapse_gap (means of the classes) at the first look between a quarter and half of the training."""
+    def is_number(value):
+        return isinstance(value, (int, float)) or isinstance(value, list) and value and all(isinstance(v, (int, float)) for v in value)
+
+    for line in epochs if isinstance(planned, int) else ():
+        if is_number(line.get("val_knn")) and isinstance(line["epoch"], int) and planned <= 4 * (line["epoch"] + 1) <= 2 * planned:
+            return {f"early_{key}": float(np.mean(line[key])) for key in ("val_knn", "val_cac", "collapse_gap") if is_number(line.get(key))}
+    return {}
 
 
 def by_class(values, prefix, minority, path, again):
@@ -254,9 +275,9 @@ def flatten(data, prefix):
 
 def minority_percent(config, counts):
     """Minority share of the training images in percent, from the ratio's name or else the subset's counts {"0": n, "1": n}. None if unknown."""
-    if match := re.fullmatch(r"([\d.]+)-([\d.]+)", str(config["ratio"])):
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)", str(config["ratio"])):
         majority, minority = map(float, match.groups())
-        return 100 * minority / (majority + minority)
+        return 100 * minority / (majority + minority) if majority + minority else None
     minority, majority = ((counts or {}).get(str(label), 0) for label in (config["minority"], 1 - int(config["minority"])))
     return 100 * minority / (minority + majority) if minority + majority else None
 

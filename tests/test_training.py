@@ -262,6 +262,7 @@ def test_cuda_asked_for_and_absent(workplace):
     (["subsets/digits/99-1.json", "--amp", "fp16"], "--amp fp16"),
     (["subsets/digits/99-1.json", "--lr", "nan"], "--lr"),
     (["subsets/digits/99-1.json", "--minority-per-batch", "7", "--batch-size", "64"], "--minority-per-batch 7: .*use 6 or less"),
+    (["subsets/digits/99-1.json", "--method", "paco", "--minority-per-batch", "2", "--batch-size", "64"], "--minority-per-batch: paco corrects"),
     (["subsets/digits/index.csv"], "index.csv: not a JSON file"),
 ])
 def test_pretrain_refuses(workplace, args, words):
