@@ -1,5 +1,6 @@
 """run_all.sh with stand-ins for the scripts, nvidia-smi and SLURM: who runs where and when, what a failure and a signal leave."""
 
+import json
 import os
 import re
 import shutil
@@ -137,6 +138,27 @@ def test_hours_are_those_of_the_measured_speed(kit):
     assert done[-2] == "breastmnist: 5 runs, 4 to do: 2,880,000 training images, about 10.0 h at the mean of measured epochs"
     assert done[-1] == "all: 4 to do: about 10.0 GPU hours, 5.0 h by the clock on: 0 1"
     assert "10.0 hours, 2.5 h by the clock on: cpu cpu cpu cpu" in run_all(kit, "--dry-run", FLAGS="--epochs 20", CUDA_VISIBLE_DEVICES="-1", JOBS="4").stdout
+
+
+def test_evidence_runs_what_a_claim_needs_and_judges_it(kit):
+    (kit / "data" / "breastmnist.npz").unlink()
+    for name, counts in (("digits/99-1", (620, 6)), ("digits/95-5", (595, 31))):
+        (kit / f"subsets/evidence/{name}.json").parent.mkdir(parents=True, exist_ok=True)
+        (kit / f"subsets/evidence/{name}.json").write_text(json.dumps({"counts": {"train": {"0": counts[0], "1": counts[1]}}}))
+    (kit / "results").mkdir()
+    (kit / "results/runs.jsonl").write_text('{"config": {"dataset": "digits"}, "log": [{"images_per_s": 100.0}]}\n')
+    (kit / "report.py").write_text("import sys; print('judged', *sys.argv[1:])\n")
+    done = run_all(kit, "evidence", "m", SEEDS="0", CUDA_VISIBLE_DEVICES="-1", JOBS="1")
+    assert done.returncode == 0 and done.stdout.rstrip().endswith("judged runs/evidence --claims")
+    assert "digits: 6 runs, 6 to do: 60,096 training images, about 0.2 h" in done.stdout         # 626 images, 16 epochs
+    assert "pneumoniamnist.npz (medmnist.com); its runs are left out" in done.stderr
+    runs = {path.relative_to(kit / "runs/evidence").as_posix() for path in kit.glob("runs/evidence/*/*/*/seed0")}
+    assert runs == {f"digits/99-1/{name}/seed0" for name in ("ntxent", "supcon", "supcon-minority-per-batch-4", "supmin", "supmin-minority-per-batch-4", "suppro")}
+    assert "--method supcon --seed 0 --out runs/evidence/digits/99-1/supcon-minority-per-batch-4/seed0 " in done.stdout and "--minority-per-batch=4" in done.stdout
+    assert (kit / "runs/evidence/digits/99-1/supcon/seed0/evaluate_metrics").exists()
+    assert "0 to do: nothing left" in run_all(kit, "evidence", "m", SEEDS="0", CUDA_VISIBLE_DEVICES="-1").stdout
+    wrong = run_all(kit, "evidence", "g")
+    assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1 and "letters of claims" in wrong.stderr
 
 
 def test_jobs_is_a_number(kit):
