@@ -154,6 +154,7 @@ evidence_list() {  # the runs that the claims in the letters $1 are judged by (n
     of abcdehijklm digits 99-1 supcon supmin suppro ntxent
     of abcdefh digits 95-5 supcon supmin suppro
     of abeh digits 50-50 supcon supmin suppro
+    of ac digits 99-1 supcon:lr=0:epochs=1                                   # the network untrained
     of c digits 99-1 kcl tsc sbcl bcl paco
     of m digits 99-1 supcon:minority-per-batch=4 supmin:minority-per-batch=4
     of i digits 99-1 suppro:margin=0 suppro:margin=0.5 suppro:margin=2
@@ -168,6 +169,7 @@ evidence_list() {  # the runs that the claims in the letters $1 are judged by (n
     of k digits 99-1 weighted_ce ldam_drw ce
     flags="$few --lr 0.125 --epochs 10 --warmup-epochs 6 --watch-every 2"
     of abcdel pneumoniamnist 99-1 supcon supmin suppro
+    of ac pneumoniamnist 99-1 supcon:lr=0:epochs=1
     of aeh pneumoniamnist 50-50 supcon supmin suppro
     of abcdel pneumoniamnist 95-5 supcon supmin suppro
     flags="$few --lr 0.125 --epochs 16 --watch-every 4"
