@@ -79,6 +79,14 @@ class Runs:
         """{seed: row} of networks with the weights they began with: SupCon's, one epoch at learning rate 0, which sets batch norm's statistics."""
         return self.changed(dataset, ratio, "supcon", "lr", "epochs").get(0, {})
 
+    def lengths(self, dataset, ratio):
+        """{"": {method: {seed: row}}, ", 64 epochs": ...} of SupCon and the repairs: base runs, and those with another number of epochs."""
+        found = {"": {method: self.base(dataset, ratio, method) for method in ("supcon", *REPAIRS)}}
+        for method in ("supcon", *REPAIRS):
+            for epochs, rows in self.changed(dataset, ratio, method, "epochs", "warmup_epochs").items():
+                found.setdefault(f", {epochs} epochs", defaultdict(dict))[method] = rows
+        return found
+
     def rare(self):
         return [place for place in self.places if self.share[place] is not None and self.share[place] <= RARE]
 
@@ -218,32 +226,29 @@ def supcon_falls(runs):
 def metrics_show(runs):
     cases = []
     for place in runs.rare():
-        rows = runs.base(*place, "supcon")
-        for key, name in METRICS.items():
-            repaired = [d for method in REPAIRS if (d := difference(rows, runs.base(*place, method), metric(key)))]
-            if repaired:
-                signs = {d.sign * WORSE[key] for d in repaired}
-                shown = True if signs == {1} else False if signs == {-1} else None
-                means = ", ".join(f"{text_of(runs.base(*place, method), metric(key), '', 2)} {label}"
-                                  for method, label in {"supcon": "SupCon", **REPAIRS}.items())
-                cases.append(Case(f"{at(place)}: {name} {'shows it' if key in ('saa', 'cac') else 'does not show it'}",
-                                  shown if key in ("saa", "cac") or shown is None else not shown, means))
+        for length, members in runs.lengths(*place).items():
+            for key, name in METRICS.items():
+                repaired = [d for method in REPAIRS if (d := difference(members["supcon"], members[method], metric(key)))]
+                if repaired:
+                    signs = {d.sign * WORSE[key] for d in repaired}
+                    shown = True if signs == {1} else False if signs == {-1} else None
+                    means = ", ".join(f"{text_of(members[method], metric(key), '', 2)} {label}"
+                                      for method, label in {"supcon": "SupCon", **REPAIRS}.items())
+                    cases.append(Case(f"{at(place)}{length}: {name} {'shows it' if key in ('saa', 'cac') else 'does not show it'}",
+                                      shown if key in ("saa", "cac") or shown is None else not shown, means))
     return cases
 
 
 def repairs_win(runs):
     cases = []
     for place in runs.imbalanced():
+        for length, members in runs.lengths(*place).items():
+            others = {"SupCon": members["supcon"], "an untrained network": runs.untrained(*place)}
+            for (method, name), (other, rows), (value, on) in itertools.product(REPAIRS.items(), others.items(), READINGS.items()):
+                if d := difference(members[method], rows, value):
+                    cases.append(Case(f"{at(place)}{length}: {name} over {other}{on}", better(d),
+                                      f"{text_of(members[method], value)} against {text_of(rows, value)}: {d}", abs(d.mean)))
         repairs = {method: runs.base(*place, method) for method in REPAIRS}
-        supcon = runs.base(*place, "supcon")
-        for method, name in REPAIRS.items():
-            for value, on in READINGS.items():
-                if d := difference(repairs[method], supcon, value):
-                    cases.append(Case(f"{at(place)}: {name} over SupCon{on}", better(d),
-                                      f"{text_of(repairs[method], value)} against {text_of(supcon, value)}: {d}", abs(d.mean)))
-                if d := difference(repairs[method], untrained := runs.untrained(*place), value):
-                    cases.append(Case(f"{at(place)}: {name} over an untrained network{on}", better(d),
-                                      f"{text_of(repairs[method], value)} against {text_of(untrained, value)}: {d}", abs(d.mean)))
         repair = best(repairs)
         for method, name in LONG_TAIL.items():
             if repair and (d := difference(repairs[repair], runs.base(*place, method))):

@@ -164,7 +164,7 @@ evidence_list() {  # the runs that the claims in the letters $1 are judged by (n
     of abh digits 99-1 supcon:warmup-epochs=2 supmin:warmup-epochs=2 suppro:warmup-epochs=2 supcon:lr=0.015625:warmup-epochs=2 \
         supmin:lr=0.015625:warmup-epochs=2
     of abh digits 50-50 supcon:warmup-epochs=2 supmin:warmup-epochs=2 suppro:warmup-epochs=2
-    of ab digits 99-1 supcon:epochs=64:warmup-epochs=40 supmin:epochs=64:warmup-epochs=40 suppro:epochs=64:warmup-epochs=40
+    of abc digits 99-1 supcon:epochs=64:warmup-epochs=40 supmin:epochs=64:warmup-epochs=40 suppro:epochs=64:warmup-epochs=40
     flags="$few --lr 0.001 --size 16 --epochs 32"
     of k digits 99-1 weighted_ce ldam_drw ce
     flags="$few --lr 0.125 --epochs 10 --warmup-epochs 6 --watch-every 2"

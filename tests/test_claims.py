@@ -91,9 +91,14 @@ def test_other_methods_data_sets_and_early_numbers(runs):
     for dataset, ahead in (("fashionmnist", "supmin"), ("breastmnist", "supmin")):
         for method in ("supmin", "suppro"):
             add(runs, method, "95-5", 0.9 if method == ahead else 0.8, dataset=dataset)
+    for method, accuracy in (("supcon", 0.5), ("supmin", 0.8)):
+        add(runs, method, "99-1", accuracy, folder="-long", epochs=100, warmup_epochs=20)
+    assert [(case.where, case.holds) for case in cases(runs, "c") if "epochs" in case.where] == [
+        ("digits 99-1, 100 epochs: Supervised Minority over SupCon", True)]
+    assert sum("100 epochs" in case.where for case in cases(runs, "b")) == 6
     add(runs, "supcon", "99-1", 0.56, folder="-untrained", lr=0.0, epochs=1, noise=(0, 0.01, -0.01))
     assert [case.holds for case in cases(runs, "a") if "untrained" in case.where] == [True]
-    assert [case.holds for case in cases(runs, "c") if "untrained" in case.where] == [True, True]
+    assert [case.holds for case in cases(runs, "c") if "untrained" in case.where] == [True] * 3
     assert [(case.where.split(":")[0], case.holds) for case in cases(runs, "d")] == [("breastmnist 95-5, medical", False), ("fashionmnist 95-5, natural", True)]
     for path in sorted(runs.glob("digits/99-1/*/seed*/log.jsonl")):                             # the early look foretells the end
         lines = [json.loads(line) for line in path.read_text().splitlines()]
