@@ -106,6 +106,9 @@ def check(folder):
             same = there.is_file() and there.read_text(encoding="utf-8") == text
             print(f"{there}: {'as the logs give it' if same else 'DIFFERS from what runs.jsonl gives'}")
             differ += [] if same else [f"python report.py {path}"]
+    for path in sorted(folder.rglob("report.md")):
+        if not path.with_name("runs.jsonl").exists():
+            print(f"{path}: not compared, there is no runs.jsonl beside it")
     if differ:
         raise SystemExit(f"report.py: {len(differ)} of the tables differ; made again by: {differ[-1]}")
 

@@ -135,13 +135,19 @@ demo_list() {  # the demo's training: small enough for a laptop, long enough to 
 }
 
 evidence_subsets() {  # for the claims: images as small as the networks
-    local small=${DATA_ROOT}/fashion-mnist name
+    local small=${DATA_ROOT}/fashion-mnist name mammals
     "$PYTHON" make_subsets.py digits --out subsets/evidence
     for name in pneumoniamnist breastmnist; do
         [ -e "$DATA_ROOT/$name.npz" ] || { echo "not found: $DATA_ROOT/$name.npz (medmnist.com); its runs are left out" >&2; continue; }
         "$PYTHON" make_subsets.py $name --size 28 --data-root "$DATA_ROOT" --out subsets/evidence \
             --ratios "$([ $name = breastmnist ] || echo 99-1,95-5,)50-50,natural"
     done
+    mammals=$("$PYTHON" catalog.py "$DATA_ROOT" 2> /dev/null | sed -n "s/^inat21-mammals\t-\t//p")
+    if [ -n "$mammals" ]; then
+        "$PYTHON" make_subsets.py inat21-mammals --data-root "$mammals" --size 32 --out subsets/evidence
+    else
+        echo "not found: inat21-mammals ($DATA_ROOT/train and val); its runs are left out" >&2
+    fi
     [ -d "$small" ] || small=/usr/share/datasets/fashion-mnist               # where Debian's package has it
     [ -d "$small" ] || { echo "not found: Fashion-MNIST (Debian's package dataset-fashion-mnist); its runs are left out" >&2; return; }
     "$PYTHON" make_subsets.py fashionmnist --data-root "$small" --out subsets/evidence
@@ -151,8 +157,8 @@ evidence_list() {  # the runs that the claims in the letters $1 are judged by (n
     local claims=${1// } python flags seed few="--arch resnet18 --batch-size 64 --save-every 8"
     printf -v python %q "$PYTHON"
     flags="$few --lr 0.125 --size 16 --epochs 16 --watch-every 4"
-    of abcdehijklm digits 99-1 supcon supmin suppro ntxent
-    of abcdefh digits 95-5 supcon supmin suppro
+    of abcehijklm digits 99-1 supcon supmin suppro ntxent
+    of abcefhl digits 95-5 supcon supmin suppro
     of abeh digits 50-50 supcon supmin suppro
     of ac digits 99-1 supcon:lr=0:epochs=1                                   # the network untrained
     of c digits 99-1 kcl tsc sbcl bcl paco
@@ -176,6 +182,9 @@ evidence_list() {  # the runs that the claims in the letters $1 are judged by (n
     of cdel breastmnist natural supcon supmin suppro
     flags="$few --lr 0.125 --epochs 2 --warmup-epochs 1 --watch-every 1"
     of abcdel fashionmnist 99-1 supcon supmin suppro
+    flags="$few --lr 0.125 --size 16 --epochs 12 --watch-every 3"
+    of abcdel inat21-mammals 99-1 supcon supmin suppro
+    of aeh inat21-mammals 50-50 supcon supmin suppro
 }
 
 of() {  # the runs for the claims $1: data set $2, ratio $3, then methods or losses
