@@ -46,7 +46,6 @@ class Claim:
     rule: str
     cases: callable                                          # Runs -> [Case]
     figure: str
-    note: str = ""
 
 
 class Runs:
@@ -135,7 +134,7 @@ def text_of(members, value=score, unit=" %", digits=1):
     if not values:
         return "not run"
     spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values) + 0.0:.{digits}f}{spread}{unit}" + ("" if len(values) == 3 else f" (n {len(values)})")
+    return f"{round(np.mean(values), digits) + 0.0:.{digits}f}{spread}{unit}" + ("" if len(values) == 3 else f" (n {len(values)})")
 
 
 @dataclass
@@ -495,7 +494,7 @@ def markdown(rows, figures, command):
               "not corrected for the number of tests: with three seeds, only large and steady differences count. An undecided case counts "
               "neither for a claim nor against it. Where the better repair is chosen, it is chosen by these scores."]
     for claim, cases in judged:
-        lines += ["", f"## {claim.letter}. {claim.text}", "", f"{claim.rule}", *(["", claim.note] if claim.note else []), ""]
+        lines += ["", f"## {claim.letter}. {claim.text}", "", claim.rule, ""]
         if cases:
             lines += ["| case | | measured |", "|---|---|---|"]
             lines += [f"| {case.where} | {({True: 'yes', False: 'no', None: 'undecided'})[case.holds]} | {case.evidence} |" for case in cases]
