@@ -486,7 +486,7 @@ def markdown(rows, figures, command):
              "[summary.csv](summary.csv). The runs again: `bash run_all.sh evidence`, or those for some claims: `bash run_all.sh evidence f m`.", "",
              *setting_lines(runs), "", "| | claim | verdict | evidence | figure | command |", "|---|---|---|---|---|---|"]
     for claim, cases in judged:
-        figure = f"[{claim.figure}]({claim.figure})" if claim.figure in figures else "-"
+        figure = f"[{claim.figure}]({claim.figure})" if cases and claim.figure in figures else "-"
         again = f"`bash run_all.sh evidence {claim.letter}`" if claim.letter != "g" else "`python benchmark.py methods --out results/benchmark`"
         lines.append(f"| {claim.letter} | {claim.text} | **{verdict(cases)}** | {summary(cases)} | {figure} | {again} |")
     lines += ["", "Balanced accuracy on the test split, mean ± standard deviation over seeds (three unless another n is given), linear probe on the "

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import one_line, run_script
+from conftest import ROOT, one_line, run_script
 from scipy.stats import ttest_rel
 from test_report import call, make_run
 
@@ -160,3 +160,23 @@ def test_damaged_archives_and_mistakes(runs, tmp_path, monkeypatch):
     one_line(run_script("report.py", cwd=tmp_path, code=2), "give the folder with the runs")
     one_line(run_script("report.py", "runs", "--check", "runs", cwd=tmp_path, code=2), "and nothing else")
     one_line(run_script("report.py", "--check", "nowhere", cwd=tmp_path, code=2), "--check nowhere: holds no runs.jsonl")
+
+
+def test_the_committed_tables_are_what_their_logs_give(monkeypatch, capsys):
+    call(monkeypatch, "--check", ROOT / "results")
+    assert "results/README.md: as the logs give it" in capsys.readouterr().out
+
+
+def test_what_is_written_about_the_claims_is_in_their_tables():
+    """Every number with one decimal, every deviation and every verdict of the README's section and of results/differences.md."""
+    tables = (ROOT / "results/README.md").read_text(encoding="utf-8")
+    report_md = (ROOT / "results/report.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = re.search(r"## What holds here, and what to use\n(.*?)\n## ", readme, re.DOTALL)[1]
+    written = section + (ROOT / "results/differences.md").read_text(encoding="utf-8")
+    known = {number.strip("-+") for number in re.findall(r"[-+]?\d+\.\d+(?: ± \d+\.\d+)?", tables + report_md)}
+    known |= {number.split(" ±")[0] for number in known}
+    for number in re.findall(r"\d+\.\d+(?: ± \d+\.\d+)?", written):
+        assert number in known or number in {"0.1", "0.5", "0.125", "0.6"}, f"{number} is in no table of results/"
+    verdicts = dict(re.findall(r"^\| ([a-m]) \| .*?\| \*\*(.*?)\*\* \|", tables, re.MULTILINE))
+    assert len(verdicts) == 13 and dict(re.findall(r"^\| ([a-m]) \| .*?\| \*\*(.*?)\*\* \|", section, re.MULTILINE)) == verdicts
