@@ -28,7 +28,7 @@ from evaluate_metrics import open_embeddings
 from make_subsets import decode_block
 from pictures import plain_folder
 
-settings.register_profile("kit", max_examples=int(os.environ.get("KIT_FUZZ", 150)), deadline=None, derandomize="KIT_FUZZ" not in os.environ,
+settings.register_profile("kit", max_examples=int(os.environ.get("KIT_FUZZ", 100)), deadline=None, derandomize="KIT_FUZZ" not in os.environ,
                           suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 settings.load_profile("kit")
 

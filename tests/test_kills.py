@@ -22,7 +22,6 @@ SUBSET, TINY = "subsets/digits/95-5.json", ("--smoke", "--size", "8", "--epochs"
 COMMANDS = {                                                     # every one writes below `out`, from what the workplace has
     "make_subsets": ("make_subsets", "digits", "--workers", "1", "--name", "out", "--out", "."),
     "supmin, bf16": ("pretrain", SUBSET, "--method", "supmin", *TINY, "--size", "24", "--amp", "bf16", "--out", "out"),
-    "paco": ("pretrain", SUBSET, "--method", "paco", *TINY, "--queue", "64", "--out", "out"),
     "linear_probe": ("linear_probe", "run", "--protocol", "reference", "--epochs", "3", "--out", "out"),
     "finetune": ("finetune", "run", *TINY, "--out", "out"),
 }
@@ -31,6 +30,7 @@ LONG = {
     **{method: ("pretrain", SUBSET, "--method", *method.split(), *TINY, "--out", "out")
        for method in ("ntxent", "supcon", "supmin --majority-supervision 0.5", "suppro", "kcl --queue 64", "tsc --variant code", "sbcl --recluster-every 1",
                       "bcl --variant batchnorm")},
+    "paco": ("pretrain", SUBSET, "--method", "paco", *TINY, "--queue", "64", "--out", "out"),
     "ldam_drw": ("finetune", SUBSET, "--loss", "ldam_drw", *TINY, "--out", "out"),
     "crt": ("finetune", "run", "--retrain", "crt", *TINY, "--out", "out"),
 }
