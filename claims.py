@@ -205,9 +205,8 @@ def supcon_falls(runs):
                         key=lambda place: -runs.share[place])
         if len(places) > 1:
             text = ", ".join(f"{ratio} {text_of(runs.base(dataset, ratio, 'supcon'))}" for _, ratio in places)
-            drop = difference(runs.base(*places[-1], "supcon"), runs.base(*places[0], "supcon"))
-            if drop:
-                cases.append(Case(f"{dataset}: falls", {1: False, -1: True, 0: None}[drop.sign], f"{text}: {drop}", abs(drop.mean)))
+            if fall := difference(runs.base(*places[0], "supcon"), runs.base(*places[-1], "supcon")):
+                cases.append(Case(f"{dataset}: falls", better(fall), f"{text}: from the first to the last {fall}", abs(fall.mean)))
         for place in places:
             if runs.share[place] <= 1:
                 rows = runs.base(*place, "supcon")
@@ -216,9 +215,9 @@ def supcon_falls(runs):
                     if known := list(values_of(rows, value).values()):
                         cases.append(Case(f"{dataset} {place[1]}: collapses (below 60 %){on}", bool(np.mean(known) < 60) if len(known) > 2 else None,
                                           f"{text_of(rows, value)}, loss below its collapse value by {gap}"))
-                    if d := difference(rows, untrained := runs.untrained(*place), value):
-                        cases.append(Case(f"{at(place)}: no better than untrained{on}", False if d.sign > 0 else True if d.mean < SAME else None,
-                                          f"{text_of(rows, value)} against {text_of(untrained, value)}: {d}", abs(d.mean)))
+                    if d := difference(untrained := runs.untrained(*place), rows, value):
+                        cases.append(Case(f"{at(place)}: no better than untrained{on}", no_worse(d),
+                                          f"untrained {text_of(untrained, value)} against {text_of(rows, value)}: {d}", abs(d.mean)))
     return cases
 
 
