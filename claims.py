@@ -139,9 +139,8 @@ def text_of(members, value=score, unit=" %", digits=1):
 
 @dataclass
 class Difference:
-    """Of two methods over the seeds that both have."""
+    """Of two methods over the seeds that both have, in points."""
     values: list
-    unit: str = " points"
 
     @property
     def mean(self):
@@ -165,7 +164,7 @@ class Difference:
     def __str__(self):
         spread = f" ± {np.std(self.values, ddof=1):.1f}" if len(self.values) > 1 else ""
         p = "" if self.p is None else f", p {self.p:.3f}" if self.p >= 0.001 else ", p < 0.001"
-        return f"{self.mean:+.1f}{spread}{self.unit} (n {len(self.values)}{p})"
+        return f"{self.mean:+.1f}{spread} points (n {len(self.values)}{p})"
 
 
 def difference(a, b, value=score):
