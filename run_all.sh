@@ -19,7 +19,7 @@ DATA_ROOT=${DATA_ROOT-data}                        # holds the data sets, as the
 METHODS=${METHODS-"supcon supmin suppro ntxent kcl tsc sbcl bcl bcl:variant=batchnorm paco paco:alpha=0.05"}   # contrastive; :flag=value
 BASELINES=${BASELINES-"ce weighted_ce weighted_ce:no-augment focal ldam_drw logit_adjusted"}     # supervised, from scratch; likewise
 RETRAIN=${RETRAIN-"crt tau_norm lws"}              # new classifiers for the encoder of ce
-SEEDS=${SEEDS-"0 1 2"}
+SEEDS=${SEEDS-}                                    # unset: 0 1 2; on digits, for the evidence, 0 to 4
 RUNS=${RUNS-runs}                                  # where the runs go: another place for other FLAGS, since runs are never mixed
 RATIOS=${RATIOS-}                                  # unset: 99-1 95-5 50-50 for iNaturalist, natural for the medical sets
 FLAGS=${FLAGS-}                                    # added to training of networks, e.g. FLAGS="--arch resnet18 --epochs 20"
@@ -107,7 +107,7 @@ list() {  # the grid's runs, one command per line; each returns at once where it
     printf -v python %q "$PYTHON"; printf -v runs %q "$RUNS"
     while IFS=$'\t' read -r set _; do
         for ratio in $(ratios "$set"); do
-            for seed in $SEEDS; do
+            for seed in ${SEEDS:-0 1 2}; do
                 subset=subsets/$set/$ratio.json out=$runs/$set/$ratio
                 for entry in $METHODS; do
                     contrastive "$subset" "$out/${entry//[:=]/-}/seed$seed" "$entry" "$seed" "$FLAGS${PRETRAIN_FLAGS:+ $PRETRAIN_FLAGS}"
@@ -154,9 +154,9 @@ evidence_subsets() {  # for the claims: images as small as the networks
 }
 
 evidence_list() {  # the runs that the claims in the letters $1 are judged by (none: all), the decisive ones first
-    local claims=${1// } python flags seed few="--arch resnet18 --batch-size 64 --save-every 8"
+    local claims=${1// } python seeds flags few="--arch resnet18 --batch-size 64 --save-every 8"
     printf -v python %q "$PYTHON"
-    flags="$few --lr 0.125 --size 16 --epochs 16 --watch-every 4"
+    seeds="0 1 2 3 4" flags="$few --lr 0.125 --size 16 --epochs 16 --watch-every 4"
     of abcehijklm digits 99-1 supcon supmin suppro ntxent
     of abcefhl digits 95-5 supcon supmin suppro
     of abeh digits 50-50 supcon supmin suppro
@@ -167,31 +167,37 @@ evidence_list() {  # the runs that the claims in the letters $1 are judged by (n
     of j digits 99-1 supmin:majority-supervision=0.25 supmin:majority-supervision=0.5 supmin:majority-supervision=0.75
     of f digits 95-5 supcon:batch-size=32:epochs=8:warmup-epochs=5 supcon:batch-size=128:epochs=36:warmup-epochs=22 \
         supcon:batch-size=256:epochs=72:warmup-epochs=45
+    flags="$few --lr 0.001 --size 16 --epochs 32"
+    of k digits 99-1 weighted_ce ldam_drw ce
+    seeds="0 1 2" flags="$few --lr 0.125 --size 16 --epochs 16 --watch-every 4"
     of abh digits 99-1 supcon:warmup-epochs=2 supmin:warmup-epochs=2 suppro:warmup-epochs=2 supcon:lr=0.015625:warmup-epochs=2 \
         supmin:lr=0.015625:warmup-epochs=2
     of abh digits 50-50 supcon:warmup-epochs=2 supmin:warmup-epochs=2 suppro:warmup-epochs=2
     of abc digits 99-1 supcon:epochs=64:warmup-epochs=40 supmin:epochs=64:warmup-epochs=40 suppro:epochs=64:warmup-epochs=40
-    flags="$few --lr 0.001 --size 16 --epochs 32"
-    of k digits 99-1 weighted_ce ldam_drw ce
+    flags="$few --lr 0.125 --size 16 --epochs 12 --watch-every 3"
+    of abcdel inat21-mammals 99-1 supcon supmin suppro
+    of ac inat21-mammals 99-1 supcon:lr=0:epochs=1
+    of aeh inat21-mammals 50-50 supcon supmin suppro
+    flags="$few --lr 0.125 --size 16 --epochs 4 --warmup-epochs 2 --watch-every 1"
+    of abcdel fashionmnist 99-1 supcon supmin suppro
+    of ac fashionmnist 99-1 supcon:lr=0:epochs=1
+    of aeh fashionmnist 50-50 supcon supmin suppro
     flags="$few --lr 0.125 --epochs 10 --warmup-epochs 6 --watch-every 2"
     of abcdel pneumoniamnist 99-1 supcon supmin suppro
     of ac pneumoniamnist 99-1 supcon:lr=0:epochs=1
     of aeh pneumoniamnist 50-50 supcon supmin suppro
     of abcdel pneumoniamnist 95-5 supcon supmin suppro
+    of abc pneumoniamnist 99-1 supcon:epochs=30:warmup-epochs=18 supmin:epochs=30:warmup-epochs=18 suppro:epochs=30:warmup-epochs=18
     flags="$few --lr 0.125 --epochs 16 --watch-every 4"
     of cdel breastmnist natural supcon supmin suppro
-    flags="$few --lr 0.125 --epochs 2 --warmup-epochs 1 --watch-every 1"
-    of abcdel fashionmnist 99-1 supcon supmin suppro
-    flags="$few --lr 0.125 --size 16 --epochs 12 --watch-every 3"
-    of abcdel inat21-mammals 99-1 supcon supmin suppro
-    of aeh inat21-mammals 50-50 supcon supmin suppro
+    of c breastmnist natural supcon:lr=0:epochs=1
 }
 
 of() {  # the runs for the claims $1: data set $2, ratio $3, then methods or losses
     local entry out subset=subsets/evidence/$2/$3.json
     [ -z "$claims" ] || [[ $1 =~ [$claims] ]] || return 0
     [ -e "$subset" ] || return 0
-    for seed in $SEEDS; do
+    for seed in ${SEEDS:-$seeds}; do
         for entry in "${@:4}"; do
             out=runs/evidence/$2/$3/${entry//[:=]/-}/seed$seed
             case $entry in
