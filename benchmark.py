@@ -2,8 +2,8 @@
 
     python benchmark.py methods                                            seconds per training step, relative to SupCon
     python benchmark.py methods --arch resnet18 --size 32 --batch-size 64  small enough for a CPU
-    python benchmark.py losses                                             time and memory against the masked form everyone copies
-    python benchmark.py losses --out results/benchmark                     and keep the figures, with provenance
+    python benchmark.py losses                                             time and memory against the masked form everyone copies, share of a step
+    python benchmark.py losses --batch-size 4 --out results/benchmark      with few images for a CPU; and keep the figures, with provenance
     python benchmark.py subsets                                            packing 15,120 photographs against a plain Pillow loop
     python benchmark.py pipeline                                           pre-training against its network alone, views against a DataLoader's
     python benchmark.py probe                                              the cached probe's fits against plain scikit-learn
@@ -50,11 +50,11 @@ DIM = 128                                                        # of made-up em
 def parse_args():
     parser = ArgumentParser("Speed as ratios within one run.", smoke=dict(arch="resnet18", size=8, batch_size=8, steps=1, rounds=2))
     parser.add_argument("what", choices=BENCHMARKS, help="what is measured")
-    parser.add_argument("--arch", default="resnet50", help="methods, pipeline: any torchvision ResNet")
-    parser.add_argument("--size", type=at_least(8), default=224, metavar="S", help="methods: side of what the network sees, pixels")
-    parser.add_argument("--batch-size", type=at_least(2), default=256, help="methods, pipeline: images")
+    parser.add_argument("--arch", default="resnet50", help="methods, losses, pipeline: any torchvision ResNet")
+    parser.add_argument("--size", type=at_least(8), default=224, metavar="S", help="methods, losses: side of what the network sees, pixels")
+    parser.add_argument("--batch-size", type=at_least(2), default=256, help="methods, losses, pipeline: images")
     parser.add_argument("--steps", type=at_least(1), default=5, help="methods, pipeline: timed together, in each round")
-    parser.add_argument("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="methods, pipeline: auto is bf16 where the GPU has it")
+    parser.add_argument("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="of the network: auto is bf16 where the GPU has it")
     parser.add_argument("--rounds", type=at_least(1), default=5, help="turns of every form")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the figures are kept, as methods.json or the like (default: printed only)")
@@ -139,10 +139,11 @@ LOSSES = {"masked": lambda z, y: masked_loss(z, y), "ntxent": lambda z, y: ntxen
 
 
 def losses(args, device):
-    """Time and peak memory of forward and backward, relative to the masked form."""
+    """Time and peak memory of forward and backward, relative to the masked form, and the share of a step with the network."""
     result, sizes, forms = {}, *(((1024,), ("masked", "supcon")) if args.smoke else ((512, 4096, 16384), LOSSES))
     forms = {rows: [form for form in forms if rows <= 512 or "NTXent" not in form] for rows in sizes}        # its memory grows with rows ** 3
     memory = {rows: {form: peak_memory(loss_step, form, rows, device) for form in forms[rows]} for rows in tqdm(sizes, desc="memory")}
+    view = seconds_per_view(args, device)
     for rows in sizes:
         data = made_up_embeddings(rows, device)
         first = {form: timed(loss_step, form, *data) for form in forms[rows]}            # not counted: caches fill
@@ -150,12 +151,29 @@ def losses(args, device):
         for form in tqdm(list(first) * args.rounds, desc=f"{rows} rows", leave=False):
             seconds[form].append(timed(loss_step, form, *data, times=max(1, int(0.2 / first[form]))))
         result[rows] = {form: {**ratios(seconds[form], seconds["masked"]), "megabytes": memory[rows][form] / 1e6} for form in seconds}
-    print(f"\n{provenance(device)['device']}, {DIM} dimensions: {args.rounds} rounds\n")
-    print("| rows | form | time, masked = 1 (lowest - highest) | seconds | peak memory, masked = 1 | MB |\n|---|---|---|---|---|---|")
+        for row in result[rows].values():
+            row["percent_of_step"] = 100 * row["seconds"] / (rows * view + row["seconds"])
+    print(f"\n{provenance(device)['device']}, {DIM} dimensions: {args.rounds} rounds; a view through {args.arch} at {args.size} px: {view:.5f} s\n")
+    print("| rows | form | time, masked = 1 (lowest - highest) | seconds | % of a step with the network | peak memory, masked = 1 | MB |")
+    print("|---|---|---|---|---|---|---|")
     for rows, form, row in ((rows, form, row) for rows in sizes for form, row in result[rows].items()):
         print(f"| {rows:,} | {form} | {row['ratio']:.2f} ({row['lowest']:.2f} - {row['highest']:.2f}) | {row['seconds']:.4f} | "
-              f"{memory[rows][form] / memory[rows]['masked']:.2f} | {row['megabytes']:.0f} |")
-    return {"dimensions": DIM}, result
+              f"{row['percent_of_step']:.3f} | {memory[rows][form] / memory[rows]['masked']:.2f} | {row['megabytes']:.0f} |")
+    return {"dimensions": DIM, "arch": args.arch, "size": args.size, "batch_size": args.batch_size, "seconds_per_view": view}, result
+
+
+def seconds_per_view(args, device):
+    """Of forward and backward through the network in training, without views, loss and optimizer."""
+    _, autocast, _ = precision(device, args.amp, args.size)
+    model = ContrastiveModel(args.arch, pretrain.PROJECTION_DIM).to(device)
+    views = torch.randn(2, args.batch_size, 3, args.size, args.size, device=device)
+
+    def step():
+        with autocast:
+            z = model(views)
+        z.sum().backward()
+
+    return float(np.median([timed(step) for _ in range(1 + args.rounds)][1:])) / (2 * args.batch_size)
 
 
 def masked_loss(z, labels, temperature=0.07):
@@ -314,7 +332,8 @@ def pipeline(args, device):
             words = map(str, [*command, "--out", root / f"run{turn}", time.time()])
             done = subprocess.run([sys.executable, "-c", FIRST_STEP, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                                   check=True, cwd=Path(__file__).parent)
-            starts.append(json.loads(done.stdout.splitlines()[-1]))
+            answer = timed(lambda: subprocess.run([sys.executable, pretrain.__file__, "--help"], stdout=subprocess.DEVNULL, check=True))
+            starts.append({"--help": answer, **json.loads(done.stdout.splitlines()[-1])})
     torch_alone = [seconds["torch and torchvision"] for seconds in starts]
     result["start"] = {part: ratios([seconds[part] for seconds in starts], torch_alone) for part in starts[0]}
     print(f"\n{provenance(device)['device']}, {args.arch}, batch {args.batch_size}, --amp {args.amp}: {args.rounds} rounds of {args.steps} steps\n")
