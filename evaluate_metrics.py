@@ -122,17 +122,17 @@ def class_alignment_consistency(z, labels, neighborhood=0.05):
     """
     z, labels, rows = checked(z, labels)
     k = neighbors(neighborhood, len(rows))
-    labels = labels.repeat(len(z)).bool()                                               # [M]
+    labels = labels.repeat(len(z))                                                      # [M]
     size = _centred(rows).square().sum(dim=1, keepdim=True)                             # [M, 1]
     shares = torch.empty_like(rows[:, 0])                                               # [M]
     for anchors, d2 in _squared_distances(rows, itself=torch.inf):
         last = _kth_smallest(d2, k)                                                     # [a, 1]
-        same = labels[anchors, None] == labels                                          # [a, M]
         rounding = ROUNDING * (size[anchors] + last)
-        nearer, near = d2 < last - rounding, d2 <= last + rounding                      # rows between the two share the places that are left
-        places, tied = k - nearer.sum(1), near.sum(1) - nearer.sum(1)
-        own = (nearer & same).sum(1)
-        shares[anchors] = (own + places * ((near & same).sum(1) - own) / tied.double()) / k
+        anchor, near = (d2 <= last + rounding).nonzero(as_tuple=True)                   # k per anchor, more where rows tie
+        nearer = d2[anchor, near] < (last - rounding)[anchor, 0]                        # the others share the places that are left
+        same = labels[anchors[anchor]] == labels[near]
+        own, inside, tied, own_tied = (anchor[some].bincount(minlength=len(anchors)) for some in (nearer & same, nearer, ~nearer, ~nearer & same))
+        shares[anchors] = (own + (k - inside) * own_tied / tied.double()) / k
     return 100 * _class_means(shares, labels)
 
 

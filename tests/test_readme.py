@@ -99,6 +99,8 @@ def test_the_table_of_losses_has_the_measured_times_and_memory():
     shown = re.findall(r"(\d+\.\d\d), ([\d,]+) MB", table)
     forms = list(measured["512"])
     assert shown == [(f"{row['ratio']:.2f}", f"{row['megabytes']:,.0f}") for form in forms for row in (of.get(form) for of in measured.values()) if row]
+    shares = [max(of[form]["percent_of_step"] for form in ("ntxent", "supcon", "supmin", "suppro")) for of in measured.values()]
+    assert "at most {:.3f} % at 512 rows, {:.3f} % at 4,096 and {:.3f} % at 16,384".format(*shares) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_figures_of_packing_are_those_measured():
@@ -119,6 +121,7 @@ def test_the_figures_of_the_pipeline_are_those_measured():
         assert shown == [tuple(f"{row[what][key]:.2f}" for key in ("ratio", "lowest", "highest")) for row in measured.values()]
     seconds = {part: f"{row['seconds']:.1f} s" for part, row in start.items()}
     assert f"{seconds['command to first step']} after the command" in text and f"{seconds['torch and torchvision']} of them" in text
+    assert f"`--help` in {seconds['--help']}" in text
 
 
 def test_the_figures_of_the_probe_are_those_measured():
