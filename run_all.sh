@@ -19,7 +19,7 @@ DATA_ROOT=${DATA_ROOT-data}                        # holds the data sets, as the
 METHODS=${METHODS-"supcon supmin suppro ntxent kcl tsc sbcl bcl bcl:variant=batchnorm paco paco:alpha=0.05"}   # contrastive; :flag=value
 BASELINES=${BASELINES-"ce weighted_ce weighted_ce:no-augment focal ldam_drw logit_adjusted"}     # supervised, from scratch; likewise
 RETRAIN=${RETRAIN-"crt tau_norm lws"}              # new classifiers for the encoder of ce
-SEEDS=${SEEDS-}                                    # unset: 0 1 2; on digits, for the evidence, 0 to 4
+SEEDS=${SEEDS-}                                    # unset: 0 1 2; for some of the evidence 0 to 4
 RUNS=${RUNS-runs}                                  # where the runs go: another place for other FLAGS, since runs are never mixed
 RATIOS=${RATIOS-}                                  # unset: 99-1 95-5 50-50 for iNaturalist, natural for the medical sets
 FLAGS=${FLAGS-}                                    # added to training of networks, e.g. FLAGS="--arch resnet18 --epochs 20"
@@ -175,8 +175,10 @@ evidence_list() {  # the runs that the claims in the letters $1 are judged by (n
     of abh digits 50-50 supcon:warmup-epochs=2 supmin:warmup-epochs=2 suppro:warmup-epochs=2
     of abc digits 99-1 supcon:epochs=64:warmup-epochs=40 supmin:epochs=64:warmup-epochs=40 suppro:epochs=64:warmup-epochs=40
     flags="$few --lr 0.125 --size 16 --epochs 12 --watch-every 3"
+    seeds="0 1 2 3 4"
     of abcdel inat21-mammals 99-1 supcon supmin suppro
     of ac inat21-mammals 99-1 supcon:lr=0:epochs=1
+    seeds="0 1 2"
     of aeh inat21-mammals 50-50 supcon supmin suppro
     flags="$few --lr 0.125 --size 16 --epochs 4 --warmup-epochs 2 --watch-every 1"
     of abcdel fashionmnist 99-1 supcon supmin suppro
