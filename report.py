@@ -23,8 +23,8 @@ import numpy as np
 import claims
 from run import ArgumentParser, UserError, cli, command_line, read_json, read_log, whole
 
-DATASETS = ("digits", "breastmnist", "pneumoniamnist", "inat21-plants", "inat21-insects", "inat21-mammals", "inat21", "fracatlas", "infarction",
-            "folder")
+DATASETS = ("digits", "fashionmnist", "breastmnist", "pneumoniamnist", "inat21-plants", "inat21-insects", "inat21-mammals", "inat21", "fracatlas",
+            "infarction", "folder")
 METHODS = ("ntxent", "supcon", "supmin", "suppro", "kcl", "tsc", "sbcl", "bcl", "paco",
            "ce", "weighted_ce", "focal", "ldam_drw", "logit_adjusted", "crt", "tau_norm", "lws")
 DEFAULTS = {"encoder_method": "ce", "variant": None, "majority_supervision": 0.0, "margin": 1.0, "k": 3, "queue": 0, "recluster_every": 10,
