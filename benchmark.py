@@ -6,6 +6,7 @@
     python benchmark.py losses --batch-size 4 --out results/benchmark      with few images for a CPU; and keep the figures, with provenance
     python benchmark.py subsets                                            packing 15,120 photographs against a plain Pillow loop
     python benchmark.py pipeline                                           pre-training against its network alone, views against a DataLoader's
+    python benchmark.py profile                                            what takes the time of a training step
     python benchmark.py probe                                              the cached probe's fits against plain scikit-learn
     python benchmark.py metrics --rounds 1                                 the six metrics against NumPy's full sort, and their memory
 
@@ -48,13 +49,14 @@ DIM = 128                                                        # of made-up em
 
 
 def parse_args():
-    parser = ArgumentParser("Speed as ratios within one run.", smoke=dict(arch="resnet18", size=8, batch_size=8, steps=1, rounds=2))
+    parser = ArgumentParser("Speed as ratios within one run.", smoke=dict(arch="resnet18", size=8, batch_size=8, steps=1, rows=1000, rounds=2))
     parser.add_argument("what", choices=BENCHMARKS, help="what is measured")
-    parser.add_argument("--arch", default="resnet50", help="methods, losses, pipeline: any torchvision ResNet")
-    parser.add_argument("--size", type=at_least(8), default=224, metavar="S", help="methods, losses: side of what the network sees, pixels")
-    parser.add_argument("--batch-size", type=at_least(2), default=256, help="methods, losses, pipeline: images")
-    parser.add_argument("--steps", type=at_least(1), default=5, help="methods, pipeline: timed together, in each round")
+    parser.add_argument("--arch", default="resnet50", help="methods, losses, pipeline, profile: any torchvision ResNet")
+    parser.add_argument("--size", type=at_least(8), default=224, metavar="S", help="methods, losses, profile: side of what the network sees, pixels")
+    parser.add_argument("--batch-size", type=at_least(2), default=256, help="methods, losses, pipeline, profile: images")
+    parser.add_argument("--steps", type=at_least(1), default=5, help="methods, pipeline, profile: timed together, in each round")
     parser.add_argument("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="of the network: auto is bf16 where the GPU has it")
+    parser.add_argument("--rows", type=at_least(1000), default=20000, help="metrics: embeddings, half of them second views")
     parser.add_argument("--rounds", type=at_least(1), default=5, help="turns of every form")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the figures are kept, as methods.json or the like (default: printed only)")
@@ -91,12 +93,7 @@ def methods(args, device):
     train = ImageBatches(subset.images, subset.splits["train"], device)
     runs, seconds = {}, {form: [] for form in FORMS}
     for form in FORMS:
-        options = pretrain.parse_args(["made-up", "--method", *form.split(), "--batch-size", str(args.batch_size), "--epochs", "4"])
-        torch.manual_seed(0)
-        model = ContrastiveModel(args.arch, pretrain.PROJECTION_DIM).to(device)
-        method = pretrain.METHODS[options.method](options, subset, model, seeded(0)).to(device)
-        optimizer = torch.optim.SGD([p for p in [*model.parameters(), *method.parameters()] if p.requires_grad], lr=1e-3, momentum=0.9)
-        runs[form] = options, model, method, optimizer
+        runs[form] = training(form, args, device, subset)
     with tqdm(total=(1 + args.rounds) * len(FORMS) * args.steps, unit="step", dynamic_ncols=True) as bar:
         for turn in range(1 + args.rounds):                      # the first is not counted: SBCL clusters in it, caches fill
             for form, (options, model, method, optimizer) in runs.items():
@@ -115,6 +112,16 @@ def methods(args, device):
     for form, row in result.items():
         print(f"| {form} | {row['views']} | {row['learned']:,} | {row['kept']:,} | {row['ratio']:.2f} ({row['lowest']:.2f} - {row['highest']:.2f}) |")
     return {key: getattr(args, key) for key in ("arch", "size", "batch_size", "steps", "amp")}, result
+
+
+def training(form, args, device, subset):
+    """What pretrain.py trains by a method and its flags: (options, model, method, optimizer)."""
+    options = pretrain.parse_args(["made-up", "--method", *form.split(), "--batch-size", str(args.batch_size), "--epochs", "4"])
+    torch.manual_seed(0)
+    model = ContrastiveModel(args.arch, pretrain.PROJECTION_DIM).to(device)
+    method = pretrain.METHODS[options.method](options, subset, model, seeded(0)).to(device)
+    optimizer = torch.optim.SGD([p for p in [*model.parameters(), *method.parameters()] if p.requires_grad], lr=1e-3, momentum=0.9)
+    return options, model, method, optimizer
 
 
 def made_up_subset(images, size, minority_share=0.05):
@@ -307,6 +314,8 @@ def checked(*args):
     return train(*args)
 def first(*args):
     step(*args)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     print(json.dumps({"torch and torchvision": torch_loaded - started, "other imports": loaded - torch_loaded, "checks": ready - loaded,
                       "first step": time.time() - ready, "command to first step": time.time() - started}), flush=True)
     os._exit(0)
@@ -325,7 +334,8 @@ def pipeline(args, device):
             command = ["inat21-mammals", "--data-root", root, "--size", str(size), "--ratios", "natural", "--out", root / str(size)]
             subprocess.run([sys.executable, Path(make_subsets.__file__), *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
             subset = load_subset(root / str(size) / "inat21-mammals/natural.json")
-            result[size] = {"step": step_ratios(args, device, subset, root), "views": view_ratios(args, device, subset, root)}
+            step, compiled = step_ratios(args, device, subset, root)
+            result[size] = {"step": step, "compiled": compiled, "views": view_ratios(args, device, subset, root)}
         command = [subset.path, "--method", "supcon", "--arch", args.arch, "--batch-size", args.batch_size, "--device", device.type, "--size", 64,
                    "--watch-every", 0]
         for turn in tqdm(range(args.rounds), desc="start"):
@@ -337,21 +347,19 @@ def pipeline(args, device):
     torch_alone = [seconds["torch and torchvision"] for seconds in starts]
     result["start"] = {part: ratios([seconds[part] for seconds in starts], torch_alone) for part in starts[0]}
     print(f"\n{provenance(device)['device']}, {args.arch}, batch {args.batch_size}, --amp {args.amp}: {args.rounds} rounds of {args.steps} steps\n")
-    print("| pixels | images per second | of the network alone | views per second | of a DataLoader |\n|---|---|---|---|---|")
+    print("| pixels | images per second | of the network alone | network alone, compiled | of it plain | views per second | of a DataLoader |")
+    print("|---|---|---|---|---|---|---|")
     for size, row in ((size, row) for size, row in result.items() if size != "start"):
         print(f"| {size} | " + " | ".join(f"{row[what]['per second']:.0f} | {row[what]['ratio']:.2f} ({row[what]['lowest']:.2f} - "
-                                          f"{row[what]['highest']:.2f})" for what in ("step", "views")) + " |")
+                                          f"{row[what]['highest']:.2f})" for what in row) + " |")
     print("\nseconds to the first step:", ", ".join(f"{name} {row['seconds']:.1f}" for name, row in result["start"].items()))
     return {key: getattr(args, key) for key in ("arch", "batch_size", "steps", "amp")}, result
 
 
 def step_ratios(args, device, subset, folder):
-    """Throughput of pretrain.py's epoch, its line of the log included, relative to the same steps on one batch of finished views."""
+    """Throughput of the same steps on one batch of finished views: (of pretrain.py's epoch, its line of the log included; under torch.compile)."""
     _, autocast, scaler = precision(device, args.amp, subset.size)
-    options = pretrain.parse_args(["photographs", "--method", "supcon", "--batch-size", str(args.batch_size)])
-    model = ContrastiveModel(args.arch, pretrain.PROJECTION_DIM).to(device)
-    method = pretrain.METHODS["supcon"](options, subset, model, seeded(0)).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    options, model, method, optimizer = training("supcon", args, device, subset)
     train = ImageBatches(subset.images, subset.splits["train"], device)
     views = torch.randn(2, args.batch_size, 3, subset.size, subset.size, device=device)
     labels = torch.arange(args.batch_size, device=device) % 2
@@ -360,18 +368,19 @@ def step_ratios(args, device, subset, folder):
         stats = pretrain.train_one_epoch(0, args.steps, model, method, optimizer, scaler, autocast, train, subset, options, folder, bar, Stop())
         log_line(folder, **stats)
 
-    def resident():
+    def resident(network):
         for _ in range(args.steps):
             with autocast:
-                loss = method(model, views, labels, None, None)
+                loss = method(network, views, labels, None, None)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
 
+    compiled, images = model if args.smoke else torch.compile(model), args.steps * args.batch_size
     with tqdm(total=(1 + args.rounds) * args.steps, desc=f"{subset.size} px", unit="step") as bar:
-        alone, trained = zip(*((timed(resident), timed(real)) for _ in range(1 + args.rounds)))
-    return per_second(alone[1:], trained[1:], args.steps * args.batch_size)
+        alone, trained, faster = zip(*((timed(resident, model), timed(real), timed(resident, compiled)) for _ in range(1 + args.rounds)))
+    return per_second(alone[1:], trained[1:], images), per_second(alone[1:], faster[1:], images)
 
 
 def view_ratios(args, device, subset, root):
@@ -417,6 +426,36 @@ def per_second(reference, seconds, n):
     """Statistics over rounds of the throughput of n things, relative to that of a reference."""
     times = ratios(reference, seconds)
     return {**times, "seconds": float(np.median(seconds)), "per second": n / float(np.median(seconds))}
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# profile
+# ------------------------------------------------------------------------------------------------------------------
+
+def profile(args, device):
+    """The operators (on a GPU: kernels) that take most of SupCon's training steps, and the share of the time in which the device computes."""
+    _, autocast, scaler = precision(device, args.amp, args.size)
+    subset = made_up_subset(args.batch_size * args.steps, args.size)
+    train, on_gpu = ImageBatches(subset.images, subset.splits["train"], device), device.type == "cuda"
+    options, model, method, optimizer = training("supcon", args, device, subset)
+    with tqdm(total=2 * args.steps, unit="step") as bar:
+        def steps():
+            pretrain.train_one_epoch(0, args.steps, model, method, optimizer, scaler, autocast, train, subset, options, None, bar, Stop())
+
+        steps()                                                  # not counted: caches fill
+        with torch.profiler.profile(acc_events=True) as seen:
+            seconds = timed(steps)
+    spent = {row.key: (row.self_device_time_total if on_gpu else row.self_cpu_time_total) / 1e6 for row in seen.key_averages()}
+    calls = {row.key: row.count / args.steps for row in seen.key_averages()}
+    top = sorted(spent, key=spent.get, reverse=True)[:12]
+    result = {"seconds_per_step": seconds / args.steps, "computing_percent": 100 * sum(spent.values()) / seconds,
+              "operators": {name: {"percent": 100 * spent[name] / sum(spent.values()), "calls_per_step": calls[name]} for name in top}}
+    print(f"\n{provenance(device)['device']}, {args.arch}, {args.size} px, batch {args.batch_size}, --amp {args.amp}: {args.steps} steps of "
+          f"{result['seconds_per_step']:.3f} s, {result['computing_percent']:.0f} % of them computing\n")
+    print("| operator | % of the computing | calls per step |\n|---|---|---|")
+    for name, row in result["operators"].items():
+        print(f"| {name[:80]} | {row['percent']:.1f} | {row['calls_per_step']:.1f} |")
+    return {key: getattr(args, key) for key in ("arch", "size", "batch_size", "steps", "amp")}, result
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -485,7 +524,7 @@ EVERY = 20                                                       # NumPy's time 
 
 def metrics(args, device):
     """Time of the six metrics and their peak memory; time relative to NumPy that sorts all distances."""
-    rows, numpy = 1000 if args.smoke else 20000, {"SAD SAA CAD CAC GPU": numpy_five, "PEU": numpy_entropy}
+    rows, numpy = args.rows, {"SAD SAA CAD CAC GPU": numpy_five, "PEU": numpy_entropy}
     memory = {name: peak_memory(metric_step, name, rows, device) for name in tqdm(list(METRICS)[:1 if args.smoke else 6], desc="memory")}
     z, y = made_up_embeddings(rows, device)
     seconds, theirs = {name: [] for name in METRICS}, {name: [] for name in numpy}
@@ -586,7 +625,7 @@ def peak_resident():
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
-BENCHMARKS = {"methods": methods, "losses": losses, "subsets": subsets, "pipeline": pipeline, "probe": probe, "metrics": metrics}
+BENCHMARKS = {"methods": methods, "losses": losses, "subsets": subsets, "pipeline": pipeline, "profile": profile, "probe": probe, "metrics": metrics}
 
 if __name__ == "__main__":
     cli(main)

@@ -198,7 +198,8 @@ def main():
         raise UserError(f"--batch-size {args.batch_size}: only {len(rows)} training images of {subset.path} are left; "
                         f"use --batch-size {len(rows)} or less")
     counts = [1, 1] if args.balanced_batches else np.bincount(subset.labels[rows], minlength=2).tolist()      # as the loss will see them
-    loss_of = LOSSES[args.loss](args, counts)
+    with torch.device(device):
+        loss_of = LOSSES[args.loss](args, counts)
     config = dict(**options, **origin, dataset=subset.name, ratio=subset.ratio, arch=arch, size=subset.size, epochs=args.epochs,
                   batch_size=args.batch_size, lr=args.lr, seed=args.seed, amp=amp, smoke=args.smoke, classes=subset.classes,
                   minority=subset.minority, subset=os.path.relpath(subset.path, out), sha256=subset.sha256, rows_sha256=subset.rows_sha256)
@@ -383,8 +384,9 @@ def train_one_epoch(epoch, steps, model, loss_of, optimizer, scaler, autocast, t
             logits = model(normalize(view, subset.mean, subset.std))
         progress.step(loss_of(logits.float(), labels, epoch), optimizer, scaler)
         bar.update()
-    return {"loss": progress.loss(optimizer, train, folder), "lr": optimizer.param_groups[0]["lr"], "head_lr": optimizer.param_groups[1]["lr"],
-            **({"skipped_steps": progress.skipped} if scaler.is_enabled() else {})}
+    loss, seconds = progress.loss(optimizer, train, folder), progress.seconds()
+    return {"loss": loss, "lr": optimizer.param_groups[0]["lr"], "head_lr": optimizer.param_groups[1]["lr"], "seconds": round(seconds, 3),
+            "images_per_s": round(steps * args.batch_size / seconds, 1), **({"skipped_steps": progress.skipped} if scaler.is_enabled() else {})}
 
 
 @torch.no_grad()
