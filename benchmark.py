@@ -519,7 +519,7 @@ def made_up_features(dim, counts, minority_share):
 METRICS = {"SAD": evaluate_metrics.sample_alignment_distance, "SAA": evaluate_metrics.sample_alignment_accuracy,
            "CAD": evaluate_metrics.class_alignment_distance, "CAC": evaluate_metrics.class_alignment_consistency,
            "GPU": evaluate_metrics.gaussian_potential, "PEU": lambda z, y: evaluate_metrics.entropy_uniformity(z, y, repeats=1)}
-EVERY = 20                                                       # NumPy's time is that of every so many rows, times as many
+ANCHORS = 1000                                                   # NumPy's time is that of so many rows, times what all are of them
 
 
 def metrics(args, device):
@@ -532,7 +532,7 @@ def metrics(args, device):
         for name in METRICS:
             seconds[name].append(timed(metric_step, name, z, y))
         for name, function in numpy.items():
-            theirs[name].append(EVERY * timed(function, z.transpose(0, 1).flatten(0, 1).cpu().numpy(), y.repeat(2).cpu().numpy()))
+            theirs[name].append(rows / ANCHORS * timed(function, z.transpose(0, 1).flatten(0, 1).cpu().numpy(), y.repeat(2).cpu().numpy()))
     five, peu = (np.array(theirs[name]) for name in numpy)
     ours = np.sum([seconds[name] for name in list(METRICS)[:5]], axis=0)
     result = {name: {"seconds": float(np.median(seconds[name])), **({"megabytes": memory[name] / 1e6} if name in memory else {})} for name in METRICS}
@@ -557,9 +557,9 @@ def numpy_sorted(rows, others):
 
 
 def numpy_five(rows, labels):
-    """The five metrics of every so many rows as one writes them down, of two views: one matrix of distances and one full sort for all."""
+    """The five metrics of some rows as one writes them down, of two views: one matrix of distances and one full sort for all."""
     rows, n, k = rows.astype(np.float64), len(rows) // 2, len(rows) // 20
-    for anchors in np.array_split(np.arange(0, len(rows), EVERY), 5):
+    for anchors in np.array_split(np.arange(0, len(rows), len(rows) // ANCHORS), 5):
         distance, order = numpy_sorted(rows[anchors], rows)
         same = labels[anchors, None] == labels
         (order[:, 1] % n == anchors % n).mean(), np.take_along_axis(same, order[:, 1:k + 1], axis=1).mean(1)
@@ -567,12 +567,13 @@ def numpy_five(rows, labels):
 
 
 def numpy_entropy(rows, labels):
-    """One throw of PEU for every so many rows."""
+    """One throw of PEU for some rows."""
+    some = slice(None, None, len(rows) // ANCHORS)
     points = np.random.default_rng(0).standard_normal((10 * len(rows), rows.shape[1]))
     points /= np.linalg.norm(points, axis=1, keepdims=True)
-    place = np.concatenate([numpy_sorted(some, points)[1][:, 0].copy() for some in np.array_split(rows[::EVERY].astype(np.float64), 10)])
+    place = np.concatenate([numpy_sorted(part, points)[1][:, 0].copy() for part in np.array_split(rows[some].astype(np.float64), 10)])
     for c in (0, 1):
-        p = np.unique(place[labels[::EVERY] == c], return_counts=True)[1] / len(place)
+        p = np.unique(place[labels[some] == c], return_counts=True)[1] / len(place)
         -(p * np.log2(p)).sum()
 
 
