@@ -190,7 +190,7 @@ evidence_list() {  # the runs that the claims in the letters $1 are judged by (n
     of aeh pneumoniamnist 50-50 supcon supmin suppro
     of abcdel pneumoniamnist 95-5 supcon supmin suppro
     of abc pneumoniamnist 99-1 supcon:epochs=30:warmup-epochs=18 supmin:epochs=30:warmup-epochs=18 suppro:epochs=30:warmup-epochs=18
-    flags="$few --lr 0.125 --epochs 16 --watch-every 4"
+    seeds="0 1 2 3 4" flags="$few --lr 0.125 --epochs 16 --watch-every 4"
     of cdel breastmnist natural supcon supmin suppro
     of c breastmnist natural supcon:lr=0:epochs=1
 }
