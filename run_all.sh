@@ -183,6 +183,7 @@ evidence_list() {  # the runs that the claims in the letters $1 are judged by (n
     flags="$few --lr 0.125 --size 16 --epochs 4 --warmup-epochs 2 --watch-every 1"
     of abcdel fashionmnist 99-1 supcon supmin suppro
     of ac fashionmnist 99-1 supcon:lr=0:epochs=1
+    of abc fashionmnist 99-1 supcon:epochs=16:warmup-epochs=8 supmin:epochs=16:warmup-epochs=8 suppro:epochs=16:warmup-epochs=8
     of aeh fashionmnist 50-50 supcon supmin suppro
     flags="$few --lr 0.125 --epochs 10 --warmup-epochs 6 --watch-every 2"
     of abcdel pneumoniamnist 99-1 supcon supmin suppro
