@@ -161,21 +161,20 @@ evidence_list() {  # the runs that the claims in the letters $1 are judged by (n
     of abcefhl digits 95-5 supcon supmin suppro
     of abeh digits 50-50 supcon supmin suppro
     of ac digits 99-1 supcon:lr=0:epochs=1                                   # the network untrained
-    of c digits 99-1 kcl tsc sbcl bcl paco
     of m digits 99-1 supcon:minority-per-batch=4 supmin:minority-per-batch=4
     of i digits 99-1 suppro:margin=0 suppro:margin=0.5 suppro:margin=2
-    of j digits 99-1 supmin:majority-supervision=0.25 supmin:majority-supervision=0.5 supmin:majority-supervision=0.75
-    of f digits 95-5 supcon:batch-size=32:epochs=8:warmup-epochs=5 supcon:batch-size=128:epochs=36:warmup-epochs=22 \
-        supcon:batch-size=256:epochs=72:warmup-epochs=45
     flags="$few --lr 0.001 --size 16 --epochs 32"
     of k digits 99-1 weighted_ce ldam_drw ce
     seeds="0 1 2" flags="$few --lr 0.125 --size 16 --epochs 16 --watch-every 4"
+    of c digits 99-1 kcl tsc sbcl bcl paco
+    of j digits 99-1 supmin:majority-supervision=0.25 supmin:majority-supervision=0.5 supmin:majority-supervision=0.75
+    of f digits 95-5 supcon:batch-size=32:epochs=8:warmup-epochs=5 supcon:batch-size=128:epochs=36:warmup-epochs=22 \
+        supcon:batch-size=256:epochs=72:warmup-epochs=45
     of abh digits 99-1 supcon:warmup-epochs=2 supmin:warmup-epochs=2 suppro:warmup-epochs=2 supcon:lr=0.015625:warmup-epochs=2 \
         supmin:lr=0.015625:warmup-epochs=2
     of abh digits 50-50 supcon:warmup-epochs=2 supmin:warmup-epochs=2 suppro:warmup-epochs=2
     of abc digits 99-1 supcon:epochs=64:warmup-epochs=40 supmin:epochs=64:warmup-epochs=40 suppro:epochs=64:warmup-epochs=40
-    flags="$few --lr 0.125 --size 16 --epochs 12 --watch-every 3"
-    seeds="0 1 2 3 4"
+    seeds="0 1 2 3 4" flags="$few --lr 0.125 --size 16 --epochs 12 --watch-every 3"
     of abcdel inat21-mammals 99-1 supcon supmin suppro
     of ac inat21-mammals 99-1 supcon:lr=0:epochs=1
     seeds="0 1 2"

@@ -70,7 +70,7 @@ def test_ablations_are_found_beside_their_base_and_by_one_change_alone(runs):
     add(runs, "supmin", "99-1", 0.7, folder="-share", majority_supervision=0.5)
     assert [(case.where[-20:], case.holds) for case in cases(runs, "j")] == [(" 99-1: 0 against 0.5", True), ("0 against 1 (SupCon)", True)]
     add(runs, "supcon", "99-1", 0.85, folder="-filled", minority_per_batch=4, noise=(0.02, -0.01, 0.01))
-    assert [case.holds for case in cases(runs, "m")] == [True, True]
+    assert [case.holds for case in cases(runs, "m")] == [True, True, True]
     for size, epochs, accuracy in ((64, 8, 0.8), (512, 60, 0.52)):
         add(runs, "supcon", "95-5", accuracy, folder=f"-{size}", batch_size=size, epochs=epochs)
     case, = cases(runs, "f")
@@ -86,8 +86,8 @@ def test_ablations_are_found_beside_their_base_and_by_one_change_alone(runs):
 def test_other_methods_data_sets_and_early_numbers(runs):
     add(runs, "kcl", "99-1", 0.80)
     add(runs, "ldam_drw", "99-1", 0.95)
-    assert [case.holds for case in cases(runs, "c") if "KCL" in case.where] == [True]
-    assert [case.holds for case in cases(runs, "k")] == [False]
+    assert [case.holds for case in cases(runs, "c") if "KCL" in case.where] == [True, True]
+    assert [case.holds for case in cases(runs, "k")] == [False, False]
     for dataset, ahead in (("fashionmnist", "supmin"), ("breastmnist", "supmin")):
         for method in ("supmin", "suppro"):
             add(runs, method, "95-5", 0.9 if method == ahead else 0.8, dataset=dataset)
@@ -99,7 +99,7 @@ def test_other_methods_data_sets_and_early_numbers(runs):
     add(runs, "supcon", "99-1", 0.56, folder="-untrained", lr=0.0, epochs=1, noise=(0, 0.01, -0.01))
     assert [case.holds for case in cases(runs, "a") if "untrained" in case.where] == [True]
     assert [case.holds for case in cases(runs, "c") if "untrained" in case.where] == [True] * 3
-    assert [(case.where.split(":")[0], case.holds) for case in cases(runs, "d")] == [("breastmnist 95-5, medical", False), ("fashionmnist 95-5, natural", True)]
+    assert [(case.where.split(":")[0], case.holds) for case in cases(runs, "d")] == [("fashionmnist 95-5, natural", True), ("breastmnist 95-5, medical", False)]
     for path in sorted(runs.glob("digits/99-1/*/seed*/log.jsonl")):                             # the early look foretells the end
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         known = {"supcon": 50, "supmin": 80, "suppro": 70}.get(path.parts[-3])
