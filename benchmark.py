@@ -377,7 +377,7 @@ def step_ratios(args, device, subset, folder):
             scaler.step(optimizer)
             scaler.update()
 
-    compiled, images = model if args.smoke else torch.compile(model), args.steps * args.batch_size
+    compiled, images = model if args.smoke else torch.compile(model, dynamic=False), args.steps * args.batch_size
     with tqdm(total=(1 + args.rounds) * args.steps, desc=f"{subset.size} px", unit="step") as bar:
         alone, trained, faster = zip(*((timed(resident, model), timed(real), timed(resident, compiled)) for _ in range(1 + args.rounds)))
     return per_second(alone[1:], trained[1:], images), per_second(alone[1:], faster[1:], images)

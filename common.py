@@ -279,7 +279,7 @@ def resnet(arch):
     encoder = torchvision.models.get_model(arch, weights=None)
     encoder.dim = encoder.fc.in_features
     encoder.fc = nn.Identity()
-    return encoder.to(memory_format=torch.channels_last)        # same numbers up to rounding, faster convolutions on CPU and GPU
+    return encoder.to(memory_format=torch.channels_last)        # same numbers up to rounding; the layout that tensor cores take
 
 
 class ContrastiveModel(nn.Module):

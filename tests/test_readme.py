@@ -116,7 +116,7 @@ def test_the_figures_of_the_pipeline_are_those_measured():
     measured, text = json.loads((ROOT / "results/benchmark/pipeline.json").read_text())["pipeline"], (ROOT / "README.md").read_text(encoding="utf-8")
     start, table = measured.pop("start"), text.split("| pixels of a view |")[1].split("\n\n")[0].splitlines()
     assert re.findall(r"\d+", table[0]) == list(measured)
-    for line, what in zip(table[2:], ("step", "views"), strict=True):
+    for line, what in zip(table[2:], ("step", "compiled", "views"), strict=True):
         shown = re.findall(r"([\d.]+) \(([\d.]+) to ([\d.]+)\)", line)
         assert shown == [tuple(f"{row[what][key]:.2f}" for key in ("ratio", "lowest", "highest")) for row in measured.values()]
     seconds = {part: f"{row['seconds']:.1f} s" for part, row in start.items()}
