@@ -490,7 +490,11 @@ def markdown(rows, figures, command):
     lines += ["", "## Changed settings", "", "What sets these runs apart from the others stands in brackets. Last column: nats by which the loss ends "
               "below the value of embeddings that are all equal.", *changed_lines(runs)]
     shown = [name for name in ("ablations.png", "metrics.png", "accuracy.png", "saa_cac.png", "cac_accuracy.png") if name in figures]
-    return "\n".join([*lines, "", "## Figures", "", *(f"![{name.removesuffix('.png')}]({name})\n" for name in shown)]).rstrip() + "\n"
+    made_with = {row["dataset"]: f"{row['dataset']} {row['arch']}, {row['size']} px, {row['epochs']} epochs" for row in runs.rows
+                 if row["kind"] == "contrastive" and row["label"] == row["method"]}
+    caption = f"*{'; '.join(made_with.values())}; other settings as the legend says*\n"
+    pictures = [line for name in shown for line in (f"![{name.removesuffix('.png')}]({name})\n", caption)]
+    return "\n".join([*lines, "", "## Figures", "", *pictures]).rstrip() + "\n"
 
 
 def summary(cases):
