@@ -436,7 +436,7 @@ def profile(args, device):
     """The operators (on a GPU: kernels) that take most of SupCon's training steps, and the share of the time in which the device computes."""
     _, autocast, scaler = precision(device, args.amp, args.size)
     subset = made_up_subset(args.batch_size * args.steps, args.size)
-    train, on_gpu = ImageBatches(subset.images, subset.splits["train"], device), device.type == "cuda"
+    train = ImageBatches(subset.images, subset.splits["train"], device)
     options, model, method, optimizer = training("supcon", args, device, subset)
     with tqdm(total=2 * args.steps, unit="step") as bar:
         def steps():
@@ -445,8 +445,9 @@ def profile(args, device):
         steps()                                                  # not counted: caches fill
         with torch.profiler.profile(acc_events=True) as seen:
             seconds = timed(steps)
-    spent = {row.key: (row.self_device_time_total if on_gpu else row.self_cpu_time_total) / 1e6 for row in seen.key_averages()}
-    calls = {row.key: row.count / args.steps for row in seen.key_averages()}
+    rows = [row for row in seen.key_averages() if row.device_type.name == device.type.upper() and not row.is_user_annotation]   # each time once
+    spent = {row.key: (row.self_cpu_time_total if device.type == "cpu" else row.self_device_time_total) / 1e6 for row in rows}
+    calls = {row.key: row.count / args.steps for row in rows}
     top = sorted(spent, key=spent.get, reverse=True)[:12]
     result = {"seconds_per_step": seconds / args.steps, "computing_percent": 100 * sum(spent.values()) / seconds,
               "operators": {name: {"percent": 100 * spent[name] / sum(spent.values()), "calls_per_step": calls[name]} for name in top}}
@@ -519,7 +520,7 @@ def made_up_features(dim, counts, minority_share):
 METRICS = {"SAD": evaluate_metrics.sample_alignment_distance, "SAA": evaluate_metrics.sample_alignment_accuracy,
            "CAD": evaluate_metrics.class_alignment_distance, "CAC": evaluate_metrics.class_alignment_consistency,
            "GPU": evaluate_metrics.gaussian_potential, "PEU": lambda z, y: evaluate_metrics.entropy_uniformity(z, y, repeats=1)}
-ANCHORS = 1000                                                   # NumPy's time is that of so many rows, times what all are of them
+ANCHORS = 1000                                                   # NumPy's time is that of so many rows, or a few more, times what all are of them
 
 
 def metrics(args, device):
@@ -532,7 +533,7 @@ def metrics(args, device):
         for name in METRICS:
             seconds[name].append(timed(metric_step, name, z, y))
         for name, function in numpy.items():
-            theirs[name].append(rows / ANCHORS * timed(function, z.transpose(0, 1).flatten(0, 1).cpu().numpy(), y.repeat(2).cpu().numpy()))
+            theirs[name].append(rows // ANCHORS * timed(function, z.transpose(0, 1).flatten(0, 1).cpu().numpy(), y.repeat(2).cpu().numpy()))
     five, peu = (np.array(theirs[name]) for name in numpy)
     ours = np.sum([seconds[name] for name in list(METRICS)[:5]], axis=0)
     result = {name: {"seconds": float(np.median(seconds[name])), **({"megabytes": memory[name] / 1e6} if name in memory else {})} for name in METRICS}
