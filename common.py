@@ -5,16 +5,10 @@ views (augment.py), the losses (losses.py), all of which can be imported from he
 """
 
 import csv
-import hashlib
-import io
-import json
 import os
-import platform
-import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,247 +18,18 @@ import torch.nn.functional as F
 import torchvision
 from torch.utils.checkpoint import checkpoint
 
-from augment import (RECIPES, augment, center_crops, center_view, color_jitter, crop_resize, draw_crops, draw_jitter, grayscale,  # noqa: F401
+from datasets.augment import (RECIPES, augment, center_crops, center_view, color_jitter, crop_resize, draw_crops, draw_jitter, grayscale,  # noqa: F401
                      normalize, rotate, shift_hue)
-from distributed import gather, highest, processes, rank, sum_gradients
-from losses import (antipodal_prototypes, at_least_float32, class_weights, collapse_value, draw_supervised_majority, focal_loss,  # noqa: F401
+from datasets.loader import ImageBatches  # noqa: F401
+from datasets.sources import SPLITS, images_to_predict, printable, read_image, squeeze  # noqa: F401
+from datasets.subset import Subset, load_subset  # noqa: F401
+from losses import (antipodal_prototypes, class_weights, collapse_value, draw_supervised_majority, focal_loss,  # noqa: F401
                     ntxent_loss, supcon_loss, supmin_loss, suppro_loss)
-from run import (ArgumentParser, Stop, Stopped, UserError, at_least, cli, command_line, hold, naming, read_json, read_log,  # noqa: F401
-                 sha256, whole, write_json)
-from sources import SPLITS, images_to_predict, printable, read_image, squeeze  # noqa: F401
-
-# ------------------------------------------------------------------------------------------------------------------
-# run: folders, files that appear whole or not at all, one clear line for a user's mistake
-# ------------------------------------------------------------------------------------------------------------------
-
-
-def provenance(device, others=()):
-    """What a number needs beside it: command, versions, commit, hardware. others: further runs of the same command."""
-    def git(*words):
-        try:
-            done = subprocess.run(["git", "-C", Path(__file__).parent, *words], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return ""
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    commit = git("rev-parse", "--short", "HEAD")
-    if commit and git("status", "--porcelain", "--untracked-files=no"):
-        commit += "-dirty"
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    hardware += f", {processes()} processes" if processes() > 1 else ""
-    return {"command": command_line(others), "commit": commit or "unknown", "device": hardware, "python": platform.python_version(),
-            "torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": np.__version__}
-
-
-RUN_FILES = ("config.json", "log.jsonl", "checkpoint.pt", "encoder.pt", "curves.png", "probe.json", "probe.pt", "metrics.json",
-             "embedding.png", "embedding.npz", "finetune.json", "classifier.pt", "not-finite.json")
-
-
-def start_run(folder, config, device):
-    """Begin a run folder, or take up one that the same settings began: config.json and the first line of log.jsonl.
-
-    config holds whatever decides the result, so another value of any of it in the folder's config.json is refused. Only a smoke run
-    gives way to a real one.
-    """
-    folder = Path(folder)
-    hold(folder)
-    if (folder / "config.json").exists():
-        old = read_json(folder / "config.json", "delete the folder or choose another with --out")
-        if old.get("smoke") and not config["smoke"]:
-            print(f"{folder}: held a smoke run, which makes room")
-            for name in RUN_FILES:
-                (folder / name).unlink(missing_ok=True)
-            old = config
-        differ = [f"{key} {old.get(key)!r} there, {config.get(key)!r} now" for key in {**old, **config} if old.get(key) != config.get(key)]
-        if differ:
-            raise UserError(f"{folder}: made with other settings ({'; '.join(differ[:4])}); delete it or choose another folder with --out")
-    if not (folder / "log.jsonl").exists():
-        with whole(folder / "log.jsonl") as part:
-            part.write_text(json.dumps({**provenance(device), "data_sha256": config["sha256"]}) + "\n", encoding="utf-8")
-    if not (folder / "config.json").exists():
-        write_json(folder / "config.json", config)
-    (folder / "not-finite.json").unlink(missing_ok=True)         # of a try before
-    print(f"{folder}\n  " + "  ".join(f"{key}={value}" for key, value in config.items() if key not in ("sha256", "rows_sha256", "classes", "subset")))
-
-
-def log_line(folder, **values):
-    path = Path(folder) / "log.jsonl"
-    with naming(path), open(path, "a", encoding="utf-8") as log:
-        log.write(json.dumps(values) + "\n")
-
-
-def rewind_log(folder, epoch):
-    """Drop what was logged of `epoch` and later, before a run goes on from that epoch."""
-    kept = [line for line in read_log(folder) if line.get("epoch", -1) < epoch]
-    with whole(Path(folder) / "log.jsonl") as part:
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-
-
-def save_tensors(path, state):
-    """Save tensors and builtins so that torch.load(weights_only=True) reads them."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)                                    # straight to the disk, it would not say that the disk is full
-    with whole(path) as part:
-        part.write_bytes(buffer.getbuffer())
-
-
-def load_tensors(path, keys=()):
-    """Load what save_tensors wrote. UserError when the file is missing, unreadable, not tensors, or lacks a key."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; finish pretrain.py (or finetune.py) on this run first") from None
-    except Exception as error:          # torch reports a damaged or foreign file in many ways; all of them mean the same here
-        raise UserError(f"{path}: not a checkpoint of this kit ({type(error).__name__}); delete it to start again") from None
-    if not isinstance(state, dict) or any(key not in state for key in keys):
-        raise UserError(f"{path}: not the checkpoint expected here; delete it to start again")
-    return state
-
-
-def pick_device(name, deterministic=False):
-    """auto: CUDA where there is one, a GPU for each process of a machine. UserError when CUDA is asked for and absent.
-
-    deterministic: torch takes only algorithms that give the same bits every time, as they do on a CPU anyway.
-    """
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")                               # cuBLAS asks for it, before it is used
-        torch.use_deterministic_algorithms(True)
-    if os.environ.get("WORLD_SIZE", "1") != "1" and processes() == 1:
-        raise UserError("runs on one device; start it with python, not with torchrun")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device is visible to torch; use --device cpu or auto")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    if processes() == 1:
-        return torch.device("cuda")
-    there, wanted = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
-    if wanted > there:
-        raise UserError(f"torchrun has started {wanted} processes on a machine with {there} GPUs; use --nproc-per-node {there}")
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    torch.cuda.set_device(device)
-    return device
-
-
-def seeded(*numbers):
-    """A CPU torch.Generator from any integers, e.g. seeded(seed, epoch): each epoch has its own, so a resumed run needs no state."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1)))
-
-
-# ------------------------------------------------------------------------------------------------------------------
-# data: images on disk, packed subsets, batches on the device; the views of a batch are in augment.py
-# ------------------------------------------------------------------------------------------------------------------
-
-@dataclass
-class Subset:
-    """One ratio of one data set: packed images, and which rows make up train, val and test."""
-    path: Path
-    name: str                      # data set
-    ratio: str                     # "99-1": percent of majority and minority in train; or "natural"
-    classes: list                  # two names, index = label
-    minority: int                  # label of the rare class
-    counts: dict                   # {"train": {"0": n, "1": n}, ...}
-    splits: dict                   # {"train": int array of rows, ...}
-    images: np.ndarray             # uint8 [M, S, S, C], memory-mapped, every image squeezed to a square
-    labels: np.ndarray             # int64 [M]
-    sizes: np.ndarray              # int64 [M, 2]: true height and width in pixels
-    size: int                      # side of what the network sees, pixels
-    recipe: str                    # augmentation, a key of RECIPES
-    mean: list                     # per channel, of the train rows, in [0, 1]
-    std: list
-    sha256: str                    # of images.npy
-    rows_sha256: str               # of splits
-
-    def train_counts(self):
-        return [self.counts["train"]["0"], self.counts["train"]["1"]]
-
-    def shrink(self, per_class=16):
-        """For --smoke: keep at most so many rows of each class in every split."""
-        for split, rows in self.splits.items():
-            kept = [rows[self.labels[rows] == c][:per_class] for c in (0, 1)]
-            self.splits[split], self.counts[split] = np.sort(np.concatenate(kept)), {str(c): len(kept[c]) for c in (0, 1)}
-        return self
-
-
-def load_subset(path, verify=True):
-    """Open subsets/<dataset>/<ratio>.json. UserError when a file is missing, or not what make_subsets.py wrote.
-
-    verify: compare the checksums of images.npy and index.csv; not needed twice for two ratios of one folder.
-    """
-    path = Path(path)
-    remake = "make it with make_subsets.py"
-    record = read_json(path, remake)
-    folder = path.parent
-    try:
-        if verify and (sha256(folder / "images.npy") != record["images_sha256"] or sha256(folder / "index.csv") != record["index_sha256"]):
-            raise UserError(f"{folder}: images.npy or index.csv is not what {path.name} was made with (checksum); make the subset again")
-        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-        with open(folder / "index.csv", newline="", encoding="utf-8") as file:
-            index = list(csv.DictReader(file))
-        labels = np.array([int(row["label"]) for row in index])
-        sizes = np.array([(int(row["height"]), int(row["width"])) for row in index])
-        splits = {split: np.array(record["splits"][split] or [], dtype=object) for split in SPLITS}
-        if any(type(row) is not int for rows in splits.values() for row in rows):
-            raise UserError(f"{path}: its splits are not lists of rows; {remake}")
-        splits = {split: rows.astype(np.int64) for split, rows in splits.items()}
-        subset = Subset(path, record["name"], record["ratio"], list(record["classes"]), int(record["minority"]), record["counts"], splits,
-                        images, labels, sizes, int(record["size"]), record["recipe"], list(record["mean"]), list(record["std"]),
-                        record["images_sha256"], hashlib.sha256(json.dumps(record["splits"], sort_keys=True).encode()).hexdigest())
-        rows = np.concatenate(list(splits.values()))
-        if len(np.unique(rows)) != len(rows) or len(rows) and not 0 <= rows.min() <= rows.max() < len(labels):
-            raise UserError(f"{path}: rows of its splits are doubled or out of range; {remake}")
-        for split in SPLITS:
-            if [int((labels[splits[split]] == c).sum()) for c in (0, 1)] != [record["counts"][split][str(c)] for c in (0, 1)]:
-                raise UserError(f"{path}: rows and counts of {split} disagree; {remake}")
-        if images.ndim != 4 or images.dtype != np.uint8 or len(images) != len(labels) or not np.isin(labels, (0, 1)).all() or sizes.min() < 1:
-            raise UserError(f"{path}: does not fit its images.npy; {remake}")
-        names, numbers = (subset.name, subset.ratio, *subset.classes), np.array([subset.mean, subset.std], dtype=np.float64)
-        if not all(isinstance(name, str) for name in names) or len(names) != 4 or subset.recipe not in RECIPES or subset.minority not in (0, 1):
-            raise UserError(f"{path}: its name, ratio, classes, minority or recipe does not fit a subset; {remake}")
-        if any(Path(name).name != name or name in ("", "..") for name in names[:2]):                    # they become folders below runs/
-            raise UserError(f"{path}: its name or ratio is no folder name; {remake}")
-        if numbers.shape != (2, images.shape[3]) or not np.isfinite(numbers).all() or numbers[1].min() <= 0 or not 1 <= subset.size <= 4096:
-            raise UserError(f"{path}: its mean, std or size is no number for its images; {remake}")
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: no such file; {remake}") from None
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise UserError(f"{path}: not a subset of this kit ({type(error).__name__}: {error}); {remake}") from None
-    return subset
-
-
-class ImageBatches:
-    """uint8 images of some rows of a subset, one batch at a time on the device.
-
-    On CUDA they are kept resident if they fill less than half of the free memory. Otherwise they stay in the mapped
-    file and a thread reads, pins and copies one batch ahead.
-    """
-
-    def __init__(self, images, rows, device):
-        """images uint8 [M, S, S, C] (array or memory map); rows int [n]."""
-        self.images, self.rows, self.device = images, np.asarray(rows), device
-        size = int(np.prod(images.shape[1:])) * len(self.rows)
-        fits = device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2
-        self.resident = torch.empty(len(self.rows), *images.shape[1:], dtype=torch.uint8, device=device) if fits else None
-        for start in range(0, len(self.rows) if fits else 0, 1024):                              # never all of it in the host's memory
-            self.resident[start:start + 1024] = torch.from_numpy(images[self.rows[start:start + 1024]])
-
-    def _read(self, positions):
-        batch = torch.from_numpy(self.images[self.rows[positions]]).permute(0, 3, 1, 2).contiguous()    # cheap as bytes, dear as floats later
-        return batch.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else batch
-
-    def __call__(self, batches, part=slice(None)):
-        """batches: a list of position lists. Yields (positions, uint8 [B, C, S, S] on the device), the images of `part` of the positions."""
-        if self.resident is not None:
-            for positions in batches:
-                yield positions, self.resident[torch.as_tensor(positions[part]).to(self.device, non_blocking=True)].permute(0, 3, 1, 2)
-            return
-        with ThreadPoolExecutor(max_workers=1) as ahead:
-            coming = [ahead.submit(self._read, positions[part]) for positions in batches[:1]]
-            for i, positions in enumerate(batches):
-                batch = coming.pop().result()
-                if i + 1 < len(batches):
-                    coming.append(ahead.submit(self._read, batches[i + 1][part]))
-                yield positions, batch
-
+from utils.cli import ArgumentParser, Stop, Stopped, UserError, at_least, cli, command_line  # noqa: F401
+from utils.distributed import at_least_float32, gather, highest, processes, rank, sum_gradients
+from utils.files import hold, naming, read_json, read_log, sha256, whole, write_json  # noqa: F401
+from utils.runs import (load_exactly, load_tensors, log_line, pick_device, provenance, resume, rewind_log, save_checkpoint,  # noqa: F401
+                        save_tensors, seeded, start_run, state_sha256)
 
 # ------------------------------------------------------------------------------------------------------------------
 # model: a torchvision ResNet, the projection head, and finding a finished encoder again
@@ -377,55 +142,9 @@ def load_run(folder, smoke=False):
     return config, subset.shrink() if smoke else subset, encoder.eval().requires_grad_(False)
 
 
-def load_exactly(module, state, path):
-    """load_state_dict with exactly the expected keys, shapes and (of a network) dtypes, else a UserError that names the file."""
-    try:
-        if isinstance(module, nn.Module) and any(tensor.dtype != state[name].dtype for name, tensor in module.state_dict().items()):
-            raise TypeError
-        module.load_state_dict(state)
-    except (RuntimeError, AttributeError, TypeError, KeyError, ValueError):
-        raise UserError(f"{path}: holds other weights than this run's network; delete it to start again") from None
-
-
-def state_sha256(module):
-    """sha256 over every tensor of a module, batch-norm statistics included: equal means bit-identical."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 # ------------------------------------------------------------------------------------------------------------------
 # loop: schedule, precision, shuffling, features, scores
 # ------------------------------------------------------------------------------------------------------------------
-
-
-def save_checkpoint(folder, parts, epoch, config, within=None):
-    """Write checkpoint.pt: the state_dict of every part (name -> module, optimizer, ...), the epoch to go on with, the settings.
-
-    within: where in that epoch, from Stopped.within; None at its start.
-    """
-    save_tensors(Path(folder) / "checkpoint.pt",
-                 {**{name: part.state_dict() for name, part in parts.items()}, "epoch": epoch, "config": config, "within": within})
-
-
-def resume(folder, parts, config):
-    """Load checkpoint.pt into `parts` (name -> whatever has load_state_dict). Returns (epoch to go on with, within as it was saved)."""
-    path = Path(folder) / "checkpoint.pt"
-    if not path.exists():
-        return 0, None
-    checkpoint = load_tensors(path, keys=[*parts, "epoch", "config"])
-    if checkpoint["config"] != config:
-        raise UserError(f"{path}: belongs to a run with other settings; delete it or choose another folder with --out")
-    for name, part in parts.items():
-        load_exactly(part, checkpoint[name], path)
-    epoch, within = checkpoint["epoch"], checkpoint.get("within")
-    if not (type(epoch) is int and epoch >= 0) or within is not None and not Epoch.can_go_on(within):
-        raise UserError(f"{path}: not the checkpoint expected here; delete it to start again")
-    if epoch < config["epochs"]:
-        print(f"  goes on after epoch {epoch} of {config['epochs']}" + (f" and {within['step']} steps" if within else ""))
-    return epoch, within
 
 
 class Epoch:

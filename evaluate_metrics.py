@@ -16,7 +16,15 @@ The metrics are importable: from evaluate_metrics import class_alignment_consist
 import numbers
 from pathlib import Path
 
-from run import ArgumentParser, UserError, at_least, cli, hold, read_json, sha256, whole, write_json
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from common import ContrastiveModel, embed, load_exactly, load_run, load_tensors, pick_device, provenance, seeded, state_sha256
+
+from utils.cli import ArgumentParser, UserError, at_least, cli
+from utils.files import hold, read_json, sha256, whole, write_json
 
 
 def parse_args():
@@ -41,16 +49,6 @@ def parse_args():
 def share_or_count(text):
     return int(text) if text.isdigit() else float(text)
 
-
-if __name__ == "__main__":
-    cli(parse_args)                                          # --help and mistakes in flags are answered before torch is loaded, which takes seconds
-
-import numpy as np
-import torch
-import torch.nn.functional as F
-from tqdm import tqdm
-
-from common import ContrastiveModel, embed, load_exactly, load_run, load_tensors, pick_device, provenance, seeded, state_sha256
 
 # ------------------------------------------------------------------------------------------------------------------
 # the metrics. Letters: V views, n images, D dimensions, M = V*n rows (view-major: row = view * n + image), n_c images of

@@ -16,8 +16,20 @@ import math
 import os
 from pathlib import Path
 
-from run import ArgumentParser, Stop, Stopped, UserError, at_least, cli, read_json, write_json
-from sources import images_to_predict
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from baselines import (CosineClassifier, LearnableScale, balanced_batches, effective_number_weights, ldam_loss, ldam_margins,
+                       logit_adjusted_loss, tau_normalized)
+from common import (Epoch, ImageBatches, augment, center_view, class_weights, embed, focal_loss, load_exactly, load_run, load_subset,
+                    load_tensors, log_line, normalize, pick_device, precision, predict_folder, provenance, resnet, resume, rewind_log,
+                    save_checkpoint, save_tensors, scores, shuffled_batches, start_run, state_sha256, warmup_cosine)
+from utils.cli import ArgumentParser, Stop, Stopped, UserError, at_least, cli
+from utils.files import read_json, write_json
+from datasets.sources import images_to_predict
 
 RETRAIN_EPOCHS = {"crt": 10, "lws": 5, "tau_norm": 0}            # Kang et al. 2020; tau_norm trains nothing
 
@@ -92,20 +104,6 @@ def parse_args():
     return args
 
 
-if __name__ == "__main__":
-    cli(parse_args)                                          # --help and mistakes in flags are answered before torch is loaded, which takes seconds
-
-import numpy as np
-import torch
-import torch.nn as nn
-import torch.nn.functional as F
-from tqdm import tqdm
-
-from baselines import (CosineClassifier, LearnableScale, balanced_batches, effective_number_weights, ldam_loss, ldam_margins,
-                       logit_adjusted_loss, tau_normalized)
-from common import (Epoch, ImageBatches, augment, center_view, class_weights, embed, focal_loss, load_exactly, load_run, load_subset,
-                    load_tensors, log_line, normalize, pick_device, precision, predict_folder, provenance, resnet, resume, rewind_log,
-                    save_checkpoint, save_tensors, scores, shuffled_batches, start_run, state_sha256, warmup_cosine)
 
 SCALE = 30.0                                                     # of the cosine classifier's logits
 TAUS = [i / 10 for i in range(21)]

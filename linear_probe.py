@@ -13,8 +13,18 @@ statistics are part of what is frozen. Writes probe.json and probe.pt; a probe o
 import os
 from pathlib import Path
 
-from run import ArgumentParser, UserError, at_least, cli, hold, read_json, write_json
-from sources import images_to_predict
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from common import (ImageBatches, augment, class_weights, embed, load_exactly, load_run, load_subset, load_tensors, normalize,
+                    pick_device, predict_folder, provenance, save_tensors, scores, seeded, state_sha256, warmup_cosine)
+
+from utils.cli import ArgumentParser, UserError, at_least, cli
+from utils.files import hold, read_json, write_json
+from datasets.sources import images_to_predict
 
 
 def parse_args():
@@ -36,18 +46,6 @@ def parse_args():
         raise UserError("--out and --predict: are meant for one run; give a single run folder")
     return args
 
-
-if __name__ == "__main__":
-    cli(parse_args)                                          # --help and mistakes in flags are answered before torch is loaded, which takes seconds
-
-import numpy as np
-import torch
-import torch.nn as nn
-import torch.nn.functional as F
-from tqdm import tqdm
-
-from common import (ImageBatches, augment, class_weights, embed, load_exactly, load_run, load_subset, load_tensors, normalize,
-                    pick_device, predict_folder, provenance, save_tensors, scores, seeded, state_sha256, warmup_cosine)
 
 STRENGTHS = [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]                  # C of scikit-learn's LogisticRegression: weight of the data against the L2 norm
 LR = 3e-4                                                        # of Adam in the reference protocol

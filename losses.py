@@ -20,6 +20,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from utils.distributed import at_least_float32
+
 CHUNK = 256                     # rows whose similarities are held at a time
 
 
@@ -123,10 +125,6 @@ def focal_loss(logits, targets, gamma=2.0, weights=None):
 
 
 # the pieces of equation (1) ---------------------------------------------------------------------------------------
-
-def at_least_float32(x):
-    return x if x.dtype == torch.float64 else x.float()
-
 
 def view_rows(z):
     """[N, V, D] -> [V*N, D], view-major, in float32 or better."""

@@ -33,10 +33,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import catalog
-from run import (SIGNALS, ArgumentParser, UserError, at_least, cli, command_line, hold, naming, read_json, sha256,
-                 whole, write_json)
-from sources import DATASETS, DRAW_TEST, DRAW_TRAIN, DRAW_VAL, SPLITS, decode, squeeze, true_size
+from datasets import catalog
+from utils.cli import SIGNALS, ArgumentParser, UserError, at_least, cli, command_line
+from utils.files import hold, naming, read_json, sha256, whole, write_json
+from datasets.sources import DATASETS, DRAW_TEST, DRAW_TRAIN, DRAW_VAL, SPLITS, decode, squeeze, true_size
 
 RATIOS = ("99-1", "95-5", "50-50", "natural")
 CHUNK = 32                                             # images per job of a worker and per line of the journal

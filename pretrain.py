@@ -13,7 +13,19 @@ import math
 import os
 from pathlib import Path
 
-from run import ArgumentParser, Stop, Stopped, UserError, at_least, cli, read_log, whole
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from baselines import BCL, KCL, SBCL, TSC, PaCo
+from common import (ContrastiveModel, Epoch, ImageBatches, Method, antipodal_prototypes, augment, draw_supervised_majority, embed,
+                    load_subset, log_line, normalize, ntxent_loss, pick_device, precision, resume, rewind_log, save_checkpoint,
+                    save_tensors, seeded, shuffled_batches, start_run, supcon_loss, supmin_loss, suppro_loss, warmup_cosine,
+                    with_minority)
+from evaluate_metrics import class_alignment_consistency, sample_alignment_accuracy
+from utils.cli import ArgumentParser, Stop, Stopped, UserError, at_least, cli
+from utils.distributed import check_alike, first_alone, own, processes, rank, share_buffers, synchronised, together
+from utils.files import read_log, whole
 
 OPTIONS = {                                                      # of each method: the flags that it reads, and their defaults
     "ntxent": {}, "supcon": {}, "supmin": {"majority_supervision": 0.0}, "suppro": {"margin": 1.0},
@@ -78,21 +90,6 @@ def settle_options(args):
     if args.method == "supmin" and args.majority_supervision > 1:
         raise UserError(f"--majority-supervision {args.majority_supervision}: must lie between 0 and 1")
 
-
-if __name__ == "__main__":
-    cli(parse_args)                                          # --help and mistakes in flags are answered before torch is loaded, which takes seconds
-
-import numpy as np
-import torch
-from tqdm import tqdm
-
-from baselines import BCL, KCL, SBCL, TSC, PaCo
-from common import (ContrastiveModel, Epoch, ImageBatches, Method, antipodal_prototypes, augment, draw_supervised_majority, embed,
-                    load_subset, log_line, normalize, ntxent_loss, pick_device, precision, resume, rewind_log, save_checkpoint,
-                    save_tensors, seeded, shuffled_batches, start_run, supcon_loss, supmin_loss, suppro_loss, warmup_cosine,
-                    with_minority)
-from distributed import check_alike, first_alone, own, processes, rank, share_buffers, synchronised, together
-from evaluate_metrics import class_alignment_consistency, sample_alignment_accuracy
 
 MOMENTUM, WEIGHT_DECAY, PROJECTION_DIM = 0.9, 1e-4, 128          # the reference's; decay on all parameters
 WATCHED = 2000                                                   # validation images that the watch looks at, at most

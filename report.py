@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-import claims
-from run import ArgumentParser, UserError, cli, command_line, read_json, read_log, whole
+from reporting import claims
+from utils.cli import ArgumentParser, UserError, cli, command_line
+from utils.files import read_json, read_log, whole
 
 DATASETS = ("digits", "fashionmnist", "breastmnist", "pneumoniamnist", "inat21-plants", "inat21-insects", "inat21-mammals", "inat21", "fracatlas",
             "infarction", "folder")

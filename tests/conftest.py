@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("KIT_SHARED", ROOT.parent / "shared"))          # reference numbers and images, where they are at hand
 sys.path.insert(0, str(ROOT))
-from run import SIGNALS
+from utils.cli import SIGNALS
 
 os.environ["OMP_NUM_THREADS"] = "1"                           # networks this small gain nothing from a second thread
 torch.set_num_threads(1)

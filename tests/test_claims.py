@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from conftest import ROOT, one_line, run_script
 from scipy.stats import ttest_rel
 from test_report import call, make_run
 
-import claims
+from reporting import claims
 import report
 from common import UserError
 

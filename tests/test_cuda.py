@@ -17,7 +17,7 @@ import finetune
 import linear_probe
 import losses
 import pretrain
-from augment import RECIPES, augment
+from datasets.augment import RECIPES, augment
 from common import ImageBatches, seeded
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")

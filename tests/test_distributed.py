@@ -18,10 +18,10 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import common
-import distributed
+from utils import distributed
 import finetune
 import pretrain
-import run
+from utils import cli as run
 from common import ContrastiveModel, Epoch, Stop, Stopped, UserError, load_subset, seeded
 from conftest import ROOT, call, log_of
 from test_methods import FORMS, second_phase, words

@@ -45,8 +45,9 @@ def kit(tmp_path):
     (kit / "bin").mkdir(parents=True)
     (kit / "data").mkdir()
     (kit / "data" / "breastmnist.npz").touch()
-    for name in ("run_all.sh", "catalog.py"):
-        shutil.copy(ROOT / name, kit / name)
+    shutil.copy(ROOT / "run_all.sh", kit)
+    (kit / "datasets").mkdir()
+    shutil.copy(ROOT / "datasets/catalog.py", kit / "datasets")
     (kit / "requirements.txt").touch()
     (kit / "pretrain.py").write_text(PRETRAIN)
     for name in ("linear_probe", "evaluate_metrics"):

@@ -21,7 +21,7 @@ import finetune
 import linear_probe
 import pretrain
 import report
-import sources
+from datasets import sources
 from common import RECIPES, SPLITS, UserError, load_subset
 from conftest import call
 from evaluate_metrics import open_embeddings

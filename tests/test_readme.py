@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-import benchmark
-import catalog
+import benchmarks.__main__ as benchmark
+from datasets import catalog
 import evaluate_metrics
 import finetune
 import linear_probe
 import make_subsets
 import pretrain
 import report
-import sources
+from datasets import sources
 from conftest import ROOT, call
 
 SCRIPTS = {f"{module.__name__}.py": module for module in (make_subsets, pretrain, linear_probe, evaluate_metrics, finetune, report, benchmark)}
@@ -69,7 +69,7 @@ def flags_of(script, capsys):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_flag_is_read(script, capsys):
     """Its value is looked at somewhere other than where it is declared."""
-    sources_of = {"make_subsets.py": ["sources.py"], "pretrain.py": ["baselines.py"]}.get(script, []) + [script]
+    sources_of = {"make_subsets.py": ["datasets/sources.py"], "pretrain.py": ["baselines/__init__.py"]}.get(script, []) + [script]
     text = "".join((ROOT / name).read_text(encoding="utf-8") for name in sources_of)
     for flag in flags_of(script, capsys):
         name = flag[2:].replace("-", "_")

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-import catalog
-import sources
+from datasets import catalog
+from datasets import sources
 from common import SPLITS
 from conftest import ROOT, one_line, real_data
 from pictures import contents, counts, inat_folder, index, picture, plain_folder, well_formed
@@ -532,5 +532,5 @@ def test_the_catalogue_needs_no_package(tmp_path):
     import subprocess
     import sys
     inat_folder(tmp_path, TREE)
-    done = subprocess.run([sys.executable, "-S", "-I", ROOT / "catalog.py", tmp_path], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-S", "-m", "datasets.catalog", tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == f"inat21-mammals\t-\t{tmp_path}\n" and done.stderr.count("not found: ") == 6

@@ -18,7 +18,7 @@ import finetune
 import linear_probe
 import make_subsets
 import pretrain
-import run
+from utils import files
 from common import Epoch, Stop, Stopped, UserError
 from conftest import ROOT, call, equal, log_of
 
@@ -37,7 +37,7 @@ def exit_code(script, *words):
     """As the command line ends."""
     argv, sys.argv = sys.argv, [f"{script.__name__}.py", *map(str, words)]
     try:
-        run.cli(script.main)
+        common.cli(script.main)
     except SystemExit as end:
         return end.code
     finally:
@@ -178,7 +178,7 @@ def test_a_probe_is_vouched_for_by_its_own_record(whole, monkeypatch, capsys):
 
 @pytest.mark.parametrize("script, words", [(pretrain, WORDS), (finetune, [SUBSET, "--smoke", "--out"])])
 def test_a_folder_belongs_to_one_living_process(workplace, script, words):
-    other = subprocess.Popen([sys.executable, "-c", "import run, time; run.hold('shared'); print('held', flush=True); time.sleep(600)"],
+    other = subprocess.Popen([sys.executable, "-c", "from utils import files; import time; files.hold('shared'); print('held', flush=True); time.sleep(600)"],
                              stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert other.stdout.readline() == b"held\n"
     with pytest.raises(UserError, match="shared: another process is at work in it; .*--out"):
@@ -186,7 +186,7 @@ def test_a_folder_belongs_to_one_living_process(workplace, script, words):
     assert [path.name for path in Path("shared").iterdir()] == [".lock"]
     other.kill()                                                 # a dead process holds nothing
     other.wait()
-    run.hold("shared")
+    files.hold("shared")
     Path("shared/.lock").unlink()
 
 

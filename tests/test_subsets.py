@@ -19,7 +19,7 @@ from common import SPLITS, load_subset
 from conftest import ROOT, SHARED, one_line, real_data
 from make_subsets import ratio_counts
 from pictures import contents, counts, inat_folder, index, picture, plain_folder, well_formed
-from sources import draw_splits, split_counts
+from datasets.sources import draw_splits, split_counts
 
 # protocol.json, data.inat21: n, train, val; and class sizes, ratios, counts
 SPLIT_EXAMPLES = [(7, 7, 0), (19, 19, 0), (20, 19, 1), (21, 20, 1), (99, 95, 4), (100, 95, 5), (101, 96, 5), (1000, 950, 50),

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from catalog import INAT21, INAT21_GET, INAT21_PARTS, MEDMNIST_SIZES, fracatlas_folder, inat21_parts, infarction_folder, medmnist_file
-from run import UserError, sha256
+from datasets.catalog import INAT21, INAT21_GET, INAT21_PARTS, MEDMNIST_SIZES, fracatlas_folder, inat21_parts, infarction_folder, medmnist_file
+from utils.cli import UserError
+from utils.files import sha256
 
 SPLITS = ("train", "val", "test")
 FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")

@@ -16,8 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 
-from losses import at_least_float32
-from run import SIGNALS, Stopped, UserError
+from utils.cli import SIGNALS, Stopped, UserError
 
 
 def together(main):
@@ -48,6 +47,10 @@ def together(main):
                 raise UserError("another process of this run has ended; the same command goes on from the last checkpoint") from None
             dist.destroy_process_group()
     return joined
+
+
+def at_least_float32(x):
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def processes():

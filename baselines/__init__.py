@@ -18,7 +18,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from common import Method, embed, seeded
-from losses import antipodal_prototypes, at_least_float32, check_labels, collapse_value, supcon_loss, view_rows
+from losses import antipodal_prototypes, check_labels, collapse_value, supcon_loss, view_rows
+from utils.distributed import at_least_float32
 
 # ------------------------------------------------------------------------------------------------------------------
 # KCL: every anchor has k positives, whatever its class
