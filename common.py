@@ -18,18 +18,51 @@ import torch.nn.functional as F
 import torchvision
 from torch.utils.checkpoint import checkpoint
 
-from datasets.augment import (RECIPES, augment, center_crops, center_view, color_jitter, crop_resize, draw_crops, draw_jitter, grayscale,  # noqa: F401
-                     normalize, rotate, shift_hue)
+from datasets.augment import (  # noqa: F401
+    RECIPES,
+    augment,
+    center_crops,
+    center_view,
+    color_jitter,
+    crop_resize,
+    draw_crops,
+    draw_jitter,
+    grayscale,
+    normalize,
+    rotate,
+    shift_hue,
+)
 from datasets.loader import ImageBatches  # noqa: F401
 from datasets.sources import SPLITS, images_to_predict, printable, read_image, squeeze  # noqa: F401
 from datasets.subset import Subset, load_subset  # noqa: F401
-from losses import (antipodal_prototypes, class_weights, collapse_value, draw_supervised_majority, focal_loss,  # noqa: F401
-                    ntxent_loss, supcon_loss, supmin_loss, suppro_loss)
+from losses import (  # noqa: F401
+    antipodal_prototypes,
+    class_weights,
+    collapse_value,
+    draw_supervised_majority,
+    focal_loss,
+    ntxent_loss,
+    supcon_loss,
+    supmin_loss,
+    suppro_loss,
+)
 from utils.cli import ArgumentParser, Stop, Stopped, UserError, at_least, cli, command_line  # noqa: F401
 from utils.distributed import at_least_float32, gather, highest, processes, rank, sum_gradients
 from utils.files import hold, naming, read_json, read_log, sha256, whole, write_json  # noqa: F401
-from utils.runs import (load_exactly, load_tensors, log_line, pick_device, provenance, resume, rewind_log, save_checkpoint,  # noqa: F401
-                        save_tensors, seeded, start_run, state_sha256)
+from utils.runs import (  # noqa: F401
+    load_exactly,
+    load_tensors,
+    log_line,
+    pick_device,
+    provenance,
+    resume,
+    rewind_log,
+    save_checkpoint,
+    save_tensors,
+    seeded,
+    start_run,
+    state_sha256,
+)
 
 # ------------------------------------------------------------------------------------------------------------------
 # model: a torchvision ResNet, the projection head, and finding a finished encoder again
@@ -40,11 +73,15 @@ def resnet(arch):
     """A torchvision ResNet from scratch without its classifier; `.dim` is its feature dimension. UserError for another name."""
     names = [name for name in torchvision.models.list_models(torchvision.models) if "resn" in name]
     if arch not in names:
-        raise UserError(f"--arch {arch}: not a torchvision ResNet; choose one of {', '.join(names)}")
+        raise UserError(
+            f"--arch {arch}: not a torchvision ResNet; choose one of {', '.join(names)}"
+        )
     encoder = torchvision.models.get_model(arch, weights=None)
     encoder.dim = encoder.fc.in_features
     encoder.fc = nn.Identity()
-    return encoder.to(memory_format=torch.channels_last)        # same numbers up to rounding; the layout that tensor cores take
+    return encoder.to(
+        memory_format=torch.channels_last
+    )  # same numbers up to rounding; the layout that tensor cores take
 
 
 class ContrastiveModel(nn.Module):
@@ -58,7 +95,11 @@ class ContrastiveModel(nn.Module):
     def __init__(self, arch, projection_dim=128, chunk=None):
         super().__init__()
         self.encoder, self.dim, self.chunk = resnet(arch), projection_dim, chunk
-        self.head = nn.Sequential(nn.Linear(self.encoder.dim, self.encoder.dim), nn.ReLU(), nn.Linear(self.encoder.dim, projection_dim))
+        self.head = nn.Sequential(
+            nn.Linear(self.encoder.dim, self.encoder.dim),
+            nn.ReLU(),
+            nn.Linear(self.encoder.dim, projection_dim),
+        )
 
     def features(self, x):
         """x [..., n, 3, H, W], this process's images -> [..., N, encoder.dim] of all images; in eval mode N = n."""
@@ -66,17 +107,29 @@ class ContrastiveModel(nn.Module):
             return self.encode(x)
         if not self.chunk:
             return gather(self.encode(x))
-        return gather(torch.cat([checkpoint(self.encode, part, use_reentrant=False, preserve_rng_state=False,
-                                            context_fn=lambda: (nullcontext(), buffers_kept(self.encoder)))
-                                 for part in x.split(self.chunk // processes(), dim=-4)], dim=-2))
+        return gather(
+            torch.cat(
+                [
+                    checkpoint(
+                        self.encode,
+                        part,
+                        use_reentrant=False,
+                        preserve_rng_state=False,
+                        context_fn=lambda: (nullcontext(), buffers_kept(self.encoder)),
+                    )
+                    for part in x.split(self.chunk // processes(), dim=-4)
+                ],
+                dim=-2,
+            )
+        )
 
-    def encode(self, x):                                        # [..., 3, H, W] -> [..., encoder.dim]
+    def encode(self, x):  # [..., 3, H, W] -> [..., encoder.dim]
         return self.encoder(x.flatten(0, -4)).unflatten(0, x.shape[:-3])
 
-    def project(self, features):                                # [..., encoder.dim] -> [..., projection_dim], unit vectors
+    def project(self, features):  # [..., encoder.dim] -> [..., projection_dim], unit vectors
         return F.normalize(at_least_float32(self.head(features)), dim=-1)
 
-    def forward(self, x):                                       # [..., n, 3, H, W] -> [..., N, projection_dim], unit vectors
+    def forward(self, x):  # [..., n, 3, H, W] -> [..., N, projection_dim], unit vectors
         return self.project(self.features(x))
 
 
@@ -86,7 +139,7 @@ def buffers_kept(network):
     before = [buffer.clone() for buffer in network.buffers()]
     try:
         yield
-    finally:                                                     # checkpoint leaves by an exception when it has what it needs
+    finally:  # checkpoint leaves by an exception when it has what it needs
         for buffer, value in zip(network.buffers(), before):
             buffer.copy_(value)
 
@@ -97,9 +150,10 @@ class Method(nn.Module):
     Built as Method(args, subset, model, generator); what it reads of args stands in the tables of pretrain.py. A method that needs no more
     than embeddings and labels defines `loss`; the others define `forward`.
     """
-    views = 2                               # of each image
-    strong = ()                             # which of the views also get RandAugment
-    facts = {}                              # for the log, beside the loss
+
+    views = 2  # of each image
+    strong = ()  # which of the views also get RandAugment
+    facts = {}  # for the log, beside the loss
 
     def __init__(self, args, subset, model, generator):
         super().__init__()
@@ -126,18 +180,28 @@ def load_run(folder, smoke=False):
     """A finished run: (config, subset, encoder in eval mode). UserError when the run is not finished or something else."""
     folder, way_out = Path(folder), "give a run folder that pretrain.py or finetune.py made"
     config = read_json(folder / "config.json", way_out)
-    largest = {"size": 4096, "seed": 2 ** 63, "batch_size": 2 ** 31}
+    largest = {"size": 4096, "seed": 2**63, "batch_size": 2**31}
     for key in ("subset", "arch", "sha256", "rows_sha256", *largest):
         value = config.get(key)
-        if not (type(value) is int and 0 <= value <= largest[key] if key in largest else isinstance(value, str)):
-            raise UserError(f"{folder / 'config.json'}: has no {key} that a run could have; {way_out}")
+        if not (
+            type(value) is int and 0 <= value <= largest[key]
+            if key in largest
+            else isinstance(value, str)
+        ):
+            raise UserError(
+                f"{folder / 'config.json'}: has no {key} that a run could have; {way_out}"
+            )
     subset = replace(load_subset(os.path.normpath(folder / config["subset"])), size=config["size"])
     encoder = resnet(config["arch"])
     same = (subset.sha256, subset.rows_sha256) == (config["sha256"], config["rows_sha256"])
     if not same:
-        raise UserError(f"{subset.path}: not the images and rows that {folder} was trained on (checksum); make the subset again as it was")
+        raise UserError(
+            f"{subset.path}: not the images and rows that {folder} was trained on (checksum); make the subset again as it was"
+        )
     if (folder / "classifier.pt").exists() and not (folder / "encoder.pt").exists():
-        raise UserError(f"{folder}: holds a classifier alone, which was trained on another run's encoder; give that run")
+        raise UserError(
+            f"{folder}: holds a classifier alone, which was trained on another run's encoder; give that run"
+        )
     load_exactly(encoder, load_tensors(folder / "encoder.pt"), folder / "encoder.pt")
     return config, subset.shrink() if smoke else subset, encoder.eval().requires_grad_(False)
 
@@ -160,7 +224,9 @@ class Epoch:
         self.losses = torch.zeros(len(self.batches), device=device)
         if self.resumed:
             if len(self.resumed["losses"]) != len(self.batches):
-                raise UserError("checkpoint.pt: of an epoch with another number of steps; delete it to start again")
+                raise UserError(
+                    "checkpoint.pt: of an epoch with another number of steps; delete it to start again"
+                )
             self.generator.set_state(self.resumed["generator"])
             self.done, self.skipped = self.resumed["step"], self.resumed["skipped"]
             self.losses.copy_(self.resumed["losses"])
@@ -174,21 +240,38 @@ class Epoch:
         sum_gradients(p for group in optimizer.param_groups for p in group["params"])
         scaler.step(optimizer)
         scaler.update()
-        overflow = scaler.get_scale() < scale                    # fp16: the scaler has left this step out
+        overflow = scaler.get_scale() < scale  # fp16: the scaler has left this step out
         self.skipped += overflow
-        self.losses[self.done] = 0 if overflow else loss.detach()                                # no .item() here: it would wait for the GPU
+        self.losses[self.done] = (
+            0 if overflow else loss.detach()
+        )  # no .item() here: it would wait for the GPU
         self.done += 1
         signal = highest(self.stop.number or 0)
         if signal:
-            within = {"step": self.done, "skipped": self.skipped, "losses": self.losses.cpu(), "generator": self.generator.get_state(),
-                      "seconds": self.seconds()}
+            within = {
+                "step": self.done,
+                "skipped": self.skipped,
+                "losses": self.losses.cpu(),
+                "generator": self.generator.get_state(),
+                "seconds": self.seconds(),
+            }
             raise Stopped(signal, within if self.is_finite(optimizer) else None)
 
     @staticmethod
     def can_go_on(within):
         """Whether this is what a Stopped epoch has left."""
-        kinds = {"step": int, "skipped": int, "losses": torch.Tensor, "generator": torch.Tensor, "seconds": float}
-        if not (isinstance(within, dict) and kinds.keys() == within.keys() and all(isinstance(within[name], kind) for name, kind in kinds.items())):
+        kinds = {
+            "step": int,
+            "skipped": int,
+            "losses": torch.Tensor,
+            "generator": torch.Tensor,
+            "seconds": float,
+        }
+        if not (
+            isinstance(within, dict)
+            and kinds.keys() == within.keys()
+            and all(isinstance(within[name], kind) for name, kind in kinds.items())
+        ):
             return False
         try:
             torch.Generator().set_state(within["generator"])
@@ -200,7 +283,9 @@ class Epoch:
         return time.time() - self.started
 
     def is_finite(self, optimizer):
-        sums = [p.detach().sum() for group in optimizer.param_groups for p in group["params"]]   # quicker than each weight, and one wait for the GPU
+        sums = [
+            p.detach().sum() for group in optimizer.param_groups for p in group["params"]
+        ]  # quicker than each weight, and one wait for the GPU
         return bool(self.losses.isfinite().all() & torch.stack(sums).isfinite().all())
 
     def loss(self, optimizer, train, folder):
@@ -211,11 +296,20 @@ class Epoch:
         if not self.is_finite(optimizer):
             bad = (~self.losses.isfinite()).nonzero()
             step = int(bad[0]) if len(bad) else self.done - 1
-            rows = {str(at + 1): train.rows[self.batches[at]].tolist() for at in (step - 1, step) if at >= 0}
+            rows = {
+                str(at + 1): train.rows[self.batches[at]].tolist()
+                for at in (step - 1, step)
+                if at >= 0
+            }
             if rank() == 0:
-                write_json(Path(folder) / "not-finite.json", {"epoch": self.number + 1, "step": step + 1, "rows": rows})
-            raise UserError(f"{folder}: the loss is not finite in epoch {self.number + 1}, step {step + 1}; the rows of its images are listed in "
-                            "not-finite.json, the last checkpoint is kept; try a lower --lr or --amp off, in another folder (--out)")
+                write_json(
+                    Path(folder) / "not-finite.json",
+                    {"epoch": self.number + 1, "step": step + 1, "rows": rows},
+                )
+            raise UserError(
+                f"{folder}: the loss is not finite in epoch {self.number + 1}, step {step + 1}; the rows of its images are listed in "
+                "not-finite.json, the last checkpoint is kept; try a lower --lr or --amp off, in another folder (--out)"
+            )
         return self.losses.double().sum().item() / max(1, self.done - self.skipped)
 
 
@@ -223,26 +317,42 @@ def warmup_cosine(epoch, epochs, lr, warmup_epochs=10):
     """Learning rate of 0-based `epoch`: linear from lr/10 to lr over the warm-up, then a cosine to lr/1000 at `epochs`."""
     if epoch < warmup_epochs:
         return lr if warmup_epochs == 1 else lr * (0.1 + 0.9 * epoch / (warmup_epochs - 1))
-    low = lr * 0.1 ** 3
+    low = lr * 0.1**3
     half = 0.5 * (1 + np.cos(np.pi * (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1)))
-    return float(low + (lr - low) * half)                        # no numpy number: it goes into the checkpoint with the optimizer
+    return float(
+        low + (lr - low) * half
+    )  # no numpy number: it goes into the checkpoint with the optimizer
 
 
 def precision(device, amp, size):
     """autocast and gradient scaler for --amp. One path for all: switched off they do nothing. auto: bf16 where the GPU has it."""
     if amp == "auto":
-        amp = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "off"
+        amp = (
+            "bf16"
+            if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            else "off"
+        )
     if amp == "fp16" and device.type == "cpu":
         raise UserError("--amp fp16: needs a CUDA device; use --amp bf16 or off on the CPU")
-    if amp == "bf16" and device.type == "cpu" and size <= 16:     # torch 2.11: stride-2 convolutions of a single pixel read foreign memory
-        raise UserError(f"--amp bf16: gives wrong gradients on the CPU for images as small as {size} px; use --amp off or --size 32")
-    autocast = torch.autocast(device.type, dtype=torch.float16 if amp == "fp16" else torch.bfloat16, enabled=amp != "off")
+    if (
+        amp == "bf16" and device.type == "cpu" and size <= 16
+    ):  # torch 2.11: stride-2 convolutions of a single pixel read foreign memory
+        raise UserError(
+            f"--amp bf16: gives wrong gradients on the CPU for images as small as {size} px; use --amp off or --size 32"
+        )
+    autocast = torch.autocast(
+        device.type, dtype=torch.float16 if amp == "fp16" else torch.bfloat16, enabled=amp != "off"
+    )
     return amp, autocast, torch.amp.GradScaler(device.type, enabled=amp == "fp16")
 
 
 def shuffled_batches(n, batch_size, generator):
     """A permutation of range(n) cut into full batches; the remainder sits this epoch out. Lists of positions."""
-    return [b.numpy() for b in torch.randperm(n, generator=generator).split(batch_size) if len(b) == batch_size]
+    return [
+        b.numpy()
+        for b in torch.randperm(n, generator=generator).split(batch_size)
+        if len(b) == batch_size
+    ]
 
 
 def with_minority(batches, is_minority, k, generator):
@@ -255,7 +365,10 @@ def with_minority(batches, is_minority, k, generator):
     for batch in batches:
         spare, places = members[~np.isin(members, batch)], np.flatnonzero(~is_minority[batch])
         lacking = max(0, k - (len(batch) - len(places)))
-        batch, chosen = batch.copy(), places[np.arange(lacking) * len(places) // max(lacking, 1)]        # all over the batch: --chunk cuts it
+        batch, chosen = (
+            batch.copy(),
+            places[np.arange(lacking) * len(places) // max(lacking, 1)],
+        )  # all over the batch: --chunk cuts it
         batch[chosen] = spare[torch.randperm(len(spare), generator=generator)[:lacking]]
         filled.append(batch)
     return filled
@@ -269,21 +382,40 @@ def embed(network, subset, rows, device, batch_size=256, views=0, generator=None
     Returns float32 [n, D], or [views, n, D].
     """
     from tqdm import tqdm
+
     was_training = network.training
     network.eval()
     sizes = torch.from_numpy(subset.sizes[rows])
     batches = list(np.array_split(np.arange(len(rows)), -(-len(rows) // batch_size)))
     out = []
-    for positions, images in tqdm(ImageBatches(subset.images, rows, device)(batches), total=len(batches), desc=desc, disable=desc is None, leave=False):
+    for positions, images in tqdm(
+        ImageBatches(subset.images, rows, device)(batches),
+        total=len(batches),
+        desc=desc,
+        disable=desc is None,
+        leave=False,
+    ):
         if views:
-            x = torch.stack([augment(images, sizes[positions], subset.recipe, subset.size, generator) for _ in range(views)])
+            x = torch.stack(
+                [
+                    augment(images, sizes[positions], subset.recipe, subset.size, generator)
+                    for _ in range(views)
+                ]
+            )
         else:
             x = center_view(images, sizes[positions], subset.size)[None]
-        out.append(network(normalize(x.flatten(0, 1), subset.mean, subset.std)).float().cpu().unflatten(0, (len(x), -1)))
+        out.append(
+            network(normalize(x.flatten(0, 1), subset.mean, subset.std))
+            .float()
+            .cpu()
+            .unflatten(0, (len(x), -1))
+        )
     network.train(was_training)
     z = torch.cat(out, dim=1)
     if not z.isfinite().all():
-        raise UserError("the network's output is not finite: training diverged; try a lower --lr or --amp off, in another folder")
+        raise UserError(
+            "the network's output is not finite: training diverged; try a lower --lr or --amp off, in another folder"
+        )
     return z if views else z[0]
 
 
@@ -294,6 +426,7 @@ def predict_folder(network, subset, folder, files, csv_path, device):
     the others are written, a UserError names the first.
     """
     from tqdm import tqdm
+
     side, channels, bad = subset.images.shape[1], subset.images.shape[3], []
     network.eval()
     with whole(csv_path) as part, open(part, "w", newline="", encoding="utf-8") as file:
@@ -302,15 +435,27 @@ def predict_folder(network, subset, folder, files, csv_path, device):
         for path in tqdm(files, desc="predict", leave=False):
             try:
                 pixels = read_image(path, grayscale=channels == 1)
-            except Exception as error:                            # Pillow raises many kinds for a damaged file
-                bad.append(f"{printable(path)}: cannot be read as an image ({' '.join(str(error).split())})")
+            except Exception as error:  # Pillow raises many kinds for a damaged file
+                bad.append(
+                    f"{printable(path)}: cannot be read as an image ({' '.join(str(error).split())})"
+                )
                 table.writerow([printable(path.relative_to(folder)), "", ""])
                 continue
             image = torch.from_numpy(squeeze(pixels, side).copy()).permute(2, 0, 1)[None].to(device)
-            x = normalize(center_view(image, torch.tensor([pixels.shape[:2]]), subset.size), subset.mean, subset.std)
+            x = normalize(
+                center_view(image, torch.tensor([pixels.shape[:2]]), subset.size),
+                subset.mean,
+                subset.std,
+            )
             with torch.no_grad():
                 p = network(x).double().softmax(1)[0].cpu()
-            table.writerow([printable(path.relative_to(folder)), f"{p[subset.minority]:.6f}", subset.classes[int(p[1] > 0.5)]])
+            table.writerow(
+                [
+                    printable(path.relative_to(folder)),
+                    f"{p[subset.minority]:.6f}",
+                    subset.classes[int(p[1] > 0.5)],
+                ]
+            )
     print(f"wrote {csv_path}: {len(files) - len(bad)} images")
     if bad:
         more = f", and {len(bad) - 1} more like it" if len(bad) > 1 else ""
@@ -323,10 +468,16 @@ def scores(probabilities, labels, minority):
     Predictions are argmax (0.5). UserError when a class has no image, since AUROC is not defined then.
     """
     from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
+
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     if len(np.unique(labels)) < 2:
         raise UserError(f"all {len(labels)} images to be scored are of one class; AUROC needs both")
     predicted = (probabilities > 0.5).astype(int)
-    return {"accuracy": float(accuracy_score(labels, predicted)), "balanced_accuracy": float(balanced_accuracy_score(labels, predicted)),
-            "auroc": float(roc_auc_score(labels == minority, probabilities if minority else 1 - probabilities)),
-            "f1": float(f1_score(labels, predicted, pos_label=minority, zero_division=0.0))}
+    return {
+        "accuracy": float(accuracy_score(labels, predicted)),
+        "balanced_accuracy": float(balanced_accuracy_score(labels, predicted)),
+        "auroc": float(
+            roc_auc_score(labels == minority, probabilities if minority else 1 - probabilities)
+        ),
+        "f1": float(f1_score(labels, predicted, pos_label=minority, zero_division=0.0)),
+    }

@@ -22,70 +22,226 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from baselines import (CosineClassifier, LearnableScale, balanced_batches, effective_number_weights, ldam_loss, ldam_margins,
-                       logit_adjusted_loss, tau_normalized)
-from common import (Epoch, ImageBatches, augment, center_view, class_weights, embed, focal_loss, load_exactly, load_run, load_subset,
-                    load_tensors, log_line, normalize, pick_device, precision, predict_folder, provenance, resnet, resume, rewind_log,
-                    save_checkpoint, save_tensors, scores, shuffled_batches, start_run, state_sha256, warmup_cosine)
+from baselines import (
+    CosineClassifier,
+    LearnableScale,
+    balanced_batches,
+    effective_number_weights,
+    ldam_loss,
+    ldam_margins,
+    logit_adjusted_loss,
+    tau_normalized,
+)
+from common import (
+    Epoch,
+    ImageBatches,
+    augment,
+    center_view,
+    class_weights,
+    embed,
+    focal_loss,
+    load_exactly,
+    load_run,
+    load_subset,
+    load_tensors,
+    log_line,
+    normalize,
+    pick_device,
+    precision,
+    predict_folder,
+    provenance,
+    resnet,
+    resume,
+    rewind_log,
+    save_checkpoint,
+    save_tensors,
+    scores,
+    shuffled_batches,
+    start_run,
+    state_sha256,
+    warmup_cosine,
+)
+from datasets.sources import images_to_predict
 from utils.cli import ArgumentParser, Stop, Stopped, UserError, at_least, cli
 from utils.files import read_json, write_json
-from datasets.sources import images_to_predict
 
-RETRAIN_EPOCHS = {"crt": 10, "lws": 5, "tau_norm": 0}            # Kang et al. 2020; tau_norm trains nothing
+RETRAIN_EPOCHS = {"crt": 10, "lws": 5, "tau_norm": 0}  # Kang et al. 2020; tau_norm trains nothing
 
 
 def parse_args():
-    parser = ArgumentParser("Fine-tune a run, train a supervised baseline from scratch, or re-train a run's classifier.")
-    parser.add_argument("source", type=Path, help="run folder, or subsets/<dataset>/<ratio>.json to train from scratch")
-    parser.add_argument("--loss", choices=["ce", "weighted_ce", "focal", "ldam_drw", "logit_adjusted"],
-                        help="weights, margins, priors: from the training rows (default: weighted_ce)")
+    parser = ArgumentParser(
+        "Fine-tune a run, train a supervised baseline from scratch, or re-train a run's classifier."
+    )
+    parser.add_argument(
+        "source",
+        type=Path,
+        help="run folder, or subsets/<dataset>/<ratio>.json to train from scratch",
+    )
+    parser.add_argument(
+        "--loss",
+        choices=["ce", "weighted_ce", "focal", "ldam_drw", "logit_adjusted"],
+        help="weights, margins, priors: from the training rows (default: weighted_ce)",
+    )
     parser.add_argument("--gamma", type=at_least(0, float), help="of the focal loss (default: 2)")
-    parser.add_argument("--retrain", choices=RETRAIN_EPOCHS, help="only the classifier, as its paper does: its loss, sampler, optimizer, epochs")
-    parser.add_argument("--train", choices=["all", "head"], help="head: the encoder stays frozen, in eval mode (default: all)")
-    parser.add_argument("--bn-train", action="store_true", help="batch norm of a frozen encoder in train mode: its statistics drift")
-    parser.add_argument("--head", choices=["linear", "mlp"], help="on the encoder (default: linear; ldam_drw: cosine)")
-    parser.add_argument("--head-lr", type=at_least(0, float), metavar="LR", help="learning rate of the head (default: --lr)")
-    parser.add_argument("--balanced-batches", action="store_true", help="classes alike in a batch, and then in weights, margins, priors")
-    parser.add_argument("--subsample-balanced", action="store_true", help="leave out majority images until the classes are equal")
-    parser.add_argument("--fraction", type=at_least(0, float), default=1.0, metavar="F", help="share of the training images of each class, up to 1")
-    parser.add_argument("--no-augment", action="store_true", help="train on the evaluation view, as the reference's baseline does")
+    parser.add_argument(
+        "--retrain",
+        choices=RETRAIN_EPOCHS,
+        help="only the classifier, as its paper does: its loss, sampler, optimizer, epochs",
+    )
+    parser.add_argument(
+        "--train",
+        choices=["all", "head"],
+        help="head: the encoder stays frozen, in eval mode (default: all)",
+    )
+    parser.add_argument(
+        "--bn-train",
+        action="store_true",
+        help="batch norm of a frozen encoder in train mode: its statistics drift",
+    )
+    parser.add_argument(
+        "--head",
+        choices=["linear", "mlp"],
+        help="on the encoder (default: linear; ldam_drw: cosine)",
+    )
+    parser.add_argument(
+        "--head-lr",
+        type=at_least(0, float),
+        metavar="LR",
+        help="learning rate of the head (default: --lr)",
+    )
+    parser.add_argument(
+        "--balanced-batches",
+        action="store_true",
+        help="classes alike in a batch, and then in weights, margins, priors",
+    )
+    parser.add_argument(
+        "--subsample-balanced",
+        action="store_true",
+        help="leave out majority images until the classes are equal",
+    )
+    parser.add_argument(
+        "--fraction",
+        type=at_least(0, float),
+        default=1.0,
+        metavar="F",
+        help="share of the training images of each class, up to 1",
+    )
+    parser.add_argument(
+        "--no-augment",
+        action="store_true",
+        help="train on the evaluation view, as the reference's baseline does",
+    )
     parser.add_argument("--arch", help="from scratch: any torchvision ResNet (default: resnet50)")
-    parser.add_argument("--size", type=at_least(8), metavar="S", help="side of what the network sees, pixels (default: the run's or subset's)")
-    parser.add_argument("--epochs", type=at_least(1), help="passes over the training images (default: 100; crt: 10, lws: 5)")
-    parser.add_argument("--batch-size", type=at_least(2), help="images (default: 256; --retrain: the run's)")
-    parser.add_argument("--lr", type=at_least(0, float), help="of Adam (default: 0.0001), of SGD (crt, lws: 0.2 batch size / 512); cosine")
-    parser.add_argument("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="auto: bf16 where the GPU has it")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one")
-    parser.add_argument("--deterministic", action="store_true", help="the same bits every time on a GPU, too, which is slower")
-    parser.add_argument("--seed", type=at_least(0), help="of weights, order and augmentation; never of the data (default: the run's, or 0)")
-    parser.add_argument("--save-every", type=at_least(1), default=1, metavar="E", help="epochs between checkpoints")
-    parser.add_argument("--predict", type=Path, metavar="FOLDER", help="classify the images below this folder, with --csv; trains if need be")
-    parser.add_argument("--csv", type=Path, metavar="OUT", help="where --predict writes file, probability, class")
-    parser.add_argument("--out", type=Path, help="folder for everything written (default: see above)")
-    parser.add_argument("--smoke", action="store_true", help="tiny network, a few images, two epochs of two steps")
+    parser.add_argument(
+        "--size",
+        type=at_least(8),
+        metavar="S",
+        help="side of what the network sees, pixels (default: the run's or subset's)",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=at_least(1),
+        help="passes over the training images (default: 100; crt: 10, lws: 5)",
+    )
+    parser.add_argument(
+        "--batch-size", type=at_least(2), help="images (default: 256; --retrain: the run's)"
+    )
+    parser.add_argument(
+        "--lr",
+        type=at_least(0, float),
+        help="of Adam (default: 0.0001), of SGD (crt, lws: 0.2 batch size / 512); cosine",
+    )
+    parser.add_argument(
+        "--amp",
+        choices=["auto", "off", "bf16", "fp16"],
+        default="auto",
+        help="auto: bf16 where the GPU has it",
+    )
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="auto: CUDA where there is one",
+    )
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same bits every time on a GPU, too, which is slower",
+    )
+    parser.add_argument(
+        "--seed",
+        type=at_least(0),
+        help="of weights, order and augmentation; never of the data (default: the run's, or 0)",
+    )
+    parser.add_argument(
+        "--save-every", type=at_least(1), default=1, metavar="E", help="epochs between checkpoints"
+    )
+    parser.add_argument(
+        "--predict",
+        type=Path,
+        metavar="FOLDER",
+        help="classify the images below this folder, with --csv; trains if need be",
+    )
+    parser.add_argument(
+        "--csv", type=Path, metavar="OUT", help="where --predict writes file, probability, class"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder for everything written (default: see above)"
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="tiny network, a few images, two epochs of two steps"
+    )
     args = parser.parse_args()
     args.new_images = images_to_predict(args.predict, args.csv)
     if not args.source.exists():
-        raise UserError(f"{args.source}: no such run folder or subset file; pretrain.py makes runs, make_subsets.py subsets")
+        raise UserError(
+            f"{args.source}: no such run folder or subset file; pretrain.py makes runs, make_subsets.py subsets"
+        )
     if args.arch and args.source.is_dir():
-        raise UserError(f"--arch {args.arch}: is for training from scratch; {args.source} has its network")
-    for flag, value in (("--train head", args.train == "head"), (f"--retrain {args.retrain}", args.retrain)):
+        raise UserError(
+            f"--arch {args.arch}: is for training from scratch; {args.source} has its network"
+        )
+    for flag, value in (
+        ("--train head", args.train == "head"),
+        (f"--retrain {args.retrain}", args.retrain),
+    ):
         if value and not args.source.is_dir():
-            raise UserError(f"{flag}: needs a run folder with a trained encoder, {args.source} is none")
+            raise UserError(
+                f"{flag}: needs a run folder with a trained encoder, {args.source} is none"
+            )
 
     # what --retrain fixes is not typed beside it; everything else has a default, the run's own for some
-    fixed = ["loss", "train", "head", "head_lr", "balanced_batches", "subsample_balanced"] if args.retrain else []
-    fixed += ["fraction", "epochs", "lr", "no_augment", "bn_train"] if args.retrain == "tau_norm" else []
+    fixed = (
+        ["loss", "train", "head", "head_lr", "balanced_batches", "subsample_balanced"]
+        if args.retrain
+        else []
+    )
+    fixed += (
+        ["fraction", "epochs", "lr", "no_augment", "bn_train"] if args.retrain == "tau_norm" else []
+    )
     for flag in fixed:
         if getattr(args, flag) != parser.get_default(flag):
-            raise UserError(f"--{flag.replace('_', '-')}: is no choice in --retrain {args.retrain}; leave it out")
+            raise UserError(
+                f"--{flag.replace('_', '-')}: is no choice in --retrain {args.retrain}; leave it out"
+            )
     if args.head and args.loss == "ldam_drw":
-        raise UserError(f"--head {args.head}: --loss ldam_drw brings its cosine classifier; leave --head out")
+        raise UserError(
+            f"--head {args.head}: --loss ldam_drw brings its cosine classifier; leave --head out"
+        )
     if args.retrain:
-        defaults = dict(loss="ce", train="head", head="linear", epochs=RETRAIN_EPOCHS[args.retrain])      # batch size and lr: see inherit
+        defaults = dict(
+            loss="ce", train="head", head="linear", epochs=RETRAIN_EPOCHS[args.retrain]
+        )  # batch size and lr: see inherit
         args.balanced_batches = args.retrain != "tau_norm"
     else:
-        defaults = dict(loss="weighted_ce", train="all", head="cosine" if args.loss == "ldam_drw" else "linear", epochs=100, batch_size=256, lr=1e-4)
+        defaults = dict(
+            loss="weighted_ce",
+            train="all",
+            head="cosine" if args.loss == "ldam_drw" else "linear",
+            epochs=100,
+            batch_size=256,
+            lr=1e-4,
+        )
     if args.smoke:
         defaults.update(epochs=min(defaults["epochs"], 2), batch_size=16)
     for name, default in defaults.items():
@@ -100,16 +256,18 @@ def parse_args():
     if args.bn_train and args.train != "head":
         raise UserError("--bn-train: is about a frozen encoder; add --train head or --retrain crt")
     if args.head_lr is not None and args.train == "head":
-        raise UserError("--head-lr: with --train head the head alone is trained; give its learning rate as --lr")
+        raise UserError(
+            "--head-lr: with --train head the head alone is trained; give its learning rate as --lr"
+        )
     return args
 
 
-
-SCALE = 30.0                                                     # of the cosine classifier's logits
+SCALE = 30.0  # of the cosine classifier's logits
 TAUS = [i / 10 for i in range(21)]
 
 
 # losses: made from the options and the class counts of the training rows, called with logits [B, 2], targets [B] and the epoch --
+
 
 def ce(args, counts):
     return lambda logits, targets, epoch: F.cross_entropy(logits, targets)
@@ -118,7 +276,9 @@ def ce(args, counts):
 def weighted_ce(args, counts):
     """Divided by the sum of the weights in the batch, as in the reference: a batch of one class alone is not weighted."""
     weights = class_weights(counts)
-    return lambda logits, targets, epoch: F.cross_entropy(logits, targets, weight=weights.to(logits))
+    return lambda logits, targets, epoch: F.cross_entropy(
+        logits, targets, weight=weights.to(logits)
+    )
 
 
 def focal(args, counts):
@@ -128,8 +288,14 @@ def focal(args, counts):
 
 def ldam_drw(args, counts):
     """Deferred re-weighting: the margins alone, and class weights over the last fifth of the epochs."""
-    margins, weights, switch = ldam_margins(counts), effective_number_weights(counts), first_choice(args)
-    return lambda logits, targets, epoch: ldam_loss(logits / SCALE, targets, margins, SCALE, weights if epoch >= switch else None)
+    margins, weights, switch = (
+        ldam_margins(counts),
+        effective_number_weights(counts),
+        first_choice(args),
+    )
+    return lambda logits, targets, epoch: ldam_loss(
+        logits / SCALE, targets, margins, SCALE, weights if epoch >= switch else None
+    )
 
 
 def first_choice(args):
@@ -145,7 +311,9 @@ def logit_adjusted(args, counts):
 LOSSES = {loss.__name__: loss for loss in (ce, weighted_ce, focal, ldam_drw, logit_adjusted)}
 HEADS = {
     "linear": lambda dim: nn.Linear(dim, 2),
-    "mlp": lambda dim: nn.Sequential(nn.Linear(dim, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU(), nn.Linear(dim, 2)),
+    "mlp": lambda dim: nn.Sequential(
+        nn.Linear(dim, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU(), nn.Linear(dim, 2)
+    ),
     "cosine": lambda dim: CosineClassifier(dim, SCALE),
 }
 
@@ -160,19 +328,39 @@ def main():
         return
 
     # what is trained: a finished run's encoder, or a new network on a subset; and where it is written
-    options = dict(loss=args.loss, **({"gamma": args.gamma} if args.loss == "focal" else {}), train=args.train, augment=not args.no_augment,
-                   **{name: getattr(args, name) for name in ("head", "head_lr", "balanced_batches", "subsample_balanced", "fraction", "bn_train")})
+    options = dict(
+        loss=args.loss,
+        **({"gamma": args.gamma} if args.loss == "focal" else {}),
+        train=args.train,
+        augment=not args.no_augment,
+        **{
+            name: getattr(args, name)
+            for name in (
+                "head",
+                "head_lr",
+                "balanced_batches",
+                "subsample_balanced",
+                "fraction",
+                "bn_train",
+            )
+        },
+    )
     origin = {}
     if args.source.is_dir():
         run, subset, encoder = load_run(args.source)
         inherit(args, run)
         torch.manual_seed(args.seed)
         arch, out = run["arch"], args.out or args.source / (args.retrain or "finetune")
-        beside_encoder = "projection_dim" in run and not args.out and not args.retrain            # a supervised run has one of its own there
+        beside_encoder = (
+            "projection_dim" in run and not args.out and not args.retrain
+        )  # a supervised run has one of its own there
         summary = (args.source if beside_encoder else out) / "finetune.json"
         options["encoder_sha256"] = state_sha256(encoder)
         if args.retrain:
-            options, origin = {"method": args.retrain, **options}, {"encoder_method": "fine-tuned", **settings_of(run, "encoder")}
+            options, origin = (
+                {"method": args.retrain, **options},
+                {"encoder_method": "fine-tuned", **settings_of(run, "encoder")},
+            )
     else:
         args.seed = args.seed or 0
         torch.manual_seed(args.seed)
@@ -185,28 +373,63 @@ def main():
         origin.update(load_classifier(head, args, run, options["encoder_sha256"]))
     if args.retrain == "lws":
         head = LearnableScale(head)
-    model = Classifier(encoder.requires_grad_(args.train == "all"), head, frozen=args.train == "head" and not args.bn_train).to(device)
-    kept = nn.ParameterList(encoder.parameters()) if args.bn_train else encoder                   # what has to stay, if the encoder is frozen
+    model = Classifier(
+        encoder.requires_grad_(args.train == "all"),
+        head,
+        frozen=args.train == "head" and not args.bn_train,
+    ).to(device)
+    kept = (
+        nn.ParameterList(encoder.parameters()) if args.bn_train else encoder
+    )  # what has to stay, if the encoder is frozen
     kept_sha256 = state_sha256(kept)
 
     subset.size = args.size or subset.size
     amp, autocast, scaler = precision(device, args.amp, subset.size)
     rows = training_rows(subset.shrink() if args.smoke else subset, args)
     if args.batch_size > len(rows):
-        raise UserError(f"--batch-size {args.batch_size}: only {len(rows)} training images of {subset.path} are left; "
-                        f"use --batch-size {len(rows)} or less")
-    counts = [1, 1] if args.balanced_batches else np.bincount(subset.labels[rows], minlength=2).tolist()      # as the loss will see them
+        raise UserError(
+            f"--batch-size {args.batch_size}: only {len(rows)} training images of {subset.path} are left; "
+            f"use --batch-size {len(rows)} or less"
+        )
+    counts = (
+        [1, 1] if args.balanced_batches else np.bincount(subset.labels[rows], minlength=2).tolist()
+    )  # as the loss will see them
     with torch.device(device):
         loss_of = LOSSES[args.loss](args, counts)
-    config = dict(**options, **origin, dataset=subset.name, ratio=subset.ratio, arch=arch, size=subset.size, epochs=args.epochs,
-                  batch_size=args.batch_size, lr=args.lr, seed=args.seed, amp=amp, smoke=args.smoke, classes=subset.classes,
-                  minority=subset.minority, subset=os.path.relpath(subset.path, out), sha256=subset.sha256, rows_sha256=subset.rows_sha256)
+    config = dict(
+        **options,
+        **origin,
+        dataset=subset.name,
+        ratio=subset.ratio,
+        arch=arch,
+        size=subset.size,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        seed=args.seed,
+        amp=amp,
+        smoke=args.smoke,
+        classes=subset.classes,
+        minority=subset.minority,
+        subset=os.path.relpath(subset.path, out),
+        sha256=subset.sha256,
+        rows_sha256=subset.rows_sha256,
+    )
 
     # a new run, or the same one from its last checkpoint; `best` holds the weights of the best epoch so far
     start_run(out, config, device)
-    groups = [{"params": [p for p in part.parameters() if p.requires_grad], "peak_lr": lr}
-              for part, lr in ((model.encoder, args.lr), (model.head, args.lr if args.head_lr is None else args.head_lr))]
-    optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4) if args.retrain else torch.optim.Adam(groups)
+    groups = [
+        {"params": [p for p in part.parameters() if p.requires_grad], "peak_lr": lr}
+        for part, lr in (
+            (model.encoder, args.lr),
+            (model.head, args.lr if args.head_lr is None else args.head_lr),
+        )
+    ]
+    optimizer = (
+        torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4)
+        if args.retrain
+        else torch.optim.Adam(groups)
+    )
     best = Best(model)
     parts = {"model": model, "optimizer": optimizer, "scaler": scaler, "best": best}
     epoch, within = resume(out, parts, config)
@@ -217,19 +440,53 @@ def main():
 
     train = ImageBatches(subset.images, rows, device)
     steps = min(len(rows) // args.batch_size, 2 if args.smoke else math.inf)
-    with tqdm(total=args.epochs * steps, initial=epoch * steps, unit="step", dynamic_ncols=True, disable=args.epochs == 0) as bar, Stop(within) as stop:
+    with (
+        tqdm(
+            total=args.epochs * steps,
+            initial=epoch * steps,
+            unit="step",
+            dynamic_ncols=True,
+            disable=args.epochs == 0,
+        ) as bar,
+        Stop(within) as stop,
+    ):
         for epoch in range(epoch, args.epochs):
             try:
-                stats = train_one_epoch(epoch, steps, model, loss_of, optimizer, scaler, autocast, train, subset, args, out, bar, stop)
+                stats = train_one_epoch(
+                    epoch,
+                    steps,
+                    model,
+                    loss_of,
+                    optimizer,
+                    scaler,
+                    autocast,
+                    train,
+                    subset,
+                    args,
+                    out,
+                    bar,
+                    stop,
+                )
             except Stopped as stopped:
                 if stopped.within:
                     save_checkpoint(out, parts, epoch, config, stopped.within)
                 raise
             validation = evaluate(model, subset, "val", device, args)
             if epoch >= first_choice(args):
-                best.update(model, epoch, validation["balanced_accuracy" if args.retrain == "lws" else "auroc"])
-            log_line(out, epoch=epoch, **stats, **{f"val_{name}": value for name, value in validation.items()})
-            bar.set_postfix(loss=f"{stats['loss']:.3f}", auroc=f"{validation['auroc']:.3f}", refresh=False)
+                best.update(
+                    model,
+                    epoch,
+                    validation["balanced_accuracy" if args.retrain == "lws" else "auroc"],
+                )
+            log_line(
+                out,
+                epoch=epoch,
+                **stats,
+                **{f"val_{name}": value for name, value in validation.items()},
+            )
+            bar.set_postfix(
+                loss=f"{stats['loss']:.3f}", auroc=f"{validation['auroc']:.3f}", refresh=False
+            )
             if epoch + 1 == args.epochs or (epoch + 1) % args.save_every == 0:
                 save_checkpoint(out, parts, epoch + 1, config)
 
@@ -237,17 +494,43 @@ def main():
     model.load_state_dict(best.weights)
     if args.train == "head" and state_sha256(kept) != kept_sha256:
         raise RuntimeError("training the head changed the encoder it was to leave frozen")
-    settings = {**options, **{key: config[key] for key in ("epochs", "batch_size", "lr", "seed", "size", "smoke", "classes", "minority")}}
+    settings = {
+        **options,
+        **{
+            key: config[key]
+            for key in (
+                "epochs",
+                "batch_size",
+                "lr",
+                "seed",
+                "size",
+                "smoke",
+                "classes",
+                "minority",
+            )
+        },
+    }
     old = read_json(summary, "delete it") if summary.exists() else {}
     if any(old.get(key) != value for key, value in settings.items()):
         save_tensors(out / "classifier.pt", model.head.state_dict())
-        if kept is not encoder or args.train == "all":            # else it is the run's own
+        if kept is not encoder or args.train == "all":  # else it is the run's own
             save_tensors(out / "encoder.pt", model.encoder.state_dict())
         result = {split: evaluate(model, subset, split, device, args) for split in ("val", "test")}
-        chosen = {"tau": TAUS[best.epoch]} if args.retrain == "tau_norm" else {"best_epoch": best.epoch + 1}
+        chosen = (
+            {"tau": TAUS[best.epoch]}
+            if args.retrain == "tau_norm"
+            else {"best_epoch": best.epoch + 1}
+        )
         write_json(summary, {**result, **settings, **chosen, "provenance": provenance(device)})
-        what = f"tau {chosen['tau']}" if "tau" in chosen else f"epoch {best.epoch + 1} of {args.epochs}"
-        print(f"test, {what}: " + "  ".join(f"{name} {100 * value:.1f} %" for name, value in result["test"].items()))
+        what = (
+            f"tau {chosen['tau']}"
+            if "tau" in chosen
+            else f"epoch {best.epoch + 1} of {args.epochs}"
+        )
+        print(
+            f"test, {what}: "
+            + "  ".join(f"{name} {100 * value:.1f} %" for name, value in result["test"].items())
+        )
         print(f"wrote {summary}\nnext: python report.py runs")
     else:
         print(f"finished already: {summary}")
@@ -256,6 +539,7 @@ def main():
 
 
 # what is trained, and on what ---------------------------------------------------------------------------------------------
+
 
 def inherit(args, run):
     """Take from the run what was not typed: its seed and, for --retrain, its batch size, to which the learning rate is in proportion."""
@@ -281,7 +565,16 @@ def training_rows(subset, args):
 
 def settings_of(config, prefix):
     """The settings of an earlier training for this one's config.json, without those of the data, which both share."""
-    data = ("dataset", "ratio", "subset", "classes", "minority", "sha256", "rows_sha256", "encoder_sha256")
+    data = (
+        "dataset",
+        "ratio",
+        "subset",
+        "classes",
+        "minority",
+        "sha256",
+        "rows_sha256",
+        "encoder_sha256",
+    )
     return {f"{prefix}_{key}": value for key, value in config.items() if key not in data}
 
 
@@ -297,10 +590,23 @@ def load_classifier(head, args, run, encoder_sha256):
         if not (folder / "classifier.pt").exists():
             raise UserError(f"{folder / 'classifier.pt'}: no such file; {way_out}")
         made_with = read_json(folder / "config.json", way_out)
-        wanted = {"train": "head", "head": "linear", "loss": "ce", "balanced_batches": False, "bn_train": False, "encoder_sha256": encoder_sha256}
-        other = [f"{key} {made_with.get(key)}" for key, value in wanted.items() if made_with.get(key) != value]
+        wanted = {
+            "train": "head",
+            "head": "linear",
+            "loss": "ce",
+            "balanced_batches": False,
+            "bn_train": False,
+            "encoder_sha256": encoder_sha256,
+        }
+        other = [
+            f"{key} {made_with.get(key)}"
+            for key, value in wanted.items()
+            if made_with.get(key) != value
+        ]
         if other:
-            raise UserError(f"{folder}: was made with {', '.join(other)}; move it away, since {way_out}")
+            raise UserError(
+                f"{folder}: was made with {', '.join(other)}; move it away, since {way_out}"
+            )
     load_exactly(head, load_tensors(folder / "classifier.pt"), folder / "classifier.pt")
     return {} if made_with is run else settings_of(made_with, "classifier")
 
@@ -312,13 +618,21 @@ def load_network(folder):
     """
     way_out = "give a folder that finetune.py made"
     config = read_json(folder / "config.json", way_out)
-    if config.get("head") not in [*HEADS] or type(config.get("size")) is not int or not 1 <= config["size"] <= 4096:
-        raise UserError(f"{folder / 'config.json'}: has no head or no size that a classifier could have; {way_out}")
+    if (
+        config.get("head") not in [*HEADS]
+        or type(config.get("size")) is not int
+        or not 1 <= config["size"] <= 4096
+    ):
+        raise UserError(
+            f"{folder / 'config.json'}: has no head or no size that a classifier could have; {way_out}"
+        )
     frozen = not (folder / "encoder.pt").exists()
     _, subset, encoder = load_run(folder.parent if frozen else folder)
     subset.size = config["size"]
     if frozen and state_sha256(encoder) != config.get("encoder_sha256"):
-        raise UserError(f"{folder}: its encoder is not the one in {folder.parent}; move the folder back into its run")
+        raise UserError(
+            f"{folder}: its encoder is not the one in {folder.parent}; move the folder back into its run"
+        )
     head = HEADS[config["head"]](encoder.dim)
     head = LearnableScale(head) if config.get("method") == "lws" else head
     load_exactly(head, load_tensors(folder / "classifier.pt"), folder / "classifier.pt")
@@ -337,7 +651,7 @@ class Classifier(nn.Module):
         self.encoder.train(mode and not self.frozen)
         return self
 
-    def forward(self, x):                                        # [B, 3, H, W] -> [B, 2]
+    def forward(self, x):  # [B, 3, H, W] -> [B, 2]
         return self.head(self.encoder(x))
 
 
@@ -349,7 +663,11 @@ class Best:
 
     def update(self, model, epoch, score):
         if score > self.score:
-            self.epoch, self.score, self.weights = epoch, score, {k: v.detach().clone() for k, v in model.state_dict().items()}
+            self.epoch, self.score, self.weights = (
+                epoch,
+                score,
+                {k: v.detach().clone() for k, v in model.state_dict().items()},
+            )
 
     def state_dict(self):
         return {"epoch": self.epoch, "score": self.score, "weights": self.weights}
@@ -358,8 +676,23 @@ class Best:
         self.epoch, self.score, self.weights = state["epoch"], state["score"], state["weights"]
 
 
-def train_one_epoch(epoch, steps, model, loss_of, optimizer, scaler, autocast, train, subset, args, folder, bar, stop):
+def train_one_epoch(
+    epoch,
+    steps,
+    model,
+    loss_of,
+    optimizer,
+    scaler,
+    autocast,
+    train,
+    subset,
+    args,
+    folder,
+    bar,
+    stop,
+):
     """`steps` full batches, one view of each image, or the rest of an epoch that was stopped."""
+
     def draw(generator):
         if args.balanced_batches:
             return balanced_batches(subset.labels[train.rows], args.batch_size, steps, generator)
@@ -370,7 +703,7 @@ def train_one_epoch(epoch, steps, model, loss_of, optimizer, scaler, autocast, t
         group["lr"] = warmup_cosine(epoch, args.epochs, group["peak_lr"], warmup_epochs=0)
     bar.update(progress.done)
     model.train()
-    for positions, images in train(progress.batches[progress.done:]):
+    for positions, images in train(progress.batches[progress.done :]):
         batch = train.rows[positions]
         sizes = torch.from_numpy(subset.sizes[batch])
         labels = torch.from_numpy(subset.labels[batch]).to(train.device, non_blocking=True)
@@ -383,8 +716,14 @@ def train_one_epoch(epoch, steps, model, loss_of, optimizer, scaler, autocast, t
         progress.step(loss_of(logits.float(), labels, epoch), optimizer, scaler)
         bar.update()
     loss, seconds = progress.loss(optimizer, train, folder), progress.seconds()
-    return {"loss": loss, "lr": optimizer.param_groups[0]["lr"], "head_lr": optimizer.param_groups[1]["lr"], "seconds": round(seconds, 3),
-            "images_per_s": round(steps * args.batch_size / seconds, 1), **({"skipped_steps": progress.skipped} if scaler.is_enabled() else {})}
+    return {
+        "loss": loss,
+        "lr": optimizer.param_groups[0]["lr"],
+        "head_lr": optimizer.param_groups[1]["lr"],
+        "seconds": round(seconds, 3),
+        "images_per_s": round(steps * args.batch_size / seconds, 1),
+        **({"skipped_steps": progress.skipped} if scaler.is_enabled() else {}),
+    }
 
 
 @torch.no_grad()
@@ -400,9 +739,15 @@ def choose_tau(model, best, subset, out, device, args):
     model.head.bias.zero_()
     for i, tau in enumerate(TAUS):
         model.head.weight.copy_(tau_normalized(weight, tau))
-        validation = scores(model.head(features).double().softmax(1)[:, 1].cpu(), subset.labels[rows], subset.minority)
+        validation = scores(
+            model.head(features).double().softmax(1)[:, 1].cpu(),
+            subset.labels[rows],
+            subset.minority,
+        )
         best.update(model, i, validation["balanced_accuracy"])
-        log_line(out, epoch=i, tau=tau, **{f"val_{name}": value for name, value in validation.items()})
+        log_line(
+            out, epoch=i, tau=tau, **{f"val_{name}": value for name, value in validation.items()}
+        )
 
 
 def evaluate(model, subset, split, device, args):

@@ -19,27 +19,76 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import (ImageBatches, augment, class_weights, embed, load_exactly, load_run, load_subset, load_tensors, normalize,
-                    pick_device, predict_folder, provenance, save_tensors, scores, seeded, state_sha256, warmup_cosine)
-
+from common import (
+    ImageBatches,
+    augment,
+    class_weights,
+    embed,
+    load_exactly,
+    load_run,
+    load_subset,
+    load_tensors,
+    normalize,
+    pick_device,
+    predict_folder,
+    provenance,
+    save_tensors,
+    scores,
+    seeded,
+    state_sha256,
+    warmup_cosine,
+)
+from datasets.sources import images_to_predict
 from utils.cli import ArgumentParser, UserError, at_least, cli
 from utils.files import hold, read_json, write_json
-from datasets.sources import images_to_predict
 
 
 def parse_args():
     parser = ArgumentParser("Linear probe of a finished run.", smoke=dict(epochs=2, batch_size=64))
-    parser.add_argument("runs", metavar="run", type=Path, nargs="+", help="run folder from pretrain.py or finetune.py, or several")
-    parser.add_argument("--protocol", choices=["cached", "reference"], default="cached",
-                        help="cached: convex fit on features; reference: Adam, augmented")
+    parser.add_argument(
+        "runs",
+        metavar="run",
+        type=Path,
+        nargs="+",
+        help="run folder from pretrain.py or finetune.py, or several",
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=["cached", "reference"],
+        default="cached",
+        help="cached: convex fit on features; reference: Adam, augmented",
+    )
     parser.add_argument("--epochs", type=at_least(1), default=100, help="reference protocol only")
-    parser.add_argument("--batch-size", type=at_least(1), default=1024, help="images, of the reference protocol")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="reference protocol: of weights, order and augmentation")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one")
-    parser.add_argument("--predict", type=Path, metavar="FOLDER", help="classify the images below this folder, with --csv")
-    parser.add_argument("--csv", type=Path, metavar="OUT", help="where --predict writes file, probability, class")
-    parser.add_argument("--out", type=Path, help="folder of probe.json, for one run (default: the run folder)")
-    parser.add_argument("--smoke", action="store_true", help="a few images; two strengths, or two epochs")
+    parser.add_argument(
+        "--batch-size", type=at_least(1), default=1024, help="images, of the reference protocol"
+    )
+    parser.add_argument(
+        "--seed",
+        type=at_least(0),
+        default=0,
+        help="reference protocol: of weights, order and augmentation",
+    )
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="auto: CUDA where there is one",
+    )
+    parser.add_argument(
+        "--predict",
+        type=Path,
+        metavar="FOLDER",
+        help="classify the images below this folder, with --csv",
+    )
+    parser.add_argument(
+        "--csv", type=Path, metavar="OUT", help="where --predict writes file, probability, class"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder of probe.json, for one run (default: the run folder)"
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="a few images; two strengths, or two epochs"
+    )
     args = parser.parse_args()
     args.new_images = images_to_predict(args.predict, args.csv)
     if len(args.runs) > 1 and (args.out or args.predict):
@@ -47,8 +96,15 @@ def parse_args():
     return args
 
 
-STRENGTHS = [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]                  # C of scikit-learn's LogisticRegression: weight of the data against the L2 norm
-LR = 3e-4                                                        # of Adam in the reference protocol
+STRENGTHS = [
+    1e-4,
+    1e-3,
+    1e-2,
+    1e-1,
+    1.0,
+    10.0,
+]  # C of scikit-learn's LogisticRegression: weight of the data against the L2 norm
+LR = 3e-4  # of Adam in the reference protocol
 
 
 def main():
@@ -59,8 +115,17 @@ def main():
         encoder.to(device)
         out = args.out or run
         balanced, balanced_sha256 = balanced_rows(subset, args.smoke)
-        settings = {"protocol": args.protocol, "smoke": args.smoke, "encoder_sha256": state_sha256(encoder), "balanced_sha256": balanced_sha256,
-                    **({"epochs": args.epochs, "batch_size": args.batch_size, "seed": args.seed} if args.protocol == "reference" else {})}
+        settings = {
+            "protocol": args.protocol,
+            "smoke": args.smoke,
+            "encoder_sha256": state_sha256(encoder),
+            "balanced_sha256": balanced_sha256,
+            **(
+                {"epochs": args.epochs, "batch_size": args.batch_size, "seed": args.seed}
+                if args.protocol == "reference"
+                else {}
+            ),
+        }
         if finished(out, settings):
             print(f"finished already: {out / 'probe.json'}")
         else:
@@ -69,29 +134,61 @@ def main():
         if args.predict:
             probe = nn.Linear(encoder.dim, 2)
             load_exactly(probe, load_tensors(out / "probe.pt"), out / "probe.pt")
-            predict_folder(nn.Sequential(encoder, probe.to(device)), subset, args.predict, args.new_images, args.csv, device)
-    print("next: python evaluate_metrics.py " + " ".join(map(str, args.runs[:3])) + (" ..." if len(args.runs) > 3 else ""))
+            predict_folder(
+                nn.Sequential(encoder, probe.to(device)),
+                subset,
+                args.predict,
+                args.new_images,
+                args.csv,
+                device,
+            )
+    print(
+        "next: python evaluate_metrics.py "
+        + " ".join(map(str, args.runs[:3]))
+        + (" ..." if len(args.runs) > 3 else "")
+    )
 
 
 def probe_run(encoder, subset, balanced, out, settings, device, args, facts):
     """Train both probes of one run, read the test split once for each, write probe.json and probe.pt."""
     hold(out, "-probe")
-    val, test = (features(encoder, subset, subset.splits[split], device, args, desc=split) for split in ("val", "test"))
+    val, test = (
+        features(encoder, subset, subset.splits[split], device, args, desc=split)
+        for split in ("val", "test")
+    )
     fit = fit_cached if args.protocol == "cached" else fit_reference
     result = {"test": None, "val": None, "test_balanced_train": None, "val_balanced_train": None}
     for ending, rows in (("", subset.splits["train"]), ("_balanced_train", balanced)):
         if rows is not None:
             probe, chosen = fit(encoder, subset, rows, val, device, args)
-            result.update({"val" + ending: probe_scores(probe, *val, subset), "test" + ending: probe_scores(probe, *test, subset),
-                           "chosen" + ending: chosen})
+            result.update(
+                {
+                    "val" + ending: probe_scores(probe, *val, subset),
+                    "test" + ending: probe_scores(probe, *test, subset),
+                    "chosen" + ending: chosen,
+                }
+            )
             if not ending:
-                (out / "probe.json").unlink(missing_ok=True)     # it would vouch for another probe.pt, if this ended between the two
+                (out / "probe.json").unlink(
+                    missing_ok=True
+                )  # it would vouch for another probe.pt, if this ended between the two
                 save_tensors(out / "probe.pt", probe.state_dict())
         elif subset.ratio != "50-50":
-            print("no probe on balanced rows: there is no 50-50 subset beside this one; make_subsets.py --ratios 50-50 adds it")
+            print(
+                "no probe on balanced rows: there is no 50-50 subset beside this one; make_subsets.py --ratios 50-50 adds it"
+            )
     if state_sha256(encoder) != settings["encoder_sha256"]:
         raise RuntimeError("the probe changed the encoder it was to leave frozen")
-    write_json(out / "probe.json", {**result, **settings, "classes": subset.classes, "minority": subset.minority, "provenance": facts})
+    write_json(
+        out / "probe.json",
+        {
+            **result,
+            **settings,
+            "classes": subset.classes,
+            "minority": subset.minority,
+            "provenance": facts,
+        },
+    )
     print_scores(result, subset)
     print(f"wrote {out / 'probe.json'}")
 
@@ -104,7 +201,9 @@ def finished(out, settings):
     if all(old.get(key) == value for key, value in settings.items()):
         return True
     if settings["smoke"] and not old.get("smoke"):
-        raise UserError(f"{out / 'probe.json'}: holds a real probe, which a smoke probe would replace; choose another folder with --out")
+        raise UserError(
+            f"{out / 'probe.json'}: holds a real probe, which a smoke probe would replace; choose another folder with --out"
+        )
     if old.get("protocol") != settings["protocol"]:
         os.replace(out / "probe.json", out / f"probe_{old.get('protocol')}.json")
     return False
@@ -115,7 +214,9 @@ def balanced_rows(subset, smoke):
     path = subset.path.with_name("50-50.json")
     if subset.ratio == "50-50" or not path.exists():
         return None, None
-    sibling = load_subset(path, verify=False)                    # its images.npy is the one that was verified with the run
+    sibling = load_subset(
+        path, verify=False
+    )  # its images.npy is the one that was verified with the run
     if sibling.sha256 != subset.sha256:
         return None, None
     return (sibling.shrink() if smoke else sibling).splits["train"], sibling.rows_sha256
@@ -123,7 +224,9 @@ def balanced_rows(subset, smoke):
 
 def features(encoder, subset, rows, device, args, desc):
     """Encoder features [n, D] of the evaluation view, and labels [n]."""
-    return embed(encoder, subset, rows, device, min(args.batch_size, 256), desc=desc), subset.labels[rows]
+    return embed(
+        encoder, subset, rows, device, min(args.batch_size, 256), desc=desc
+    ), subset.labels[rows]
 
 
 def probe_scores(probe, x, y, subset):
@@ -133,26 +236,37 @@ def probe_scores(probe, x, y, subset):
 
 # the two protocols: each returns a Linear on the raw features and what validation chose -------------------------------
 
+
 def fit_cached(encoder, subset, rows, val, device, args):
     """Logistic regression with balanced class weights on standardised features of the evaluation view; C by validation AUROC."""
     x, y = features(encoder, subset, rows, device, args, desc="train")
-    return best_logistic_regression(x, y, *val, subset.minority, STRENGTHS[2:4] if args.smoke else STRENGTHS)
+    return best_logistic_regression(
+        x, y, *val, subset.minority, STRENGTHS[2:4] if args.smoke else STRENGTHS
+    )
 
 
 def best_logistic_regression(x, y, x_val, y_val, minority, strengths):
     """The Linear of the strength with the best validation AUROC, on raw features float [n, D], and what was chosen. y int [n], 0 or 1."""
     mean, std = x.double().mean(0), x.double().std(0)
-    std[std < 1e-6] = torch.inf                                  # a feature that never changes gets no weight
+    std[std < 1e-6] = torch.inf  # a feature that never changes gets no weight
     x, x_val = (((rows - mean) / std).float() for rows in (x, x_val))
     best_auroc = -1.0
-    for strength, w in zip(strengths, tqdm(logistic_regressions(x, y, strengths), desc="strengths", leave=False, total=len(strengths))):
+    for strength, w in zip(
+        strengths,
+        tqdm(
+            logistic_regressions(x, y, strengths),
+            desc="strengths",
+            leave=False,
+            total=len(strengths),
+        ),
+    ):
         auroc = scores((x_val.double() @ w[:-1] + w[-1]).sigmoid(), y_val, minority)["auroc"]
-        if auroc > best_auroc:                                   # a tie keeps the stronger regularisation
+        if auroc > best_auroc:  # a tie keeps the stronger regularisation
             best, best_auroc, chosen = w, auroc, {"C": strength, "val_auroc": auroc}
-    weight = best[:-1] / std                                     # undo the standardisation: the probe takes raw features
+    weight = best[:-1] / std  # undo the standardisation: the probe takes raw features
     bias = float(best[-1]) - float(weight @ mean)
     probe = nn.Linear(x.shape[1], 2)
-    with torch.no_grad():                                        # logits -t/2 and t/2: their softmax is the sigmoid of t
+    with torch.no_grad():  # logits -t/2 and t/2: their softmax is the sigmoid of t
         probe.weight.copy_(torch.stack([-weight / 2, weight / 2]))
         probe.bias.copy_(torch.tensor([-bias / 2, bias / 2]))
     return probe, chosen
@@ -166,28 +280,43 @@ def logistic_regressions(x, y, strengths):
     for each C instead of hundreds. Its products in float32 set the limit: at C = 10 about 0.001 in the probabilities.
     """
     from scipy.optimize import minimize
+
     x, y = F.pad(x, (0, 1), value=1.0), torch.as_tensor(y)
     a, w = 0.5 / y.bincount().double()[y], torch.zeros(x.shape[1], dtype=torch.float64)
     for i, C in enumerate(strengths):
         penalty = torch.full_like(w, 1 / (C * len(x)))
-        penalty[-1] = 0                                          # the bias is free
-        if i % 2 == 0:                                           # the Hessian serves the next C, too: it costs as much as a fit
+        penalty[-1] = 0  # the bias is free
+        if i % 2 == 0:  # the Hessian serves the next C, too: it costs as much as a fit
             p = (x @ w.float()).sigmoid()
             rooted = x * (a * p * (1 - p)).sqrt().float()[:, None]
             hessian = (rooted.T @ rooted).double() + penalty.diag()
-            hessian.diagonal().add_(1e-7 * hessian.trace())      # more than float32 has rounded off, so that there is a root
-            root = torch.linalg.cholesky(hessian).float()        # u = root^T w
+            hessian.diagonal().add_(
+                1e-7 * hessian.trace()
+            )  # more than float32 has rounded off, so that there is a root
+            root = torch.linalg.cholesky(hessian).float()  # u = root^T w
 
         def solve(factor, v, upper):
-            return torch.linalg.solve_triangular(factor, v.float()[:, None], upper=upper).squeeze(1).double()
+            return (
+                torch.linalg.solve_triangular(factor, v.float()[:, None], upper=upper)
+                .squeeze(1)
+                .double()
+            )
 
         def loss(u):
             w = solve(root.T, torch.from_numpy(u), upper=True)
             t = (x @ w.float()).double()
             gradient = (x.T @ (a * (t.sigmoid() - y)).float()).double() + penalty * w
-            return float(a @ (F.softplus(t) - y * t) + penalty @ w ** 2 / 2), solve(root, gradient, upper=False).numpy()
+            return float(a @ (F.softplus(t) - y * t) + penalty @ w**2 / 2), solve(
+                root, gradient, upper=False
+            ).numpy()
 
-        u = minimize(loss, root.T @ w.float(), jac=True, method="L-BFGS-B", options={"maxcor": 20, "ftol": 1e-10, "gtol": 1e-5}).x
+        u = minimize(
+            loss,
+            root.T @ w.float(),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxcor": 20, "ftol": 1e-10, "gtol": 1e-5},
+        ).x
         w = solve(root.T, torch.from_numpy(u), upper=True)
         yield w
 
@@ -207,7 +336,9 @@ def fit_reference(encoder, subset, rows, val, device, args):
         order = torch.randperm(len(rows), generator=generator).numpy()
         for positions, images in train(np.array_split(order, -(-len(rows) // args.batch_size))):
             batch = rows[positions]
-            view = augment(images, torch.from_numpy(subset.sizes[batch]), subset.recipe, subset.size, generator)
+            view = augment(
+                images, torch.from_numpy(subset.sizes[batch]), subset.recipe, subset.size, generator
+            )
             with torch.no_grad():
                 x = encoder(normalize(view, subset.mean, subset.std))
             loss = F.cross_entropy(probe(x), labels[batch].to(device), weight=weights)
@@ -215,7 +346,9 @@ def fit_reference(encoder, subset, rows, val, device, args):
             loss.backward()
             optimizer.step()
         with torch.no_grad():
-            auroc = scores(probe(val[0].to(device)).softmax(1)[:, 1].cpu(), val[1], subset.minority)["auroc"]
+            auroc = scores(
+                probe(val[0].to(device)).softmax(1)[:, 1].cpu(), val[1], subset.minority
+            )["auroc"]
         if auroc > best_auroc:
             best_auroc, chosen = auroc, {"epoch": epoch + 1, "val_auroc": auroc}
             best = {name: tensor.clone() for name, tensor in probe.state_dict().items()}
@@ -224,7 +357,9 @@ def fit_reference(encoder, subset, rows, val, device, args):
 
 
 def print_scores(result, subset):
-    print(f"{'percent':24}{'accuracy':>10}{'balanced':>10}{'AUROC':>10}{'F1':>10}    F1 of '{subset.classes[subset.minority]}'")
+    print(
+        f"{'percent':24}{'accuracy':>10}{'balanced':>10}{'AUROC':>10}{'F1':>10}    F1 of '{subset.classes[subset.minority]}'"
+    )
     for name in ("val", "test", "test_balanced_train"):
         if result[name]:
             print(f"{name:24}" + "".join(f"{100 * value:10.1f}" for value in result[name].values()))

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from utils.distributed import at_least_float32
 
-CHUNK = 256                     # rows whose similarities are held at a time
+CHUNK = 256  # rows whose similarities are held at a time
 
 
 def collapse_value(images: int, views: int = 2) -> float:
@@ -53,12 +53,16 @@ def supmin_loss(z, labels, minority, temperature=0.07, supervised_majority=None)
     supervised_majority: bool [N] or None, the majority images that are also each other's positives
     (draw_supervised_majority); all of them gives SupCon. Returns a scalar (nats).
     """
-    supervised = labels == minority                                                     # [N]
+    supervised = labels == minority  # [N]
     if supervised_majority is not None:
         if supervised_majority.shape != labels.shape:
-            raise ValueError(f"supervised_majority must be [{len(labels)}], one per image, not {list(supervised_majority.shape)}")
+            raise ValueError(
+                f"supervised_majority must be [{len(labels)}], one per image, not {list(supervised_majority.shape)}"
+            )
         supervised = supervised | supervised_majority
-    group = torch.where(supervised, by_class(z, labels), len(z) + by_image(z))          # below N a class, from N on a single image
+    group = torch.where(
+        supervised, by_class(z, labels), len(z) + by_image(z)
+    )  # below N a class, from N on a single image
     return _contrast(z, group, temperature)
 
 
@@ -72,12 +76,14 @@ def suppro_loss(z, labels, prototypes, temperature=0.07, margin=1.0):
     z [N, V, D] unit vectors, V >= 2; labels int [N] in {0, 1}; prototypes [2, D], row = class; margin a float or
     one per class. Returns a scalar (nats).
     """
-    labels = labels.long().repeat(z.shape[1])                                           # [V*N]
-    rows = view_rows(z)                                                                 # [V*N, D]
+    labels = labels.long().repeat(z.shape[1])  # [V*N]
+    rows = view_rows(z)  # [V*N, D]
     prototypes = prototypes.detach().to(rows)
-    own, other = ((rows * prototypes[c]).sum(1) for c in (labels, 1 - labels))          # cosines, [V*N]
-    margins = torch.as_tensor(margin, dtype=rows.dtype).to(rows.device, non_blocking=True).expand(2)         # a float serves both classes
-    pull = (own <= other + margins[labels]).detach()                                    # [V*N]
+    own, other = ((rows * prototypes[c]).sum(1) for c in (labels, 1 - labels))  # cosines, [V*N]
+    margins = (
+        torch.as_tensor(margin, dtype=rows.dtype).to(rows.device, non_blocking=True).expand(2)
+    )  # a float serves both classes
+    pull = (own <= other + margins[labels]).detach()  # [V*N]
     return _contrast(z, by_image(z), temperature, pull, own / temperature)
 
 
@@ -89,7 +95,9 @@ def draw_supervised_majority(labels, minority, ratio, generator):
     if not 0 <= ratio <= 1:
         raise ValueError(f"the ratio of supervised majority images is between 0 and 1, not {ratio}")
     majority = (labels != minority).nonzero().squeeze(1)
-    order = torch.randperm(len(majority), generator=generator, device=generator.device).to(labels.device)
+    order = torch.randperm(len(majority), generator=generator, device=generator.device).to(
+        labels.device
+    )
     drawn = torch.zeros_like(labels, dtype=torch.bool)
     drawn[majority[order[: int(ratio * len(majority))]]] = True
     return drawn
@@ -116,9 +124,16 @@ def focal_loss(logits, targets, gamma=2.0, weights=None):
     logits [B, C]; targets int [B]; weights [C] or None. Returns a scalar (nats).
     """
     with torch.autocast(logits.device.type, enabled=False):
-        log_p = at_least_float32(logits).log_softmax(dim=1).gather(1, targets[:, None].long()).squeeze(1)   # [B]
+        log_p = (
+            at_least_float32(logits)
+            .log_softmax(dim=1)
+            .gather(1, targets[:, None].long())
+            .squeeze(1)
+        )  # [B]
         one_minus_p = -torch.expm1(log_p)
-        loss = -(one_minus_p.clamp(min=torch.finfo(log_p.dtype).tiny) ** gamma) * log_p          # 0 ** (gamma - 1) has no gradient
+        loss = (
+            -(one_minus_p.clamp(min=torch.finfo(log_p.dtype).tiny) ** gamma) * log_p
+        )  # 0 ** (gamma - 1) has no gradient
         if weights is not None:
             loss = loss * weights.to(loss)[targets.long()]
         return loss.mean()
@@ -126,16 +141,21 @@ def focal_loss(logits, targets, gamma=2.0, weights=None):
 
 # the pieces of equation (1) ---------------------------------------------------------------------------------------
 
+
 def view_rows(z):
     """[N, V, D] -> [V*N, D], view-major, in float32 or better."""
     if z.ndim != 3 or z.shape[0] < 1 or z.shape[1] < 2:
-        raise ValueError(f"embeddings must be [N, V, D] with at least one image and two views, not {list(z.shape)}")
+        raise ValueError(
+            f"embeddings must be [N, V, D] with at least one image and two views, not {list(z.shape)}"
+        )
     return at_least_float32(z).transpose(0, 1).flatten(0, 1)
 
 
 def check_labels(z, labels):
     if labels.shape != z.shape[:1]:
-        raise ValueError(f"{z.shape[0]} images need labels [{z.shape[0]}], not {list(labels.shape)}")
+        raise ValueError(
+            f"{z.shape[0]} images need labels [{z.shape[0]}], not {list(labels.shape)}"
+        )
 
 
 def by_image(z):
@@ -146,7 +166,7 @@ def by_image(z):
 def by_class(z, labels):
     """Each class a group: int [N], below N, the number of smaller labels. (torch.unique would wait for the GPU.)"""
     check_labels(z, labels)
-    labels = labels.contiguous().long()                          # torch has no searchsorted for bool
+    labels = labels.contiguous().long()  # torch has no searchsorted for bool
     return torch.searchsorted(labels.sort().values, labels)
 
 
@@ -157,9 +177,11 @@ def _contrast(z, group, temperature, pull=False, s_own=0.0):
     """
     if isinstance(temperature, torch.Tensor) and temperature.requires_grad:
         raise ValueError("the temperature is a number; it gets no gradient")
-    rows, group = view_rows(z), group.repeat(z.shape[1])                                # [V*N, D], [V*N]
-    size = torch.zeros_like(rows[:, 0]).index_add(0, group, torch.ones_like(rows[:, 0]))[group]          # of the row's group, [V*N]
-    share = 1 / (size - 1 + pull)                                                       # weight of each positive, [V*N]
+    rows, group = view_rows(z), group.repeat(z.shape[1])  # [V*N, D], [V*N]
+    size = torch.zeros_like(rows[:, 0]).index_add(0, group, torch.ones_like(rows[:, 0]))[
+        group
+    ]  # of the row's group, [V*N]
+    share = 1 / (size - 1 + pull)  # weight of each positive, [V*N]
     return (_Contrast.apply(rows, group, share, temperature) - share * s_own * pull).mean()
 
 
@@ -176,11 +198,13 @@ class _Contrast(torch.autograd.Function):
         log_sum = rows.new_full((len(rows),), -torch.inf)
         for start, end, s in _similarities(rows, temperature):
             log_sum[start:end] = log_sum[start:end].logaddexp(s.logsumexp(1))
-            log_sum[end:] = log_sum[end:].logaddexp(s[:, end - start:].logsumexp(0))
+            log_sum[end:] = log_sum[end:].logaddexp(s[:, end - start :].logsumexp(0))
         ctx.save_for_backward(rows, group, share, log_sum)
         ctx.temperature = temperature
-        wide = rows.double()                                                            # thousands of nearly equal rows are summed
-        positives = (torch.zeros_like(wide).index_add(0, group, wide)[group] - wide).mul_(wide).sum(1)   # T sum_p s_ip
+        wide = rows.double()  # thousands of nearly equal rows are summed
+        positives = (
+            (torch.zeros_like(wide).index_add(0, group, wide)[group] - wide).mul_(wide).sum(1)
+        )  # T sum_p s_ip
         return log_sum - (share * positives / temperature).to(rows.dtype)
 
     @staticmethod
@@ -191,11 +215,18 @@ class _Contrast(torch.autograd.Function):
         grad_rows = torch.zeros_like(rows)
         for start, end, s in _similarities(rows, ctx.temperature):
             positive = (group[start:end, None] == group[start:]).fill_diagonal_(False)
-            weights = (s - log_sum[start:end, None]).exp_().sub_(share[start:end, None] * positive).mul_(grad[start:end, None])
-            weights += s.sub_(log_sum[start:]).exp_().sub_(share[start:] * positive).mul_(grad[start:])
+            weights = (
+                (s - log_sum[start:end, None])
+                .exp_()
+                .sub_(share[start:end, None] * positive)
+                .mul_(grad[start:end, None])
+            )
+            weights += (
+                s.sub_(log_sum[start:]).exp_().sub_(share[start:] * positive).mul_(grad[start:])
+            )
             with torch.autocast(rows.device.type, enabled=False):
                 grad_rows[start:end] += weights @ rows[start:]
-                grad_rows[end:] += weights[:, end - start:].T @ rows[start:end]
+                grad_rows[end:] += weights[:, end - start :].T @ rows[start:end]
         return grad_rows / ctx.temperature, None, None, None
 
 
@@ -203,6 +234,8 @@ def _similarities(rows, temperature):
     """Yield (start, end, s): s [end - start, V*N - start] of the rows from start to end and all from start on, -inf for a row and itself."""
     for start in range(0, len(rows), CHUNK):
         end = min(start + CHUNK, len(rows))
-        with torch.autocast(rows.device.type, enabled=False):            # .float() alone is not enough: autocast would halve the product
+        with torch.autocast(
+            rows.device.type, enabled=False
+        ):  # .float() alone is not enough: autocast would halve the product
             s = (rows[start:end] / temperature) @ rows[start:].T
         yield start, end, s.fill_diagonal_(-torch.inf)

@@ -34,12 +34,21 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets import catalog
+from datasets.sources import (
+    DATASETS,
+    DRAW_TEST,
+    DRAW_TRAIN,
+    DRAW_VAL,
+    SPLITS,
+    decode,
+    squeeze,
+    true_size,
+)
 from utils.cli import SIGNALS, ArgumentParser, UserError, at_least, cli, command_line
 from utils.files import hold, naming, read_json, sha256, whole, write_json
-from datasets.sources import DATASETS, DRAW_TEST, DRAW_TRAIN, DRAW_VAL, SPLITS, decode, squeeze, true_size
 
 RATIOS = ("99-1", "95-5", "50-50", "natural")
-CHUNK = 32                                             # images per job of a worker and per line of the journal
+CHUNK = 32  # images per job of a worker and per line of the journal
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -65,8 +74,10 @@ def parse_ratio(text):
         if not (major + minor == 100 and major >= minor >= 0):
             raise ValueError
     except (ValueError, InvalidOperation):
-        raise UserError(f"--ratios {text}: not a ratio; give percent of majority and minority in train, as 99-1 or 99.5-0.5, "
-                        "or natural") from None
+        raise UserError(
+            f"--ratios {text}: not a ratio; give percent of majority and minority in train, as 99-1 or 99.5-0.5, "
+            "or natural"
+        ) from None
     name = "-".join(format(part.normalize(), "f") for part in (major, minor))
     return name, float(major / 100), float(minor / 100)
 
@@ -75,8 +86,12 @@ def draw_rows(labels, split, ratio, minority, balance, seed):
     """The rows of one ratio: {"train": sorted rows, "val": ..., "test": ...}. Every ratio takes the head of one permutation per class."""
     rows = {}
     for part, stream in zip(SPLITS, (DRAW_TRAIN, DRAW_VAL, DRAW_TEST)):
-        drawn = [np.random.default_rng([seed, stream, c]).permutation(np.flatnonzero((split == part) & (labels == c)))
-                 for c in (0, 1)]
+        drawn = [
+            np.random.default_rng([seed, stream, c]).permutation(
+                np.flatnonzero((split == part) & (labels == c))
+            )
+            for c in (0, 1)
+        ]
         keep = [len(d) for d in drawn]
         _, major, minor = parse_ratio(ratio)
         if part == "train" and ratio != "natural":
@@ -92,7 +107,9 @@ def plan(labels, split, source, args):
     for part in SPLITS:
         for c in (0, 1):
             if not ((split == part) & (labels == c)).any():
-                raise UserError(f"{args.data_root}: class {source.classes[c]} has no image in {part}; every split needs both classes")
+                raise UserError(
+                    f"{args.data_root}: class {source.classes[c]} has no image in {part}; every split needs both classes"
+                )
     minority = source.minority
     if minority is None:
         minority = int(np.bincount(labels[split == "train"], minlength=2).argmin())
@@ -118,10 +135,12 @@ def plan(labels, split, source, args):
 def stored_side(source):
     """Side of the stored squares: --store-size, or the longest side of all images if that is smaller (from the headers)."""
     limit, longest = source.store_size, source.side or 0
-    for image in () if source.side else tqdm(source.images, desc="sizes", unit="image", leave=False, delay=1):
+    for image in (
+        () if source.side else tqdm(source.images, desc="sizes", unit="image", leave=False, delay=1)
+    ):
         try:
             longest = max(longest, *true_size(image))
-        except Exception:                                       # an unreadable image is reported by name when it is decoded
+        except Exception:  # an unreadable image is reported by name when it is decoded
             continue
         if limit and longest >= limit:
             break
@@ -138,7 +157,7 @@ def decode_block(images, side, channels, truncated):
             rows.append([pixels.shape[1], pixels.shape[0], None, cut])
         except MemoryError:
             raise
-        except Exception as error:                              # Pillow reports a broken image in many ways
+        except Exception as error:  # Pillow reports a broken image in many ways
             rows.append([0, 0, reason(error), False])
     return block, rows
 
@@ -147,7 +166,9 @@ def pack_block(job):
     """Decode some images into their place of the .npy file. Returns (start, crc32 of the block, rows of decode_block)."""
     path, offset, start, *what = job
     block, rows = decode_block(*what)
-    with open(path, "r+b") as file:                             # not through a memory map: a full disk must be an error, not a SIGBUS
+    with open(
+        path, "r+b"
+    ) as file:  # not through a memory map: a full disk must be an error, not a SIGBUS
         file.seek(offset + start * block[0].nbytes)
         file.write(block)
     return start, zlib.crc32(block), rows
@@ -170,19 +191,27 @@ def reason(error):
 
 def start_worker():
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)                   # the parent's business
+        signal.signal(number, signal.SIG_IGN)  # the parent's business
     parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()   # nor outlive a killed parent
+    threading.Thread(
+        target=lambda: (parent.join(), os._exit(1)), daemon=True
+    ).start()  # nor outlive a killed parent
 
 
 def each(function, jobs, n, workers):
     """function of every one of n jobs, in their order, by several processes."""
-    pool = ProcessPoolExecutor(min(workers, n), initializer=start_worker) if workers > 1 and n > 1 else None
+    pool = (
+        ProcessPoolExecutor(min(workers, n), initializer=start_worker)
+        if workers > 1 and n > 1
+        else None
+    )
     try:
         yield from (pool.map if pool else map)(function, jobs)
     except BrokenProcessPool:
-        raise UserError(f"--workers {workers}: the system killed a worker, most likely for want of memory; "
-                        "the same command with fewer goes on from here") from None
+        raise UserError(
+            f"--workers {workers}: the system killed a worker, most likely for want of memory; "
+            "the same command with fewer goes on from here"
+        ) from None
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)
@@ -195,7 +224,11 @@ def pack(source, folder, side, workers):
     """
     path, journal = folder / ".part-images.npy", folder / ".part-journal.jsonl"
     n, shape = len(source.images), (len(source.images), side, side, source.channels)
-    head = {"source": source.digest, "shape": list(shape), "rows": "width height unreadable truncated"}
+    head = {
+        "source": source.digest,
+        "shape": list(shape),
+        "rows": "width height unreadable truncated",
+    }
     done = read_journal(journal, path, head)
     if not done:
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
@@ -203,11 +236,25 @@ def pack(source, folder, side, workers):
             part.write_text(json.dumps(head) + "\n")
     offset = np.lib.format.open_memmap(path, mode="r").offset
     starts = [start for start in range(0, n, CHUNK) if start not in done]
-    jobs = ((path, offset, start, source.images[start:start + CHUNK], side, source.channels, source.truncated) for start in starts)
+    jobs = (
+        (
+            path,
+            offset,
+            start,
+            source.images[start : start + CHUNK],
+            side,
+            source.channels,
+            source.truncated,
+        )
+        for start in starts
+    )
     packed = sum(map(len, done.values()))
     if done:
         print(f"going on: {packed} of {n} images are packed already")
-    with open(journal, "a") as log, tqdm(total=n, initial=packed, desc="pack", unit="image", leave=False, delay=0.5) as bar:
+    with (
+        open(journal, "a") as log,
+        tqdm(total=n, initial=packed, desc="pack", unit="image", leave=False, delay=0.5) as bar,
+    ):
         for start, crc, rows in each(pack_block, jobs, len(starts), workers):
             log.write(json.dumps([start, crc, rows]) + "\n")
             log.flush()
@@ -224,7 +271,7 @@ def read_journal(journal, path, head):
     for line in journal.read_text().splitlines():
         try:
             lines.append(json.loads(line))
-        except ValueError:                                      # torn by the kill
+        except ValueError:  # torn by the kill
             continue
     if not lines or lines[0] != head:
         return {}
@@ -236,7 +283,7 @@ def read_journal(journal, path, head):
         return {}
     done = {}
     for start, crc, rows in tqdm(lines[1:], desc="check", unit="chunk", leave=False, delay=1):
-        unreadable = any(why for _, _, why, _ in rows)          # perhaps mended by now
+        unreadable = any(why for _, _, why, _ in rows)  # perhaps mended by now
         if not unreadable and zlib.crc32(read_block(path, start)) == crc:
             done[start] = rows
     return done
@@ -249,17 +296,27 @@ def keep_readable(path, packed, names, skip_bad):
     if not bad:
         return path, np.flatnonzero(readable)
     shown = [f"  {name}: {why}" for name, why in (bad if skip_bad else bad[:20])]
-    print(f"{len(bad)} unreadable image{'s' * (len(bad) > 1)}{', left out' if skip_bad else ''}:", *shown, sep="\n")
+    print(
+        f"{len(bad)} unreadable image{'s' * (len(bad) > 1)}{', left out' if skip_bad else ''}:",
+        *shown,
+        sep="\n",
+    )
     if not skip_bad or not readable.any():
-        raise UserError(f"{bad[0][0]}: {bad[0][1]}" + (f" (and {len(bad) - 1} more unreadable images)" if len(bad) > 1 else "")
-                        + "; mend or remove what is listed" + ("" if skip_bad else ", or leave it out with --skip-bad"))
+        raise UserError(
+            f"{bad[0][0]}: {bad[0][1]}"
+            + (f" (and {len(bad) - 1} more unreadable images)" if len(bad) > 1 else "")
+            + "; mend or remove what is listed"
+            + ("" if skip_bad else ", or leave it out with --skip-bad")
+        )
     kept = path.with_name(".part-kept.npy")
     shape = np.load(path, mmap_mode="r").shape[1:]
-    out = np.lib.format.open_memmap(kept, mode="w+", dtype=np.uint8, shape=(int(readable.sum()), *shape))
+    out = np.lib.format.open_memmap(
+        kept, mode="w+", dtype=np.uint8, shape=(int(readable.sum()), *shape)
+    )
     with open(kept, "r+b") as file:
         file.seek(out.offset)
         for start in range(0, len(readable), CHUNK):
-            file.write(read_block(path, start)[readable[start:start + CHUNK]])
+            file.write(read_block(path, start)[readable[start : start + CHUNK]])
     return kept, np.flatnonzero(readable)
 
 
@@ -267,7 +324,9 @@ def read_block(path, start):
     """The packed images from row `start` on, CHUNK at most; read and not mapped, since the pages of a map count as memory that is used."""
     images = np.load(path, mmap_mode="r")
     n, size = min(CHUNK, len(images) - start), math.prod(images.shape[1:])
-    return np.fromfile(path, dtype=np.uint8, count=n * size, offset=images.offset + start * size).reshape(n, *images.shape[1:])
+    return np.fromfile(
+        path, dtype=np.uint8, count=n * size, offset=images.offset + start * size
+    ).reshape(n, *images.shape[1:])
 
 
 def write_index(path, source, packed, good):
@@ -276,15 +335,29 @@ def write_index(path, source, packed, good):
         writer.writerow(["row", "split", "label", "class", "width", "height", "source"])
         for row, i in enumerate(good):
             label = int(source.labels[i])
-            writer.writerow([row, source.split[i], label, source.classes[label], packed[i][0], packed[i][1], source.names[i]])
+            writer.writerow(
+                [
+                    row,
+                    source.split[i],
+                    label,
+                    source.classes[label],
+                    packed[i][0],
+                    packed[i][1],
+                    source.names[i],
+                ]
+            )
 
 
 def read_index(path):
     """labels int [M], split str [M], sizes int [M, 2] (height, width), names list [M]."""
     with open(path, newline="", encoding="utf-8") as file:
         index = list(csv.DictReader(file))
-    return (np.array([int(row["label"]) for row in index]), np.array([row["split"] for row in index]),
-            np.array([(int(row["height"]), int(row["width"])) for row in index]), [row["source"] for row in index])
+    return (
+        np.array([int(row["label"]) for row in index]),
+        np.array([row["split"] for row in index]),
+        np.array([(int(row["height"]), int(row["width"])) for row in index]),
+        [row["source"] for row in index],
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -302,52 +375,88 @@ def survey(path, index, workers):
     n, sums, grey, brightest, same = len(labels), [], True, 0, {}
     jobs = ((path, start) for start in range(0, n, CHUNK))
     with tqdm(total=n, desc="survey", unit="image", leave=False, delay=1) as bar:
-        for block_sums, block_grey, block_brightest, digests in each(survey_block, jobs, -(-n // CHUNK), workers):
+        for block_sums, block_grey, block_brightest, digests in each(
+            survey_block, jobs, -(-n // CHUNK), workers
+        ):
             for row, digest in enumerate(digests, CHUNK * len(sums)):
                 same.setdefault((digest, *sizes[row]), []).append(row)
             sums.append(block_sums)
             grey, brightest = grey and block_grey, max(brightest, block_brightest)
             bar.update(len(digests))
-    return np.concatenate(sums), grey, brightest, [rows for rows in same.values() if len(set(zip(labels[rows], split[rows]))) > 1]
+    return (
+        np.concatenate(sums),
+        grey,
+        brightest,
+        [rows for rows in same.values() if len(set(zip(labels[rows], split[rows]))) > 1],
+    )
 
 
 def survey_block(job):
     """Of the images from one row on: sums of pixels and of their squares [n, 2, C], whether all are grey, the brightest pixel, sha256 of each."""
     block, level = read_block(*job), np.arange(256.0)
-    histograms = np.array([[np.bincount(image[..., c].ravel(), minlength=256) for c in range(block.shape[3])] for image in block])      # [n, C, 256]
-    sums = np.stack([histograms @ level, histograms @ level ** 2], axis=1)
-    grey = block.shape[3] == 3 and bool((histograms == histograms[:, :1]).all()) and bool((block == block[..., :1]).all())
+    histograms = np.array(
+        [
+            [np.bincount(image[..., c].ravel(), minlength=256) for c in range(block.shape[3])]
+            for image in block
+        ]
+    )  # [n, C, 256]
+    sums = np.stack([histograms @ level, histograms @ level**2], axis=1)
+    grey = (
+        block.shape[3] == 3
+        and bool((histograms == histograms[:, :1]).all())
+        and bool((block == block[..., :1]).all())
+    )
     return sums, grey, int(block.max()), [hashlib.sha256(image).digest() for image in block]
 
 
 def mean_std(sums, pixels):
     """Per channel, in [0, 1]; sums [n, 2, C] of n images of `pixels` pixels. An all-equal channel gets std 1/255, never 0."""
-    first, second = sums.sum(0) / (len(sums) * pixels)                                   # [C] each
-    std = np.sqrt(np.maximum(second - first ** 2, 1)) / 255
+    first, second = sums.sum(0) / (len(sums) * pixels)  # [C] each
+    std = np.sqrt(np.maximum(second - first**2, 1)) / 255
     return [round(float(m), 6) for m in first / 255], [round(float(s), 6) for s in std]
 
 
 def contact_sheet(path, title, images, sizes, rows, labels, classes):
     """A PNG with some images of every class and split, in their true aspect ratio."""
     import warnings
+
     from matplotlib.figure import Figure
     from PIL import Image
-    tile, gap, columns, dpi = 96, 24, 8, 100                                             # pixels
+
+    tile, gap, columns, dpi = 96, 24, 8, 100  # pixels
     sheet = Image.new("RGB", (columns * tile, 6 * (tile + gap) + gap), "white")
     figure = Figure(figsize=(sheet.width / dpi, sheet.height / dpi), dpi=dpi)
     text = [(title, 0)]
     for line, (part, c) in enumerate((part, c) for part in SPLITS for c in (0, 1)):
         members, top = rows[part][labels[rows[part]] == c], gap + line * (tile + gap)
         text.append((f"{part}: {classes[c]}, {len(members)} image{'s' * (len(members) != 1)}", top))
-        for column, row in enumerate(members[np.unique(np.linspace(0, len(members) - 1, columns).astype(int))]):
-            height, width = (int(side) for side in np.maximum(np.rint((tile - 4) * sizes[row] / sizes[row].max()), 1))
-            picture = Image.fromarray(images[row].squeeze(2) if images.shape[3] == 1 else images[row]).resize((width, height))
-            sheet.paste(picture, (column * tile + (tile - width) // 2, top + gap + (tile - height) // 2))
+        for column, row in enumerate(
+            members[np.unique(np.linspace(0, len(members) - 1, columns).astype(int))]
+        ):
+            height, width = (
+                int(side)
+                for side in np.maximum(np.rint((tile - 4) * sizes[row] / sizes[row].max()), 1)
+            )
+            picture = Image.fromarray(
+                images[row].squeeze(2) if images.shape[3] == 1 else images[row]
+            ).resize((width, height))
+            sheet.paste(
+                picture, (column * tile + (tile - width) // 2, top + gap + (tile - height) // 2)
+            )
     figure.figimage(np.asarray(sheet))
     for words, top in text:
-        figure.text(4 / sheet.width, 1 - (top + gap / 2) / sheet.height, words, fontsize=8, va="center", parse_math=False)
+        figure.text(
+            4 / sheet.width,
+            1 - (top + gap / 2) / sheet.height,
+            words,
+            fontsize=8,
+            va="center",
+            parse_math=False,
+        )
     with warnings.catch_warnings(), whole(path) as part:
-        warnings.filterwarnings("ignore", message="Glyph")                               # a class name in letters that the font lacks
+        warnings.filterwarnings(
+            "ignore", message="Glyph"
+        )  # a class name in letters that the font lacks
         figure.savefig(part, format="png")
 
 
@@ -357,19 +466,41 @@ def records_of(name, images_path, index_path, rows, minority, source, settings, 
     labels, _, _, names = index
     sums, grey, brightest, leaks = survey(images_path, index, workers)
     shape = np.load(images_path, mmap_mode="r").shape
-    facts = {"images_sha256": sha256(images_path), "index_sha256": sha256(index_path), "truncated": truncated,
-             "leaks": [[names[row] for row in same] for same in leaks], "settings": settings}
+    facts = {
+        "images_sha256": sha256(images_path),
+        "index_sha256": sha256(index_path),
+        "truncated": truncated,
+        "leaks": [[names[row] for row in same] for same in leaks],
+        "settings": settings,
+    }
     if grey and "grayscale" in DATASETS[settings["dataset"]][1]:
-        source.notes.append("every image is grey: --grayscale would store one channel and use the medical augmentation")
+        source.notes.append(
+            "every image is grey: --grayscale would store one channel and use the medical augmentation"
+        )
     if brightest < 16:
-        source.notes.append(f"WARNING: no pixel is brighter than {brightest} of 255; scale 16-bit files that use 12 bits to the full range")
+        source.notes.append(
+            f"WARNING: no pixel is brighter than {brightest} of 255; scale 16-bit files that use 12 bits to the full range"
+        )
     records = {}
     for ratio, drawn in rows.items():
         mean, std = mean_std(sums[drawn["train"]], shape[1] * shape[2])
-        counts = {part: {str(c): int((labels[drawn[part]] == c).sum()) for c in (0, 1)} for part in SPLITS}
-        records[ratio] = {"name": name, "ratio": ratio, "classes": source.classes, "minority": minority, "counts": counts,
-                          "size": source.size, "recipe": source.recipe, "mean": mean, "std": std, "seed": settings["seed"],
-                          **facts, "splits": {part: drawn[part].tolist() for part in SPLITS}}
+        counts = {
+            part: {str(c): int((labels[drawn[part]] == c).sum()) for c in (0, 1)} for part in SPLITS
+        }
+        records[ratio] = {
+            "name": name,
+            "ratio": ratio,
+            "classes": source.classes,
+            "minority": minority,
+            "counts": counts,
+            "size": source.size,
+            "recipe": source.recipe,
+            "mean": mean,
+            "std": std,
+            "seed": settings["seed"],
+            **facts,
+            "splits": {part: drawn[part].tolist() for part in SPLITS},
+        }
     return records
 
 
@@ -379,7 +510,9 @@ def write_ratios(folder, images_path, index_path, rows, records):
     labels, _, sizes, _ = read_index(index_path)
     for ratio, record in records.items():
         title = f"{folder.name} {ratio}, minority: {record['classes'][record['minority']]}"
-        contact_sheet(folder / f"{ratio}.png", title, images, sizes, rows[ratio], labels, record["classes"])
+        contact_sheet(
+            folder / f"{ratio}.png", title, images, sizes, rows[ratio], labels, record["classes"]
+        )
     os.replace(images_path, folder / "images.npy")
     os.replace(index_path, folder / "index.csv")
     for ratio, record in records.items():
@@ -393,18 +526,30 @@ def finished(folder, settings, skip_bad):
         record = read_json(path, "delete it, or choose another folder with --name or --out")
         old = record.get("settings")
         if not isinstance(old, dict):
-            raise UserError(f"{path}: not a subset of this kit; choose another folder with --name or --out")
+            raise UserError(
+                f"{path}: not a subset of this kit; choose another folder with --name or --out"
+            )
         if not {"truncated", "leaks"} <= record.keys():
-            raise UserError(f"{folder}: made by an earlier version of the kit; delete it and give the same command again, for the same images")
+            raise UserError(
+                f"{folder}: made by an earlier version of the kit; delete it and give the same command again, for the same images"
+            )
         now = {**settings, "skipped": old.get("skipped") if skip_bad else 0}
-        differ = [f"{key} {old.get(key)} there, {now.get(key)} now" for key in {**now, **old} if old.get(key) != now.get(key)]
+        differ = [
+            f"{key} {old.get(key)} there, {now.get(key)} now"
+            for key in {**now, **old}
+            if old.get(key) != now.get(key)
+        ]
         if differ:
-            raise UserError(f"{folder}: made with other settings ({'; '.join(differ)}); choose another folder with --name or --out")
+            raise UserError(
+                f"{folder}: made with other settings ({'; '.join(differ)}); choose another folder with --name or --out"
+            )
         records[path.stem] = record
     for name, key in (("images.npy", "images_sha256"), ("index.csv", "index_sha256")):
         wanted = {record.get(key) for record in records.values()}
         if records and (not (folder / name).exists() or wanted != {sha256(folder / name)}):
-            raise UserError(f"{folder / name}: not what the subset was made with (checksum); delete {folder} and make it again")
+            raise UserError(
+                f"{folder / name}: not what the subset was made with (checksum); delete {folder} and make it again"
+            )
     return records
 
 
@@ -418,10 +563,20 @@ def opened(args):
     try:
         source = DATASETS[args.dataset][0](args)
     except OSError as error:
-        raise UserError(f"{error.filename or args.data_root}: {error.strerror or error}; make it readable, or remove it") from None
-    settings = {"dataset": args.dataset, "size": source.size, "store_size": source.store_size, "grayscale": args.grayscale,
-                "seed": args.seed, "patient": args.patient, "minority": args.minority, "majority": args.majority,
-                "source": f"{len(source.images)} images, sha256 {source.digest[:16]}"}
+        raise UserError(
+            f"{error.filename or args.data_root}: {error.strerror or error}; make it readable, or remove it"
+        ) from None
+    settings = {
+        "dataset": args.dataset,
+        "size": source.size,
+        "store_size": source.store_size,
+        "grayscale": args.grayscale,
+        "seed": args.seed,
+        "patient": args.patient,
+        "minority": args.minority,
+        "majority": args.majority,
+        "source": f"{len(source.images)} images, sha256 {source.digest[:16]}",
+    }
     return source, Path(args.out) / args.name, settings
 
 
@@ -429,13 +584,15 @@ def make(args):
     source, folder, settings = opened(args)
     records = finished(folder, settings, args.skip_bad)
     if not records or any(folder.glob(".part-*")):
-        plan(source.labels, source.split, source, args)                                  # what cannot work fails before the long work
+        plan(
+            source.labels, source.split, source, args
+        )  # what cannot work fails before the long work
         hold(folder)
-        records = finished(folder, settings, args.skip_bad)                              # by another process, just now
+        records = finished(folder, settings, args.skip_bad)  # by another process, just now
         if records:
             clear(folder)
     workers = workers_for(source, args)
-    if records:                                                                          # decoded already
+    if records:  # decoded already
         first = next(iter(records.values()))
         settings["skipped"], truncated = first["settings"]["skipped"], first["truncated"]
         images_path, index_path = folder / "images.npy", folder / "index.csv"
@@ -445,20 +602,41 @@ def make(args):
             path, packed = pack(source, folder, stored_side(source), workers)
             images_path, good = keep_readable(path, packed, source.names, args.skip_bad)
             write_index(index_path, source, packed, good)
-        settings["skipped"], truncated = len(packed) - len(good), [source.names[i] for i in good if packed[i][3]]
+        settings["skipped"], truncated = (
+            len(packed) - len(good),
+            [source.names[i] for i in good if packed[i][3]],
+        )
     labels, split, _, _ = read_index(index_path)
     minority, rows = plan(labels, split, source, args)
     new = {ratio: drawn for ratio, drawn in rows.items() if ratio not in records}
     if new:
         hold(folder)
-        more = records_of(folder.name, images_path, index_path, new, minority, source, settings, truncated, workers)
+        more = records_of(
+            folder.name,
+            images_path,
+            index_path,
+            new,
+            minority,
+            source,
+            settings,
+            truncated,
+            workers,
+        )
         write_ratios(folder, images_path, index_path, new, more)
         records = {**records, **more}
         clear(folder)
     report(folder, args, source, {ratio: records[ratio] for ratio in rows})
-    files = ["images.npy", "index.csv"] * (len(records) == len(new)) + [f"{ratio}.{kind}" for ratio in new for kind in ("json", "png")]
-    print(f"wrote {folder}: {' '.join(files)}" if new else f"{folder} is there already, made with these settings; checksums verified")
-    print(f"next: python pretrain.py {shlex.quote(str(folder / next(iter(rows))))}.json --method supmin")
+    files = ["images.npy", "index.csv"] * (len(records) == len(new)) + [
+        f"{ratio}.{kind}" for ratio in new for kind in ("json", "png")
+    ]
+    print(
+        f"wrote {folder}: {' '.join(files)}"
+        if new
+        else f"{folder} is there already, made with these settings; checksums verified"
+    )
+    print(
+        f"next: python pretrain.py {shlex.quote(str(folder / next(iter(rows))))}.json --method supmin"
+    )
 
 
 def clear(folder):
@@ -473,16 +651,34 @@ def verify(args):
     records = finished(folder, settings, skip_bad=True)
     absent = [ratio for ratio in args.ratios or records if ratio not in records]
     if not records or absent:
-        raise UserError(f"{folder}: no finished {' '.join(absent) or 'subset'} there to verify; make it with the same command without --verify")
+        raise UserError(
+            f"{folder}: no finished {' '.join(absent) or 'subset'} there to verify; make it with the same command without --verify"
+        )
     path, again = folder / "images.npy", f"delete {folder} and make it again"
     labels, split, _, names = read_index(folder / "index.csv")
     position = {name: i for i, name in enumerate(source.names)}
     good = np.array([position.get(name, -1) for name in names])
-    if (good < 0).any() or (labels != source.labels[good]).any() or (split != source.split[good]).any():
-        raise UserError(f"{folder / 'index.csv'}: lists other images, classes or splits than {args.data_root}; {again}")
+    if (
+        (good < 0).any()
+        or (labels != source.labels[good]).any()
+        or (split != source.split[good]).any()
+    ):
+        raise UserError(
+            f"{folder / 'index.csv'}: lists other images, classes or splits than {args.data_root}; {again}"
+        )
     workers, side = workers_for(source, args), np.load(path, mmap_mode="r").shape[1]
     starts = range(0, len(good), CHUNK)
-    jobs = ((path, start, take(source.images, good[start:start + CHUNK]), side, source.channels, source.truncated) for start in starts)
+    jobs = (
+        (
+            path,
+            start,
+            take(source.images, good[start : start + CHUNK]),
+            side,
+            source.channels,
+            source.truncated,
+        )
+        for start in starts
+    )
     checked = []
     with tqdm(total=len(good), desc="verify", unit="image", leave=False, delay=0.5) as bar:
         for results in each(check_block, jobs, len(starts), workers):
@@ -490,16 +686,41 @@ def verify(args):
             bar.update(len(results))
     other = [name for name, (same, _) in zip(names, checked) if not same]
     if other:
-        raise UserError(f"{path}: {len(other)} of {len(names)} images are not what their files hold now, first {other[0]}; {again}")
-    minority, rows = plan(labels, split, source, argparse.Namespace(**{**vars(args), "ratios": list(records)}))
-    settings["skipped"], truncated = len(source.names) - len(names), [name for name, (_, cut) in zip(names, checked) if cut]
-    expected = records_of(folder.name, path, folder / "index.csv", rows, minority, source, settings, truncated, workers)
+        raise UserError(
+            f"{path}: {len(other)} of {len(names)} images are not what their files hold now, first {other[0]}; {again}"
+        )
+    minority, rows = plan(
+        labels, split, source, argparse.Namespace(**{**vars(args), "ratios": list(records)})
+    )
+    settings["skipped"], truncated = (
+        len(source.names) - len(names),
+        [name for name, (_, cut) in zip(names, checked) if cut],
+    )
+    expected = records_of(
+        folder.name,
+        path,
+        folder / "index.csv",
+        rows,
+        minority,
+        source,
+        settings,
+        truncated,
+        workers,
+    )
     for ratio, record in records.items():
-        differ = [key for key in {**expected[ratio], **record} if key != "command" and expected[ratio].get(key) != record.get(key)]
+        differ = [
+            key
+            for key in {**expected[ratio], **record}
+            if key != "command" and expected[ratio].get(key) != record.get(key)
+        ]
         if differ:
-            raise UserError(f"{folder / ratio}.json: not what its images and its seed give: {', '.join(differ)}; {again}")
+            raise UserError(
+                f"{folder / ratio}.json: not what its images and its seed give: {', '.join(differ)}; {again}"
+            )
     report(folder, args, source, records)
-    print(f"verified {folder}: checksums, {len(names)} images decoded again, {', '.join(records)} drawn again")
+    print(
+        f"verified {folder}: checksums, {len(names)} images decoded again, {', '.join(records)} drawn again"
+    )
 
 
 def for_all(step, args):
@@ -508,57 +729,97 @@ def for_all(step, args):
     for name, (folder, size) in there.items():
         print(f"\n{name} in {folder}")
         try:
-            step(argparse.Namespace(**{**vars(args), "dataset": name, "name": name, "data_root": str(folder), "size": size}))
+            step(
+                argparse.Namespace(
+                    **{
+                        **vars(args),
+                        "dataset": name,
+                        "name": name,
+                        "data_root": str(folder),
+                        "size": size,
+                    }
+                )
+            )
         except UserError as error:
             print(f"make_subsets.py: {error}", file=sys.stderr)
             failed.append(name)
     print("", *catalog.missing(args.data_root), sep="\n")
     if failed:
-        raise UserError(f"failed: {', '.join(failed)}; mend what is said of it above and give the same command again")
+        raise UserError(
+            f"failed: {', '.join(failed)}; mend what is said of it above and give the same command again"
+        )
     if not there:
-        raise UserError(f"--data-root {args.data_root}: none of the data sets lies there; put one there as listed")
+        raise UserError(
+            f"--data-root {args.data_root}: none of the data sets lies there; put one there as listed"
+        )
 
 
 def take(images, positions):
     """Some of the images of a Source, ascending and, where nothing was left out, in one slice."""
     if positions[-1] - positions[0] == len(positions) - 1:
-        return images[positions[0]:positions[-1] + 1]
-    return [image for i in positions for image in images[i:i + 1]]
+        return images[positions[0] : positions[-1] + 1]
+    return [image for i in positions for image in images[i : i + 1]]
 
 
 def workers_for(source, args):
     """How many processes: one where images are not decoded from files, for arrays would have to be sent to the others."""
     if not isinstance(source.images[:1][0], Path):
         return 1
-    return args.workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return args.workers or (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
 
 
 def report(folder, args, source, records):
     """The counts, beside those to be expected, and what there is to say of single images."""
-    def line(name, counts):
-        return f"{name:<12}" + "".join(f"{' / '.join(map(str, counts[part])):>16}" for part in SPLITS)
 
-    shape, record = np.load(folder / "images.npy", mmap_mode="r").shape, next(iter(records.values()))
-    print(f"{folder.name}: {shape[0]} images, stored as {shape[1]} x {shape[2]} x {shape[3]}, "
-          f"classes {source.classes[0]} / {source.classes[1]}, minority {source.classes[record['minority']]}")
+    def line(name, counts):
+        return f"{name:<12}" + "".join(
+            f"{' / '.join(map(str, counts[part])):>16}" for part in SPLITS
+        )
+
+    shape, record = (
+        np.load(folder / "images.npy", mmap_mode="r").shape,
+        next(iter(records.values())),
+    )
+    print(
+        f"{folder.name}: {shape[0]} images, stored as {shape[1]} x {shape[2]} x {shape[3]}, "
+        f"classes {source.classes[0]} / {source.classes[1]}, minority {source.classes[record['minority']]}"
+    )
     print(*dict.fromkeys(source.notes), sep="\n", end="\n" * bool(source.notes))
     print(f"{'ratio':<12}" + "".join(f"{part:>16}" for part in SPLITS))
     for ratio, of in records.items():
         print(line(ratio, {part: of["counts"][part].values() for part in SPLITS}))
     labels, split, _, _ = read_index(folder / "index.csv")
-    counts = {part: tuple(np.bincount(labels[split == part], minlength=2).tolist()) for part in SPLITS}
+    counts = {
+        part: tuple(np.bincount(labels[split == part], minlength=2).tolist()) for part in SPLITS
+    }
     expected = catalog.DATASETS[args.dataset].counts if args.dataset in catalog.DATASETS else {}
     if expected and (args.verify or counts != expected):
-        print(line("expected", expected) + ("   as it is" if counts == expected else f"   WARNING: there are{line('', counts)}"))
+        print(
+            line("expected", expected)
+            + ("   as it is" if counts == expected else f"   WARNING: there are{line('', counts)}")
+        )
     if record["truncated"]:
-        print(f"truncated, read as far as they go ({len(record['truncated'])}):", *shown(record["truncated"]), sep="\n")
+        print(
+            f"truncated, read as far as they go ({len(record['truncated'])}):",
+            *shown(record["truncated"]),
+            sep="\n",
+        )
     if record["leaks"]:
-        print(f"WARNING: equal pictures in two splits or in both classes ({len(record['leaks'])}):",
-              *shown([" = ".join(same) for same in record["leaks"]]), sep="\n")
+        print(
+            f"WARNING: equal pictures in two splits or in both classes ({len(record['leaks'])}):",
+            *shown([" = ".join(same) for same in record["leaks"]]),
+            sep="\n",
+        )
 
 
 def shown(lines, at_most=10):
-    more = [f"  and {len(lines) - at_most} more, listed in the .json files"] if len(lines) > at_most else []
+    more = (
+        [f"  and {len(lines) - at_most} more, listed in the .json files"]
+        if len(lines) > at_most
+        else []
+    )
     return [f"  {line}" for line in lines[:at_most]] + more
 
 
@@ -566,35 +827,110 @@ def shown(lines, at_most=10):
 
 
 def parse_args():
-    p = ArgumentParser("Images on disk -> subsets/<dataset>/, decoded once, at several class ratios of the training part.")
+    p = ArgumentParser(
+        "Images on disk -> subsets/<dataset>/, decoded once, at several class ratios of the training part."
+    )
     p.epilog = "data sets: " + " ".join(DATASETS) + "; all: those that lie below --data-root"
     p.add_argument("dataset", help="one of those below, or all; digits needs no download")
-    p.add_argument("--data-root", default="data", metavar="D", help="folder of the images, or of the MedMNIST file; npz: the file")
-    p.add_argument("--download", action="store_true", help="fetch a missing MedMNIST file into --data-root")
-    p.add_argument("--minority", metavar="X", help="rare class. inat21: taxon; folder: A or A,B; npz, fashionmnist: 3 or 3,4 (default: rarer of two)")
-    p.add_argument("--majority", metavar="Y", help="the other class, likewise (default of folder and npz: all others)")
-    p.add_argument("--ratios", nargs="+", metavar="A-B", help=f"percent majority-minority in train (default: {' '.join(RATIOS)})")
-    p.add_argument("--seed", type=at_least(0), default=0, metavar="K", help="of splits and draws; the model's seed is another")
-    p.add_argument("--size", type=at_least(1), metavar="S", help="pixels of what the network sees (default: 224, digits 32, infarction 128, "
-                   "npz its own); MedMNIST: which file")
-    p.add_argument("--store-size", type=at_least(1), metavar="S", help="largest side stored, pixels (default: size * 10/7 for photographs)")
-    p.add_argument("--grayscale", action="store_true", help="store one channel, use the medical augmentation")
-    p.add_argument("--patient", metavar="REGEX", help="folder: first group finds the patient in a file name; splits keep patients whole")
-    p.add_argument("--skip-bad", action="store_true", help="leave unreadable images out instead of stopping")
-    p.add_argument("--workers", type=at_least(1), metavar="N", help="processes that decode (default: all cores)")
-    p.add_argument("--verify", action="store_true", help="check finished subsets against their checksums, source and published counts")
+    p.add_argument(
+        "--data-root",
+        default="data",
+        metavar="D",
+        help="folder of the images, or of the MedMNIST file; npz: the file",
+    )
+    p.add_argument(
+        "--download", action="store_true", help="fetch a missing MedMNIST file into --data-root"
+    )
+    p.add_argument(
+        "--minority",
+        metavar="X",
+        help="rare class. inat21: taxon; folder: A or A,B; npz, fashionmnist: 3 or 3,4 (default: rarer of two)",
+    )
+    p.add_argument(
+        "--majority",
+        metavar="Y",
+        help="the other class, likewise (default of folder and npz: all others)",
+    )
+    p.add_argument(
+        "--ratios",
+        nargs="+",
+        metavar="A-B",
+        help=f"percent majority-minority in train (default: {' '.join(RATIOS)})",
+    )
+    p.add_argument(
+        "--seed",
+        type=at_least(0),
+        default=0,
+        metavar="K",
+        help="of splits and draws; the model's seed is another",
+    )
+    p.add_argument(
+        "--size",
+        type=at_least(1),
+        metavar="S",
+        help="pixels of what the network sees (default: 224, digits 32, infarction 128, "
+        "npz its own); MedMNIST: which file",
+    )
+    p.add_argument(
+        "--store-size",
+        type=at_least(1),
+        metavar="S",
+        help="largest side stored, pixels (default: size * 10/7 for photographs)",
+    )
+    p.add_argument(
+        "--grayscale", action="store_true", help="store one channel, use the medical augmentation"
+    )
+    p.add_argument(
+        "--patient",
+        metavar="REGEX",
+        help="folder: first group finds the patient in a file name; splits keep patients whole",
+    )
+    p.add_argument(
+        "--skip-bad", action="store_true", help="leave unreadable images out instead of stopping"
+    )
+    p.add_argument(
+        "--workers",
+        type=at_least(1),
+        metavar="N",
+        help="processes that decode (default: all cores)",
+    )
+    p.add_argument(
+        "--verify",
+        action="store_true",
+        help="check finished subsets against their checksums, source and published counts",
+    )
     p.add_argument("--out", default="subsets", help="folder above <dataset>/")
-    p.add_argument("--name", help="another name for the <dataset> folder (default of folder and npz: the data root's name)")
+    p.add_argument(
+        "--name",
+        help="another name for the <dataset> folder (default of folder and npz: the data root's name)",
+    )
     args = p.parse_args()
 
     if args.dataset not in (*DATASETS, "all"):
-        raise UserError(f"{args.dataset}: no such data set; choose one of {', '.join(DATASETS)}, or all")
+        raise UserError(
+            f"{args.dataset}: no such data set; choose one of {', '.join(DATASETS)}, or all"
+        )
     taken = ("skip_bad",) if args.dataset == "all" else (*DATASETS[args.dataset][1], "size", "name")
-    for flag in ("download", "skip_bad", "grayscale", "minority", "majority", "patient", "size", "name"):
+    for flag in (
+        "download",
+        "skip_bad",
+        "grayscale",
+        "minority",
+        "majority",
+        "patient",
+        "size",
+        "name",
+    ):
         if getattr(args, flag) and flag not in taken:
-            raise UserError(f"--{flag.replace('_', '-')}: {args.dataset} does not take it; leave it out")
+            raise UserError(
+                f"--{flag.replace('_', '-')}: {args.dataset} does not take it; leave it out"
+            )
     if args.ratios:
-        args.ratios = list(dict.fromkeys(parse_ratio(text)[0] for word in args.ratios for text in word.split(",") if text))
+        args.ratios = list(
+            dict.fromkeys(
+                parse_ratio(text)[0] for word in args.ratios for text in word.split(",") if text
+            )
+        )
     if args.name is None:
         root = Path(args.data_root).resolve()
         args.name = {"folder": root.name, "npz": root.stem}.get(args.dataset, args.dataset)

@@ -18,57 +18,201 @@ import torch
 from tqdm import tqdm
 
 from baselines import BCL, KCL, SBCL, TSC, PaCo
-from common import (ContrastiveModel, Epoch, ImageBatches, Method, antipodal_prototypes, augment, draw_supervised_majority, embed,
-                    load_subset, log_line, normalize, ntxent_loss, pick_device, precision, resume, rewind_log, save_checkpoint,
-                    save_tensors, seeded, shuffled_batches, start_run, supcon_loss, supmin_loss, suppro_loss, warmup_cosine,
-                    with_minority)
+from common import (
+    ContrastiveModel,
+    Epoch,
+    ImageBatches,
+    Method,
+    antipodal_prototypes,
+    augment,
+    draw_supervised_majority,
+    embed,
+    load_subset,
+    log_line,
+    normalize,
+    ntxent_loss,
+    pick_device,
+    precision,
+    resume,
+    rewind_log,
+    save_checkpoint,
+    save_tensors,
+    seeded,
+    shuffled_batches,
+    start_run,
+    supcon_loss,
+    supmin_loss,
+    suppro_loss,
+    warmup_cosine,
+    with_minority,
+)
 from evaluate_metrics import class_alignment_consistency, sample_alignment_accuracy
 from utils.cli import ArgumentParser, Stop, Stopped, UserError, at_least, cli
-from utils.distributed import check_alike, first_alone, own, processes, rank, share_buffers, synchronised, together
+from utils.distributed import (
+    check_alike,
+    first_alone,
+    own,
+    processes,
+    rank,
+    share_buffers,
+    synchronised,
+    together,
+)
 from utils.files import read_log, whole
 
-OPTIONS = {                                                      # of each method: the flags that it reads, and their defaults
-    "ntxent": {}, "supcon": {}, "supmin": {"majority_supervision": 0.0}, "suppro": {"margin": 1.0},
-    "kcl": {"k": 3, "queue": 0}, "tsc": {"variant": "ttc", "k": 3, "queue": 0}, "sbcl": {"variant": "code", "recluster_every": 10},
-    "bcl": {"variant": "layernorm", "randaugment": False}, "paco": {"variant": "paco", "alpha": None, "queue": 1024, "randaugment": False},
+OPTIONS = {  # of each method: the flags that it reads, and their defaults
+    "ntxent": {},
+    "supcon": {},
+    "supmin": {"majority_supervision": 0.0},
+    "suppro": {"margin": 1.0},
+    "kcl": {"k": 3, "queue": 0},
+    "tsc": {"variant": "ttc", "k": 3, "queue": 0},
+    "sbcl": {"variant": "code", "recluster_every": 10},
+    "bcl": {"variant": "layernorm", "randaugment": False},
+    "paco": {"variant": "paco", "alpha": None, "queue": 1024, "randaugment": False},
 }
-VARIANTS = {"tsc": ("ttc", "paper", "code"), "sbcl": ("code", "paper"), "bcl": ("layernorm", "batchnorm"), "paco": ("paco", "gpaco")}
+VARIANTS = {
+    "tsc": ("ttc", "paper", "code"),
+    "sbcl": ("code", "paper"),
+    "bcl": ("layernorm", "batchnorm"),
+    "paco": ("paco", "gpaco"),
+}
 
 
 def parse_args(words=None):
-    parser = ArgumentParser("Contrastive pre-training on one subset. Defaults are the paper's recipe.",
-                            smoke=dict(arch="resnet18", epochs=2, batch_size=16, watch_every=1))
-    parser.add_argument("subset", type=Path, help="subsets/<dataset>/<ratio>.json, from make_subsets.py")
+    parser = ArgumentParser(
+        "Contrastive pre-training on one subset. Defaults are the paper's recipe.",
+        smoke=dict(arch="resnet18", epochs=2, batch_size=16, watch_every=1),
+    )
+    parser.add_argument(
+        "subset", type=Path, help="subsets/<dataset>/<ratio>.json, from make_subsets.py"
+    )
     parser.add_argument("--method", choices=OPTIONS, default="supmin", help="what is contrasted")
-    parser.add_argument("--majority-supervision", type=at_least(0, float), metavar="R",
-                        help="supmin: share of majority images supervised too, 0 to 1 (default: 0)")
-    parser.add_argument("--margin", type=at_least(0, float), metavar="M", help="suppro: prototypes pull until cosine M/2 (default: 1)")
-    parser.add_argument("--variant", metavar="NAME", help="which form of it (default: the first): "
-                        + "; ".join(f"{name}: {', '.join(variants)}" for name, variants in VARIANTS.items()))
-    parser.add_argument("--k", type=at_least(0), help="kcl, tsc: positives drawn per anchor (default: 3; as published 6)")
-    parser.add_argument("--queue", type=at_least(0), metavar="K",
-                        help="kcl, tsc, paco: keys kept to compare with (default: 0, in batch; paco: 1024)")
-    parser.add_argument("--alpha", type=at_least(0, float), metavar="A", help="paco: weight of a same-class row (default: 0.4 / their number)")
-    parser.add_argument("--recluster-every", type=at_least(1), metavar="E", help="sbcl: epochs between clusterings (default: 10)")
-    parser.add_argument("--randaugment", action="store_const", const=True, help="bcl: RandAugment on the classifier's view; paco: on the first")
-    parser.add_argument("--size", type=at_least(8), metavar="S", help="side of what the network sees, pixels (default: the subset's)")
-    parser.add_argument("--temperature", type=at_least(1e-3, float), help="of the similarities (default: 0.07; paco: 0.2)")
+    parser.add_argument(
+        "--majority-supervision",
+        type=at_least(0, float),
+        metavar="R",
+        help="supmin: share of majority images supervised too, 0 to 1 (default: 0)",
+    )
+    parser.add_argument(
+        "--margin",
+        type=at_least(0, float),
+        metavar="M",
+        help="suppro: prototypes pull until cosine M/2 (default: 1)",
+    )
+    parser.add_argument(
+        "--variant",
+        metavar="NAME",
+        help="which form of it (default: the first): "
+        + "; ".join(f"{name}: {', '.join(variants)}" for name, variants in VARIANTS.items()),
+    )
+    parser.add_argument(
+        "--k",
+        type=at_least(0),
+        help="kcl, tsc: positives drawn per anchor (default: 3; as published 6)",
+    )
+    parser.add_argument(
+        "--queue",
+        type=at_least(0),
+        metavar="K",
+        help="kcl, tsc, paco: keys kept to compare with (default: 0, in batch; paco: 1024)",
+    )
+    parser.add_argument(
+        "--alpha",
+        type=at_least(0, float),
+        metavar="A",
+        help="paco: weight of a same-class row (default: 0.4 / their number)",
+    )
+    parser.add_argument(
+        "--recluster-every",
+        type=at_least(1),
+        metavar="E",
+        help="sbcl: epochs between clusterings (default: 10)",
+    )
+    parser.add_argument(
+        "--randaugment",
+        action="store_const",
+        const=True,
+        help="bcl: RandAugment on the classifier's view; paco: on the first",
+    )
+    parser.add_argument(
+        "--size",
+        type=at_least(8),
+        metavar="S",
+        help="side of what the network sees, pixels (default: the subset's)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=at_least(1e-3, float),
+        help="of the similarities (default: 0.07; paco: 0.2)",
+    )
     parser.add_argument("--arch", default="resnet50", help="any torchvision ResNet")
-    parser.add_argument("--epochs", type=at_least(1), default=100, help="passes over the training images")
-    parser.add_argument("--batch-size", type=at_least(2), default=256, help="images; each gives two views (bcl: three)")
-    parser.add_argument("--chunk", type=at_least(2), metavar="IMAGES",
-                        help="of the batch in the network at a time: the loss sees all, memory and batch norm so many")
-    parser.add_argument("--minority-per-batch", type=at_least(1), metavar="K", help="at least K minority images in a batch (default: as they come)")
-    parser.add_argument("--lr", type=at_least(0, float), default=0.0625, help="of SGD, reached after the warm-up")
-    parser.add_argument("--warmup-epochs", type=at_least(0), default=10, help="linear warm-up, then cosine")
-    parser.add_argument("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="auto: bf16 where the GPU has it")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one")
-    parser.add_argument("--deterministic", action="store_true", help="the same bits every time on a GPU, too, which is slower")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of weights, order and augmentation; never of the data")
-    parser.add_argument("--watch-every", type=at_least(0), default=5, metavar="E", help="epochs between looks at the embedding; 0: never")
-    parser.add_argument("--save-every", type=at_least(1), default=1, metavar="E", help="epochs between checkpoints")
-    parser.add_argument("--out", type=Path, help="run folder (default: runs/<dataset>/<ratio>/<method>/seed<k>)")
-    parser.add_argument("--smoke", action="store_true", help="tiny network, a few images, two epochs of two steps")
+    parser.add_argument(
+        "--epochs", type=at_least(1), default=100, help="passes over the training images"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=at_least(2),
+        default=256,
+        help="images; each gives two views (bcl: three)",
+    )
+    parser.add_argument(
+        "--chunk",
+        type=at_least(2),
+        metavar="IMAGES",
+        help="of the batch in the network at a time: the loss sees all, memory and batch norm so many",
+    )
+    parser.add_argument(
+        "--minority-per-batch",
+        type=at_least(1),
+        metavar="K",
+        help="at least K minority images in a batch (default: as they come)",
+    )
+    parser.add_argument(
+        "--lr", type=at_least(0, float), default=0.0625, help="of SGD, reached after the warm-up"
+    )
+    parser.add_argument(
+        "--warmup-epochs", type=at_least(0), default=10, help="linear warm-up, then cosine"
+    )
+    parser.add_argument(
+        "--amp",
+        choices=["auto", "off", "bf16", "fp16"],
+        default="auto",
+        help="auto: bf16 where the GPU has it",
+    )
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="auto: CUDA where there is one",
+    )
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same bits every time on a GPU, too, which is slower",
+    )
+    parser.add_argument(
+        "--seed",
+        type=at_least(0),
+        default=0,
+        help="of weights, order and augmentation; never of the data",
+    )
+    parser.add_argument(
+        "--watch-every",
+        type=at_least(0),
+        default=5,
+        metavar="E",
+        help="epochs between looks at the embedding; 0: never",
+    )
+    parser.add_argument(
+        "--save-every", type=at_least(1), default=1, metavar="E", help="epochs between checkpoints"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="run folder (default: runs/<dataset>/<ratio>/<method>/seed<k>)"
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="tiny network, a few images, two epochs of two steps"
+    )
     args = parser.parse_args(words)
     settle_options(args)
     return args
@@ -77,29 +221,42 @@ def parse_args(words=None):
 def settle_options(args):
     """Give every option of the method that was not typed its default. UserError for an option that the method does not read."""
     options, variants = OPTIONS[args.method], VARIANTS.get(args.method, ())
-    readers = {option: [name for name in OPTIONS if option in OPTIONS[name]] for each in OPTIONS.values() for option in each}
+    readers = {
+        option: [name for name in OPTIONS if option in OPTIONS[name]]
+        for each in OPTIONS.values()
+        for option in each
+    }
     args.temperature = args.temperature or {"paco": 0.2}.get(args.method, 0.07)
     for option in readers:
         if getattr(args, option) is None:
             setattr(args, option, options.get(option))
         elif option not in options:
             names = " or ".join(", ".join(readers[option]).rsplit(", ", 1))
-            raise UserError(f"--{option.replace('_', '-')}: is read by --method {names} only, not by {args.method}")
+            raise UserError(
+                f"--{option.replace('_', '-')}: is read by --method {names} only, not by {args.method}"
+            )
     if args.variant not in variants and args.variant is not None:
-        raise UserError(f"--variant {args.variant}: --method {args.method} has {', '.join(variants)}")
+        raise UserError(
+            f"--variant {args.variant}: --method {args.method} has {', '.join(variants)}"
+        )
     if args.method == "supmin" and args.majority_supervision > 1:
-        raise UserError(f"--majority-supervision {args.majority_supervision}: must lie between 0 and 1")
+        raise UserError(
+            f"--majority-supervision {args.majority_supervision}: must lie between 0 and 1"
+        )
 
 
-MOMENTUM, WEIGHT_DECAY, PROJECTION_DIM = 0.9, 1e-4, 128          # the reference's; decay on all parameters
-WATCHED = 2000                                                   # validation images that the watch looks at, at most
-COLLAPSED = dict(gap=0.1, saa=5.0)                               # loss this near log(V*N - 1) (nats) and SAA below this (percent)
+MOMENTUM, WEIGHT_DECAY, PROJECTION_DIM = 0.9, 1e-4, 128  # the reference's; decay on all parameters
+WATCHED = 2000  # validation images that the watch looks at, at most
+COLLAPSED = dict(
+    gap=0.1, saa=5.0
+)  # loss this near log(V*N - 1) (nats) and SAA below this (percent)
 
 
 # the paper's methods: a pure loss from losses.py, its state (buffers go into the checkpoint); the others are in baselines.py --
 
+
 class NTXent(Method):
-    def loss(self, z, labels, generator):                        # z [N, V, D], labels [N], generator of the epoch
+    def loss(self, z, labels, generator):  # z [N, V, D], labels [N], generator of the epoch
         return ntxent_loss(z, self.temperature)
 
 
@@ -114,7 +271,11 @@ class SupMin(Method):
         self.minority, self.ratio = subset.minority, args.majority_supervision
 
     def loss(self, z, labels, generator):
-        drawn = draw_supervised_majority(labels, self.minority, self.ratio, generator) if self.ratio else None
+        drawn = (
+            draw_supervised_majority(labels, self.minority, self.ratio, generator)
+            if self.ratio
+            else None
+        )
         return supmin_loss(z, labels, self.minority, self.temperature, drawn)
 
 
@@ -128,10 +289,20 @@ class SupPro(Method):
         return suppro_loss(z, labels, self.prototypes, self.temperature, self.margin)
 
     def collapse_value(self, images):
-        return None                                              # a prototype among the positives moves it
+        return None  # a prototype among the positives moves it
 
 
-METHODS = {"ntxent": NTXent, "supcon": SupCon, "supmin": SupMin, "suppro": SupPro, "kcl": KCL, "tsc": TSC, "sbcl": SBCL, "bcl": BCL, "paco": PaCo}
+METHODS = {
+    "ntxent": NTXent,
+    "supcon": SupCon,
+    "supmin": SupMin,
+    "suppro": SupPro,
+    "kcl": KCL,
+    "tsc": TSC,
+    "sbcl": SBCL,
+    "bcl": BCL,
+    "paco": PaCo,
+}
 
 
 @together
@@ -144,26 +315,61 @@ def main():
     amp, autocast, scaler = precision(device, args.amp, subset.size)
     rows = subset.shrink().splits["train"] if args.smoke else subset.splits["train"]
     if args.batch_size > len(rows):
-        raise UserError(f"--batch-size {args.batch_size}: {subset.path} has only {len(rows)} training images; use --batch-size {len(rows)} or less")
+        raise UserError(
+            f"--batch-size {args.batch_size}: {subset.path} has only {len(rows)} training images; use --batch-size {len(rows)} or less"
+        )
     if args.batch_size % processes():
-        raise UserError(f"--batch-size {args.batch_size}: is shared by {processes()} processes; use a multiple of {processes()}")
-    if args.chunk and (args.batch_size % min(args.chunk, args.batch_size) or args.chunk % processes()):
-        raise UserError(f"--chunk {args.chunk}: has to divide --batch-size {args.batch_size}" +
-                        (f" and to be a multiple of {processes()}, the number of processes" if processes() > 1 else ""))
+        raise UserError(
+            f"--batch-size {args.batch_size}: is shared by {processes()} processes; use a multiple of {processes()}"
+        )
+    if args.chunk and (
+        args.batch_size % min(args.chunk, args.batch_size) or args.chunk % processes()
+    ):
+        raise UserError(
+            f"--chunk {args.chunk}: has to divide --batch-size {args.batch_size}"
+            + (
+                f" and to be a multiple of {processes()}, the number of processes"
+                if processes() > 1
+                else ""
+            )
+        )
     if args.minority_per_batch and args.method in ("bcl", "paco"):
-        raise UserError(f"--minority-per-batch: {args.method} corrects for the classes' shares as they are; leave it out")
+        raise UserError(
+            f"--minority-per-batch: {args.method} corrects for the classes' shares as they are; leave it out"
+        )
     most = min(args.batch_size, int((subset.labels[rows] == subset.minority).sum()))
     if (args.minority_per_batch or 0) > most:
-        raise UserError(f"--minority-per-batch {args.minority_per_batch}: is more than a batch or the training images can hold; use {most} or less")
+        raise UserError(
+            f"--minority-per-batch {args.minority_per_batch}: is more than a batch or the training images can hold; use {most} or less"
+        )
     if args.watch_every and len(subset.splits["val"]) < 10:
-        raise UserError(f"{subset.path}: has only {len(subset.splits['val'])} validation images, too few to watch; use --watch-every 0")
+        raise UserError(
+            f"{subset.path}: has only {len(subset.splits['val'])} validation images, too few to watch; use --watch-every 0"
+        )
 
-    config = dict(method=args.method, **{option: getattr(args, option) for option in OPTIONS[args.method]},
-                  dataset=subset.name, ratio=subset.ratio, arch=args.arch, projection_dim=PROJECTION_DIM, size=subset.size, epochs=args.epochs,
-                  batch_size=args.batch_size, **{key: value for key in ("chunk", "minority_per_batch") if (value := getattr(args, key))},
-                  lr=args.lr, warmup_epochs=args.warmup_epochs, temperature=args.temperature, seed=args.seed, amp=amp, smoke=args.smoke,
-                  classes=subset.classes, minority=subset.minority,
-                  subset=os.path.relpath(subset.path, out), sha256=subset.sha256, rows_sha256=subset.rows_sha256)
+    config = dict(
+        method=args.method,
+        **{option: getattr(args, option) for option in OPTIONS[args.method]},
+        dataset=subset.name,
+        ratio=subset.ratio,
+        arch=args.arch,
+        projection_dim=PROJECTION_DIM,
+        size=subset.size,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        **{key: value for key in ("chunk", "minority_per_batch") if (value := getattr(args, key))},
+        lr=args.lr,
+        warmup_epochs=args.warmup_epochs,
+        temperature=args.temperature,
+        seed=args.seed,
+        amp=amp,
+        smoke=args.smoke,
+        classes=subset.classes,
+        minority=subset.minority,
+        subset=os.path.relpath(subset.path, out),
+        sha256=subset.sha256,
+        rows_sha256=subset.rows_sha256,
+    )
 
     # network, method, optimizer
     torch.manual_seed(args.seed)
@@ -176,23 +382,50 @@ def main():
     first_alone(start_run, out, config, device)
     parts = {"model": model, "method": method, "optimizer": optimizer, "scaler": scaler}
     epoch, within = resume(out, parts, config)
-    check_alike((device.type, config, epoch, within and within["step"]),
-                f"{out}: not all processes see this folder as it is, or the same command; use a disk that they share")
+    check_alike(
+        (device.type, config, epoch, within and within["step"]),
+        f"{out}: not all processes see this folder as it is, or the same command; use a disk that they share",
+    )
     if epoch == args.epochs and (out / "encoder.pt").exists():
         print(f"finished already: {out / 'encoder.pt'}")
         return
     first_alone(rewind_log, out, epoch)
     describe_batches(subset, args.batch_size, method, args.minority_per_batch)
     if args.warmup_epochs > args.epochs:
-        print(f"  the warm-up ({args.warmup_epochs} epochs) outlasts the run, which never reaches its learning rate; --warmup-epochs shortens it")
+        print(
+            f"  the warm-up ({args.warmup_epochs} epochs) outlasts the run, which never reaches its learning rate; --warmup-epochs shortens it"
+        )
 
     # training
     train = ImageBatches(subset.images, rows, device)
     steps = min(len(rows) // args.batch_size, 2 if args.smoke else math.inf)
-    with tqdm(total=args.epochs * steps, initial=epoch * steps, unit="step", dynamic_ncols=True, disable=rank() > 0) as bar, Stop(within) as stop:
+    with (
+        tqdm(
+            total=args.epochs * steps,
+            initial=epoch * steps,
+            unit="step",
+            dynamic_ncols=True,
+            disable=rank() > 0,
+        ) as bar,
+        Stop(within) as stop,
+    ):
         for epoch in range(epoch, args.epochs):
             try:
-                stats = train_one_epoch(epoch, steps, model, method, optimizer, scaler, autocast, train, subset, args, out, bar, stop)
+                stats = train_one_epoch(
+                    epoch,
+                    steps,
+                    model,
+                    method,
+                    optimizer,
+                    scaler,
+                    autocast,
+                    train,
+                    subset,
+                    args,
+                    out,
+                    bar,
+                    stop,
+                )
             except Stopped as stopped:
                 if stopped.within:
                     first_alone(save_checkpoint, out, parts, epoch, config, stopped.within)
@@ -203,7 +436,11 @@ def main():
             if args.watch_every and ((epoch + 1) % args.watch_every == 0 or last):
                 stats.update(watch(model, subset, device, args))
                 # a network that has hardly been trained sends all images to nearly one point, too
-                stats["collapsed"] = epoch >= max(4, min(args.warmup_epochs, args.epochs // 2)) and not args.smoke and has_collapsed(stats)
+                stats["collapsed"] = (
+                    epoch >= max(4, min(args.warmup_epochs, args.epochs // 2))
+                    and not args.smoke
+                    and has_collapsed(stats)
+                )
                 tqdm.write(progress_line(epoch, stats, args, subset, method))
             log_line(out, epoch=epoch, **stats, **method.facts)
             if last or (epoch + 1) % args.save_every == 0:
@@ -212,67 +449,111 @@ def main():
     if rank() > 0:
         return
     draw_curves(out, method.collapse_value(args.batch_size))
-    save_tensors(out / "encoder.pt", model.encoder.state_dict())                                  # last: it says that the run is finished
-    print(f"wrote {out / 'encoder.pt'} and {out / 'curves.png'}\nnext: python linear_probe.py {out}")
+    save_tensors(
+        out / "encoder.pt", model.encoder.state_dict()
+    )  # last: it says that the run is finished
+    print(
+        f"wrote {out / 'encoder.pt'} and {out / 'curves.png'}\nnext: python linear_probe.py {out}"
+    )
 
 
-def train_one_epoch(epoch, steps, model, method, optimizer, scaler, autocast, train, subset, args, folder, bar, stop):
+def train_one_epoch(
+    epoch, steps, model, method, optimizer, scaler, autocast, train, subset, args, folder, bar, stop
+):
     """One pass in full batches, or the rest of one that was stopped."""
+
     def draw(generator):
         batches = shuffled_batches(len(train.rows), args.batch_size, generator)[:steps]
         is_minority = subset.labels[train.rows] == subset.minority
-        return with_minority(batches, is_minority, args.minority_per_batch, generator) if args.minority_per_batch else batches
+        return (
+            with_minority(batches, is_minority, args.minority_per_batch, generator)
+            if args.minority_per_batch
+            else batches
+        )
 
     progress = Epoch(epoch, args.seed, draw, train.device, stop)
     method.start_epoch(epoch, model, bool(progress.resumed))
     share_buffers(method)
     first, end = method.phase(epoch, args.epochs)
     if epoch == first and not progress.resumed:
-        optimizer.state.clear()                                  # no momentum of the phase before
+        optimizer.state.clear()  # no momentum of the phase before
     lr = warmup_cosine(epoch - first, end - first, args.lr, 0 if first else args.warmup_epochs)
     for group in optimizer.param_groups:
         group["lr"] = lr
     bar.update(progress.done)
-    for positions, images in train(progress.batches[progress.done:], own()):
+    for positions, images in train(progress.batches[progress.done :], own()):
         batch = train.rows[positions]
         sizes = torch.from_numpy(subset.sizes[batch])
         labels = torch.from_numpy(subset.labels[batch]).to(train.device, non_blocking=True)
-        views = [augment(images, sizes, subset.recipe, subset.size, progress.generator, view in method.strong, own())
-                 for view in range(method.views)]
-        x = normalize(torch.cat(views), subset.mean, subset.std).unflatten(0, (method.views, -1))        # [V, n, 3, H, W]
+        views = [
+            augment(
+                images,
+                sizes,
+                subset.recipe,
+                subset.size,
+                progress.generator,
+                view in method.strong,
+                own(),
+            )
+            for view in range(method.views)
+        ]
+        x = normalize(torch.cat(views), subset.mean, subset.std).unflatten(
+            0, (method.views, -1)
+        )  # [V, n, 3, H, W]
         with autocast:
-            loss = method(model, x, labels, torch.from_numpy(positions).to(train.device, non_blocking=True), progress.generator)
+            loss = method(
+                model,
+                x,
+                labels,
+                torch.from_numpy(positions).to(train.device, non_blocking=True),
+                progress.generator,
+            )
         progress.step(loss, optimizer, scaler)
         bar.update()
     loss, seconds = progress.loss(optimizer, train, folder), progress.seconds()
     bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
     collapsed = method.collapse_value(args.batch_size)
-    return {"loss": loss, "collapse_gap": None if collapsed is None else collapsed - loss, "lr": lr, "seconds": round(seconds, 3),
-            "images_per_s": round(steps * args.batch_size / seconds, 1), **({"skipped_steps": progress.skipped} if scaler.is_enabled() else {})}
+    return {
+        "loss": loss,
+        "collapse_gap": None if collapsed is None else collapsed - loss,
+        "lr": lr,
+        "seconds": round(seconds, 3),
+        "images_per_s": round(steps * args.batch_size / seconds, 1),
+        **({"skipped_steps": progress.skipped} if scaler.is_enabled() else {}),
+    }
 
 
 # the watch: is the representation collapsing? -------------------------------------------------------------------------
+
 
 def watch(model, subset, device, args):
     """SAA, CAC and leave-one-out 5-NN balanced accuracy of the validation images' projections, in percent; detached, seeded."""
     rows = subset.splits["val"]
     if len(rows) > WATCHED:
         rows = np.sort(np.random.default_rng(0).choice(rows, WATCHED, replace=False))
-    z = embed(model, subset, rows, device, args.chunk or args.batch_size, views=2, generator=seeded(0))      # the same views at every look
+    z = embed(
+        model, subset, rows, device, args.chunk or args.batch_size, views=2, generator=seeded(0)
+    )  # the same views at every look
     labels = torch.from_numpy(subset.labels[rows])
-    return {"val_saa": [round(v, 3) for v in sample_alignment_accuracy(z, labels).tolist()],
-            "val_cac": [round(v, 3) for v in class_alignment_consistency(z, labels).tolist()],
-            "val_knn": round(knn_balanced_accuracy(z[0], labels), 3)}
+    return {
+        "val_saa": [round(v, 3) for v in sample_alignment_accuracy(z, labels).tolist()],
+        "val_cac": [round(v, 3) for v in class_alignment_consistency(z, labels).tolist()],
+        "val_knn": round(knn_balanced_accuracy(z[0], labels), 3),
+    }
 
 
 def has_collapsed(stats):
     """The loss sits on its collapse value, if it has one, and views do not find each other."""
-    return bool(stats["collapse_gap"] is not None and abs(stats["collapse_gap"]) < COLLAPSED["gap"] and np.mean(stats["val_saa"]) < COLLAPSED["saa"])
+    return bool(
+        stats["collapse_gap"] is not None
+        and abs(stats["collapse_gap"]) < COLLAPSED["gap"]
+        and np.mean(stats["val_saa"]) < COLLAPSED["saa"]
+    )
 
 
 def knn_balanced_accuracy(z, labels, k=5):
     """Balanced accuracy (percent) of each row's vote among its k most similar other rows. z [n, D] unit vectors; labels [n]."""
-    nearest = (z @ z.T).fill_diagonal_(-2).topk(min(k, len(z) - 1), dim=1).indices                # [n, k]
+    nearest = (z @ z.T).fill_diagonal_(-2).topk(min(k, len(z) - 1), dim=1).indices  # [n, k]
     right = (labels[nearest].float().mean(1) > 0.5).long() == labels
     return 100 * np.mean([right[labels == c].float().mean().item() for c in (0, 1)])
 
@@ -280,14 +561,26 @@ def knn_balanced_accuracy(z, labels, k=5):
 def describe_batches(subset, batch_size, method, at_least=None):
     """Say how many minority images a batch holds, and how often none (drawn without replacement), and what a collapse would look like."""
     minority, total = subset.train_counts()[subset.minority], sum(subset.train_counts())
+
     def log_choose(n, k):
         return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-    none = math.exp(log_choose(total - minority, batch_size) - log_choose(total, batch_size)) if batch_size <= total - minority else 0.0
-    print(f"  {minority} of {total} training images are '{subset.classes[subset.minority]}' (minority): {batch_size * minority / total:.2f} "
-          f"expected per batch of {batch_size}, none in {none:.1%} of the batches" + (f"; filled up to {at_least} in each" if at_least else ""))
+
+    none = (
+        math.exp(log_choose(total - minority, batch_size) - log_choose(total, batch_size))
+        if batch_size <= total - minority
+        else 0.0
+    )
+    print(
+        f"  {minority} of {total} training images are '{subset.classes[subset.minority]}' (minority): {batch_size * minority / total:.2f} "
+        f"expected per batch of {batch_size}, none in {none:.1%} of the batches"
+        + (f"; filled up to {at_least} in each" if at_least else "")
+    )
     collapsed = method.collapse_value(batch_size)
-    print("  this loss has no fixed collapse value: watch SAA and CAC" if collapsed is None else
-          f"  collapse value of the loss: log({math.exp(collapsed):.0f}) = {collapsed:.3f}")
+    print(
+        "  this loss has no fixed collapse value: watch SAA and CAC"
+        if collapsed is None
+        else f"  collapse value of the loss: log({math.exp(collapsed):.0f}) = {collapsed:.3f}"
+    )
     if method.facts:
         print("  " + facts_text(method))
 
@@ -296,8 +589,10 @@ def progress_line(epoch, stats, args, subset, method):
     order = [subset.minority, 1 - subset.minority]
     saa, cac = ("/".join(f"{stats[key][c]:.1f}" for c in order) for key in ("val_saa", "val_cac"))
     collapsed = method.collapse_value(args.batch_size)
-    line = (f"epoch {epoch + 1}/{args.epochs}  loss {stats['loss']:.3f}{'' if collapsed is None else f' (collapse {collapsed:.3f})'}  "
-            f"lr {stats['lr']:.4f}  minority/majority: SAA {saa} %  CAC {cac} %  kNN {stats['val_knn']:.1f} %  {stats['images_per_s']:.0f} images/s")
+    line = (
+        f"epoch {epoch + 1}/{args.epochs}  loss {stats['loss']:.3f}{'' if collapsed is None else f' (collapse {collapsed:.3f})'}  "
+        f"lr {stats['lr']:.4f}  minority/majority: SAA {saa} %  CAC {cac} %  kNN {stats['val_knn']:.1f} %  {stats['images_per_s']:.0f} images/s"
+    )
     if torch.cuda.is_available():
         line += f"  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
     if method.facts:
@@ -308,11 +603,15 @@ def progress_line(epoch, stats, args, subset, method):
 
 
 def facts_text(method):
-    values = {name: f"{v[0]} / {v[1]} (class 0 / 1)" if isinstance(v, list) else v for name, v in method.facts.items()}
+    values = {
+        name: f"{v[0]} / {v[1]} (class 0 / 1)" if isinstance(v, list) else v
+        for name, v in method.facts.items()
+    }
     return "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
 
 
 # the picture ------------------------------------------------------------------------------------------------------------
+
 
 def draw_curves(out, collapsed):
     """curves.png: the loss against its collapse value (or None), and what the watch saw."""
@@ -325,12 +624,27 @@ def draw_curves(out, collapsed):
     looks = [line for line in log if "val_saa" in line]
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot([line["epoch"] + 1 for line in log], [line["loss"] for line in log], color="black", label="loss")
+    left.plot(
+        [line["epoch"] + 1 for line in log],
+        [line["loss"] for line in log],
+        color="black",
+        label="loss",
+    )
     if collapsed is not None:
         left.axhline(collapsed, color="gray", linestyle="--", label="all embeddings equal")
     left.set(xlabel="epoch", ylabel="loss (nats)", title=str(out))
-    for key, style, name in (("val_saa", "-o", "SAA"), ("val_cac", "--s", "CAC"), ("val_knn", ":^", "kNN")):
-        right.plot([line["epoch"] + 1 for line in looks], [np.mean(line[key]) for line in looks], style, markersize=4, label=name)
+    for key, style, name in (
+        ("val_saa", "-o", "SAA"),
+        ("val_cac", "--s", "CAC"),
+        ("val_knn", ":^", "kNN"),
+    ):
+        right.plot(
+            [line["epoch"] + 1 for line in looks],
+            [np.mean(line[key]) for line in looks],
+            style,
+            markersize=4,
+            label=name,
+        )
     right.set(xlabel="epoch", ylabel="validation, mean of the classes (%)", ylim=(0, 102))
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)

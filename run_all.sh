@@ -344,7 +344,7 @@ case ${1:-grid} in
         exit $failed
         ;;
     test)
-        setup requirements-test.txt
+        setup tests/requirements.txt
         "$PYTHON" -m pytest "${@:2}"
         ;;
     grid)

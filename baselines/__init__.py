@@ -25,6 +25,7 @@ from utils.distributed import at_least_float32
 # KCL: every anchor has k positives, whatever its class
 # ------------------------------------------------------------------------------------------------------------------
 
+
 def kcl_loss(z, labels, positives, temperature=0.07, queue=None):
     """k-positive contrastive learning (Kang et al. 2021, ICLR, "Exploring Balanced Feature Spaces"): w = 1 / (drawn + 1).
 
@@ -55,8 +56,10 @@ def draw_k_from_queue(labels, queue_labels, k, generator):
 
 def _draw(candidates, k, generator):
     """min(k, candidates) of each row's candidates, without replacement: the largest of random numbers. bool [R, M] -> bool [R, M]."""
-    if candidates.is_cuda:                                       # millions of numbers with a long queue: drawn where they are needed
-        generator = torch.Generator(candidates.device).manual_seed(int(torch.randint(2 ** 62, (), generator=generator)))
+    if candidates.is_cuda:  # millions of numbers with a long queue: drawn where they are needed
+        generator = torch.Generator(candidates.device).manual_seed(
+            int(torch.randint(2**62, (), generator=generator))
+        )
     order = torch.rand(candidates.shape, generator=generator, device=candidates.device)
     chosen = order.masked_fill(~candidates, -1).topk(min(k, candidates.shape[1]), dim=1).indices
     return torch.zeros_like(candidates).scatter_(1, chosen, True) & candidates
@@ -73,10 +76,16 @@ class KCL(Method):
 
     def forward(self, model, x, labels, positions, generator):
         if self.queue is None:
-            return self.loss(model(x).transpose(0, 1), labels, draw_k_positives(labels, len(x), self.k, generator))
+            return self.loss(
+                model(x).transpose(0, 1),
+                labels,
+                draw_k_positives(labels, len(x), self.k, generator),
+            )
         keys = self.key_encoder(model, x[1])
         positives = draw_k_from_queue(labels, self.queue.labels, self.k, generator)
-        loss = self.loss(torch.stack([model(x[0]), keys], dim=1), labels, positives, self.queue.keys.clone())
+        loss = self.loss(
+            torch.stack([model(x[0]), keys], dim=1), labels, positives, self.queue.keys.clone()
+        )
         self.queue.push(keys, labels)
         return loss
 
@@ -84,14 +93,19 @@ class KCL(Method):
         return kcl_loss(z, labels, positives, self.temperature, queue)
 
     def collapse_value(self, images):
-        return collapse_value(images) if self.queue is None else None           # it grows while the queue fills
+        return (
+            collapse_value(images) if self.queue is None else None
+        )  # it grows while the queue fills
 
 
 # ------------------------------------------------------------------------------------------------------------------
 # TSC: KCL, and a fixed target per class
 # ------------------------------------------------------------------------------------------------------------------
 
-def tsc_loss(z, labels, targets, positives, temperature=0.07, variant="ttc", weight=0.2, queue=None):
+
+def tsc_loss(
+    z, labels, targets, positives, temperature=0.07, variant="ttc", weight=0.2, queue=None
+):
     """Targeted supervised contrastive learning (Li et al. 2022, arXiv:2111.13998): KCL that is also pulled to the target of the own class.
 
     Both targets stand in every denominator. Of an anchor with d drawn views and own views (k_i + 1 of them), a view and the target weigh
@@ -101,9 +115,16 @@ def tsc_loss(z, labels, targets, positives, temperature=0.07, variant="ttc", wei
     targets [2, D] unit vectors, row = class, without gradient; z, labels, positives, queue as in kcl_loss. Returns a scalar (nats).
     """
     s, contrast = _contrast_set(z, labels, positives, temperature, queue, targets.detach())
-    positives, own_target = positives.to(s), F.one_hot(labels.long(), 2).to(s).repeat(len(s) // len(labels), 1)
+    positives, own_target = (
+        positives.to(s),
+        F.one_hot(labels.long(), 2).to(s).repeat(len(s) // len(labels), 1),
+    )
     d = positives.sum(1, keepdim=True)
-    variants = {"ttc": (1 / (d + 1), 1 / (d + 1)), "paper": (1 / d, weight), "code": (1 / (d + 1), weight / (d + 1))}
+    variants = {
+        "ttc": (1 / (d + 1), 1 / (d + 1)),
+        "paper": (1 / d, weight),
+        "code": (1 / (d + 1), weight / (d + 1)),
+    }
     if variant not in variants:
         raise ValueError(f"tsc_loss has the variants {', '.join(variants)}, not {variant}")
     view, target = variants[variant]
@@ -128,7 +149,9 @@ class TSC(KCL):
     def __init__(self, args, subset, model, generator):
         super().__init__(args, subset, model, generator)
         self.variant, self.switch = args.variant, 0 if args.variant == "ttc" else args.epochs // 2
-        self.register_buffer("targets", antipodal_prototypes(model.dim, generator))           # row = class, once assigned
+        self.register_buffer(
+            "targets", antipodal_prototypes(model.dim, generator)
+        )  # row = class, once assigned
         self.register_buffer("centroids", torch.zeros(2, model.dim))
         self.targeted = False
 
@@ -140,15 +163,17 @@ class TSC(KCL):
 
     def loss(self, z, labels, positives, queue=None):
         if self.targeted:
-            return tsc_loss(z, labels, self.targets, positives, self.temperature, self.variant, queue=queue)
+            return tsc_loss(
+                z, labels, self.targets, positives, self.temperature, self.variant, queue=queue
+            )
         self.follow_centroids(z[:, 0].detach(), labels)
         return kcl_loss(z, labels, positives, self.temperature, queue)
 
     def follow_centroids(self, z, labels, momentum=0.9):
         """Move the centroid of each class that the batch has a tenth of the way to its mean. z [N, D]."""
-        members = F.one_hot(labels.long(), 2).to(z)                                             # [N, 2]
+        members = F.one_hot(labels.long(), 2).to(z)  # [N, 2]
         with torch.autocast(z.device.type, enabled=False):
-            mean = F.normalize(members.T @ z, dim=1)                                            # [2, D]; zero for a class that is not there
+            mean = F.normalize(members.T @ z, dim=1)  # [2, D]; zero for a class that is not there
         moved = F.normalize(momentum * self.centroids + (1 - momentum) * mean, dim=1)
         self.centroids.copy_(torch.where(members.any(0)[:, None], moved, self.centroids))
 
@@ -156,14 +181,23 @@ class TSC(KCL):
         return (0, self.switch) if epoch < self.switch else (self.switch, epochs)
 
     def collapse_value(self, images):
-        return None                                              # the targets stand in the denominator
+        return None  # the targets stand in the denominator
 
 
 # ------------------------------------------------------------------------------------------------------------------
 # SBCL ("SBC"): the majority in sub-classes about as large as the minority
 # ------------------------------------------------------------------------------------------------------------------
 
-def sbcl_loss(z, labels, subclasses, temperature=0.1, coarse_temperatures=(0.1, 0.1), beta=0.25, fine_scale=1.0):
+
+def sbcl_loss(
+    z,
+    labels,
+    subclasses,
+    temperature=0.1,
+    coarse_temperatures=(0.1, 0.1),
+    beta=0.25,
+    fine_scale=1.0,
+):
     """Subclass-balancing contrastive learning (Hou et al. 2023, arXiv:2306.15925): fine_scale * fine + beta * coarse.
 
     fine is SupCon on the sub-classes. coarse is SupCon on the classes without the own sub-class: of that, only the own other views are
@@ -177,11 +211,16 @@ def sbcl_loss(z, labels, subclasses, temperature=0.1, coarse_temperatures=(0.1, 
     with torch.autocast(z.device.type, enabled=False):
         s = rows @ rows.T
     others = ~torch.eye(len(s), dtype=torch.bool, device=s.device)
-    same, same_subclass, own = (_equal_pairs(values, z.shape[1]) & others for values in (labels, subclasses, torch.arange(len(z), device=z.device)))
+    same, same_subclass, own = (
+        _equal_pairs(values, z.shape[1]) & others
+        for values in (labels, subclasses, torch.arange(len(z), device=z.device))
+    )
     members = same & same_subclass
     outside = others & ~members | own
     positives = same & outside
-    t = torch.as_tensor(coarse_temperatures, dtype=s.dtype).to(s.device, non_blocking=True)[labels.long().repeat(z.shape[1]), None]   # [V*N, 1]
+    t = torch.as_tensor(coarse_temperatures, dtype=s.dtype).to(s.device, non_blocking=True)[
+        labels.long().repeat(z.shape[1]), None
+    ]  # [V*N, 1]
     fine = _pull(s / temperature, others, _shares(members, s))
     coarse = _pull(s / t, outside, _shares(positives, s))
     return (fine_scale * fine + beta * coarse).mean()
@@ -203,7 +242,9 @@ def cosine_kmeans(x, clusters, generator, steps=35, tolerance=1e-3):
         nearest = (x @ F.normalize(centres, dim=1).T).argmax(1)
         sizes = nearest.bincount(minlength=len(centres))[:, None]
         moved = torch.zeros_like(centres).index_add_(0, nearest, x) / sizes.clamp(min=1)
-        moved = torch.where(sizes > 0, moved, x[torch.randint(len(x), (len(centres),), generator=generator)])
+        moved = torch.where(
+            sizes > 0, moved, x[torch.randint(len(x), (len(centres),), generator=generator)]
+        )
         shift, centres = (moved - centres).norm(dim=1).sum().square(), moved
         if shift < tolerance:
             break
@@ -212,7 +253,13 @@ def cosine_kmeans(x, clusters, generator, steps=35, tolerance=1e-3):
 
 def class_spreads(z, labels):
     """phi_c = mean distance from the class mean / log(n_c + 10), the spread that sets SBCL's coarse temperature. z [n, D]. Returns [2]."""
-    return torch.stack([(z[labels == c] - z[labels == c].mean(0)).norm(dim=1).mean() / math.log((labels == c).sum() + 10) for c in (0, 1)])
+    return torch.stack(
+        [
+            (z[labels == c] - z[labels == c].mean(0)).norm(dim=1).mean()
+            / math.log((labels == c).sum() + 10)
+            for c in (0, 1)
+        ]
+    )
 
 
 class SBCL(Method):
@@ -226,8 +273,17 @@ class SBCL(Method):
 
     def __init__(self, args, subset, model, generator):
         super().__init__(args, subset, model, generator)
-        self.variant, self.every, self.warmup = args.variant, args.recluster_every, min(10, args.epochs // 2)
-        self.seed, self.batch_size, self.subset, self.rows = args.seed, args.chunk or args.batch_size, subset, subset.splits["train"]
+        self.variant, self.every, self.warmup = (
+            args.variant,
+            args.recluster_every,
+            min(10, args.epochs // 2),
+        )
+        self.seed, self.batch_size, self.subset, self.rows = (
+            args.seed,
+            args.chunk or args.batch_size,
+            subset,
+            subset.splits["train"],
+        )
         self.numbers = subclass_numbers(subset.train_counts())
         self.register_buffer("subclasses", torch.from_numpy(subset.labels[self.rows]))
         self.register_buffer("coarse_temperatures", torch.full((2,), args.temperature))
@@ -237,18 +293,27 @@ class SBCL(Method):
         self.warming_up = epoch < self.warmup
         if not self.warming_up and not resumed and (epoch - self.warmup) % self.every == 0:
             self.recluster(model, seeded(self.seed, epoch, 1))
-        self.facts = {"subclasses": self.numbers, "supcon_warmup": self.warming_up,
-                      "coarse_temperatures": [round(t, 4) for t in self.coarse_temperatures.tolist()]}
+        self.facts = {
+            "subclasses": self.numbers,
+            "supcon_warmup": self.warming_up,
+            "coarse_temperatures": [round(t, 4) for t in self.coarse_temperatures.tolist()],
+        }
 
     def recluster(self, model, generator):
         """Sub-classes and coarse temperatures from the projections of all training images, in eval mode."""
         device, views = self.subclasses.device, 1 if self.variant == "code" else 0
-        z = embed(model, self.subset, self.rows, device, self.batch_size, views=views, generator=generator).reshape(len(self.rows), -1)
+        z = embed(
+            model, self.subset, self.rows, device, self.batch_size, views=views, generator=generator
+        ).reshape(len(self.rows), -1)
         labels = torch.from_numpy(self.subset.labels[self.rows])
         subclasses = torch.empty_like(labels)
         for c in (0, 1):
-            subclasses[labels == c] = cosine_kmeans(z[labels == c], self.numbers[c], generator) + c * self.numbers[0]
-        phi = class_spreads(z, labels).clamp(min=1e-6)            # where all embeddings are equal, what is left is rounding
+            subclasses[labels == c] = (
+                cosine_kmeans(z[labels == c], self.numbers[c], generator) + c * self.numbers[0]
+            )
+        phi = class_spreads(z, labels).clamp(
+            min=1e-6
+        )  # where all embeddings are equal, what is left is rounding
         if self.variant == "code":
             clipped = phi.clamp(phi.quantile(0.2), phi.quantile(0.8))
             t = torch.where(torch.tensor(self.numbers) == 1, 1.0, clipped / clipped.mean())
@@ -262,15 +327,23 @@ class SBCL(Method):
         if self.warming_up:
             return supcon_loss(z, labels, self.temperature)
         scale = 0.1 / 0.07 if self.variant == "code" else 1.0
-        return sbcl_loss(z, labels, self.subclasses[positions], self.temperature, self.coarse_temperatures, fine_scale=scale)
+        return sbcl_loss(
+            z,
+            labels,
+            self.subclasses[positions],
+            self.temperature,
+            self.coarse_temperatures,
+            fine_scale=scale,
+        )
 
     def collapse_value(self, images):
-        return None                                              # the coarse term's depends on what the batch holds
+        return None  # the coarse term's depends on what the batch holds
 
 
 # ------------------------------------------------------------------------------------------------------------------
 # BCL: classes averaged in the denominator, and a learned centre of each class
 # ------------------------------------------------------------------------------------------------------------------
+
 
 def bcl_loss(z, labels, centres, temperature=0.07):
     """Balanced contrastive learning (Zhu et al. 2022, arXiv:2207.09052): the denominator is a sum over classes of means.
@@ -282,12 +355,17 @@ def bcl_loss(z, labels, centres, temperature=0.07):
     check_labels(z, labels)
     with torch.autocast(z.device.type, enabled=False):
         rows = view_rows(z)
-        s = rows @ torch.cat([rows, centres.to(rows)]).T / temperature                          # [V*N, V*N + 2]
-    label = torch.cat([labels.repeat(z.shape[1]), torch.arange(2, device=labels.device)])       # [V*N + 2]
+        s = rows @ torch.cat([rows, centres.to(rows)]).T / temperature  # [V*N, V*N + 2]
+    label = torch.cat(
+        [labels.repeat(z.shape[1]), torch.arange(2, device=labels.device)]
+    )  # [V*N + 2]
     others = ~torch.eye(*s.shape, dtype=torch.bool, device=s.device)
     classes = [others & (label == c) for c in (0, 1)]
-    log_means = [s.masked_fill(~members, -torch.inf).logsumexp(1) - members.sum(1).to(s).log() for members in classes]
-    own = others & (label[:len(s), None] == label[None, :])
+    log_means = [
+        s.masked_fill(~members, -torch.inf).logsumexp(1) - members.sum(1).to(s).log()
+        for members in classes
+    ]
+    own = others & (label[: len(s), None] == label[None, :])
     return (torch.logaddexp(*log_means) - (s * own).sum(1) / own.sum(1)).mean()
 
 
@@ -298,21 +376,29 @@ class BCL(Method):
     orthogonal whatever the weights: variant "layernorm" avoids that, "batchnorm" is as published. Loss weights 1 and 0.35 as published
     for ImageNet-LT.
     """
+
     views = 3
 
     def __init__(self, args, subset, model, generator):
         super().__init__(args, subset, model, generator)
-        dim, norm = model.encoder.dim, {"layernorm": nn.LayerNorm, "batchnorm": nn.BatchNorm1d}[args.variant]
+        dim, norm = (
+            model.encoder.dim,
+            {"layernorm": nn.LayerNorm, "batchnorm": nn.BatchNorm1d}[args.variant],
+        )
         self.classifier = CosineClassifier(dim)
-        self.centre_head = nn.Sequential(nn.Linear(dim, dim), norm(dim), nn.ReLU(), nn.Linear(dim, model.dim))
+        self.centre_head = nn.Sequential(
+            nn.Linear(dim, dim), norm(dim), nn.ReLU(), nn.Linear(dim, model.dim)
+        )
         self.register_buffer("prior", class_prior(subset))
         self.strong = (2,) if args.randaugment else ()
 
     def forward(self, model, x, labels, positions, generator):
-        features = model.features(x)                                                            # [3, N, dim]
+        features = model.features(x)  # [3, N, dim]
         z = model.project(features[:2]).transpose(0, 1)
         centres = F.normalize(self.centre_head(self.classifier.weight).float(), dim=1)
-        return logit_adjusted_loss(self.classifier(features[2]), labels, self.prior) + 0.35 * bcl_loss(z, labels, centres, self.temperature)
+        return logit_adjusted_loss(
+            self.classifier(features[2]), labels, self.prior
+        ) + 0.35 * bcl_loss(z, labels, centres, self.temperature)
 
     def collapse_value(self, images):
         return None
@@ -322,7 +408,10 @@ class BCL(Method):
 # PaCo and GPaCo: a linear classifier's logits as one more positive, and a queue
 # ------------------------------------------------------------------------------------------------------------------
 
-def paco_loss(z, labels, logits, prior, queue, queue_labels, temperature=0.2, alpha=0.05, beta=1.0, gamma=1.0):
+
+def paco_loss(
+    z, labels, logits, prior, queue, queue_labels, temperature=0.2, alpha=0.05, beta=1.0, gamma=1.0
+):
     """Parametric contrastive learning (Cui et al. 2021, arXiv:2107.12028; GPaCo: Cui et al. 2023, arXiv:2209.12400).
 
     With o = logits + log prior, K(i) all other views and the queue, and P(i) the rows of K(i) of the own class,
@@ -334,21 +423,31 @@ def paco_loss(z, labels, logits, prior, queue, queue_labels, temperature=0.2, al
     """
     check_labels(z, labels)
     if z.shape[1] != 2 or logits.ndim != 3 or logits.shape[1] not in (1, 2):
-        raise ValueError(f"PaCo takes two views and logits [N, 1 or 2, 2], not {z.shape[1]} views and logits {list(logits.shape)}")
+        raise ValueError(
+            f"PaCo takes two views and logits [N, 1 or 2, 2], not {z.shape[1]} views and logits {list(logits.shape)}"
+        )
     anchor_views = logits.shape[1]
     if anchor_views == 1:
         z = torch.stack([z[:, 0], z[:, 1].detach()], dim=1)
     with torch.autocast(z.device.type, enabled=False):
         rows = view_rows(z)
-        s = rows[:anchor_views * len(z)] @ torch.cat([rows, queue.detach().to(rows)]).T / temperature              # [A*N, 2N + K]
-    o = at_least_float32(logits).transpose(0, 1).flatten(0, 1) + prior.to(s).log()                                 # [A*N, 2]
+        s = (
+            rows[: anchor_views * len(z)]
+            @ torch.cat([rows, queue.detach().to(rows)]).T
+            / temperature
+        )  # [A*N, 2N + K]
+    o = at_least_float32(logits).transpose(0, 1).flatten(0, 1) + prior.to(s).log()  # [A*N, 2]
     others = ~torch.eye(*s.shape, dtype=torch.bool, device=s.device)
-    y = labels.long().repeat(anchor_views)                                                                         # [A*N]
+    y = labels.long().repeat(anchor_views)  # [A*N]
     same = others & (y[:, None] == torch.cat([labels.repeat(2), queue_labels])[None, :])
     log_z = o.logsumexp(1)
     if gamma:
-        log_z = torch.logaddexp(log_z, s.masked_fill(~others, -torch.inf).logsumexp(1) + math.log(gamma))
-    weight = torch.as_tensor(alpha, dtype=s.dtype).to(s.device, non_blocking=True).expand(2)[y]                    # [A*N]
+        log_z = torch.logaddexp(
+            log_z, s.masked_fill(~others, -torch.inf).logsumexp(1) + math.log(gamma)
+        )
+    weight = (
+        torch.as_tensor(alpha, dtype=s.dtype).to(s.device, non_blocking=True).expand(2)[y]
+    )  # [A*N]
     pulled = beta * o.gather(1, y[:, None]).squeeze(1) + weight * (s * same).sum(1)
     return (log_z - pulled / (beta + weight * same.sum(1))).mean()
 
@@ -366,19 +465,32 @@ class PaCo(Method):
         self.queue = Queue(args.queue, model.dim, generator)
         self.key_encoder = MomentumEncoder(model) if args.variant == "paco" else None
         self.register_buffer("prior", class_prior(subset))
-        expected = 1 + self.prior * (2 * args.batch_size - 2 + args.queue)                      # the own other view, and rows of the own class
-        self.register_buffer("alpha", 0.4 / expected if args.alpha is None else torch.full((2,), args.alpha))
+        expected = 1 + self.prior * (
+            2 * args.batch_size - 2 + args.queue
+        )  # the own other view, and rows of the own class
+        self.register_buffer(
+            "alpha", 0.4 / expected if args.alpha is None else torch.full((2,), args.alpha)
+        )
         self.facts = {"alpha": [float(f"{a:.3g}") for a in self.alpha.tolist()]}
         self.strong = (0,) if args.randaugment else ()
 
     def forward(self, model, x, labels, positions, generator):
         if self.key_encoder:
-            features = model.features(x[0])[:, None]                                            # [N, 1, dim]
+            features = model.features(x[0])[:, None]  # [N, 1, dim]
             z = torch.stack([model.project(features[:, 0]), self.key_encoder(model, x[1])], dim=1)
         else:
-            features = model.features(x).transpose(0, 1)                                        # [N, 2, dim]
+            features = model.features(x).transpose(0, 1)  # [N, 2, dim]
             z = model.project(features.contiguous())
-        loss = paco_loss(z, labels, self.centres(features), self.prior, self.queue.keys.clone(), self.queue.labels, self.temperature, self.alpha)
+        loss = paco_loss(
+            z,
+            labels,
+            self.centres(features),
+            self.prior,
+            self.queue.keys.clone(),
+            self.queue.labels,
+            self.temperature,
+            self.alpha,
+        )
         self.queue.push(z[:, 1].detach(), labels)
         return loss
 
@@ -389,6 +501,7 @@ class PaCo(Method):
 # ------------------------------------------------------------------------------------------------------------------
 # what they share
 # ------------------------------------------------------------------------------------------------------------------
+
 
 def _equal_pairs(values, views):
     """Which rows are of images with equal values: [N] -> bool [V*N, V*N], view-major."""
@@ -405,15 +518,26 @@ def _contrast_set(z, labels, positives, temperature, queue=None, targets=None):
     with torch.autocast(z.device.type, enabled=False):
         if queue is None:
             anchors = view_rows(z)
-            cosines, contrast = anchors @ anchors.T, ~torch.eye(len(anchors), dtype=torch.bool, device=z.device)
+            cosines, contrast = (
+                anchors @ anchors.T,
+                ~torch.eye(len(anchors), dtype=torch.bool, device=z.device),
+            )
         else:
             anchors, keys = at_least_float32(z[:, 0]), at_least_float32(z[:, 1].detach())
-            cosines = torch.cat([(anchors * keys).sum(1, keepdim=True), anchors @ queue.detach().to(anchors).T], dim=1)
+            cosines = torch.cat(
+                [(anchors * keys).sum(1, keepdim=True), anchors @ queue.detach().to(anchors).T],
+                dim=1,
+            )
             contrast = torch.ones_like(cosines, dtype=torch.bool)
         if positives.shape != cosines.shape:
-            raise ValueError(f"positives must be {list(cosines.shape)}, anchors by what they are compared with, not {list(positives.shape)}")
+            raise ValueError(
+                f"positives must be {list(cosines.shape)}, anchors by what they are compared with, not {list(positives.shape)}"
+            )
         if targets is not None:
-            cosines, contrast = torch.cat([cosines, anchors @ targets.to(anchors).T], dim=1), F.pad(contrast, (0, len(targets)), value=True)
+            cosines, contrast = (
+                torch.cat([cosines, anchors @ targets.to(anchors).T], dim=1),
+                F.pad(contrast, (0, len(targets)), value=True),
+            )
     return cosines / temperature, contrast
 
 
@@ -439,7 +563,9 @@ class Queue(nn.Module):
 
     def __init__(self, size, dim, generator):
         super().__init__()
-        self.register_buffer("keys", F.normalize(torch.randn(size, dim, generator=generator), dim=1))
+        self.register_buffer(
+            "keys", F.normalize(torch.randn(size, dim, generator=generator), dim=1)
+        )
         self.register_buffer("labels", torch.full((size,), -1))
         self.register_buffer("next", torch.zeros((), dtype=torch.long))
 
@@ -472,16 +598,24 @@ class MomentumEncoder(nn.Module):
 # supervised: LDAM-DRW, logit adjustment, and re-training of the classifier on a frozen encoder (cRT, LWS, tau-normalisation)
 # ------------------------------------------------------------------------------------------------------------------
 
+
 class CosineClassifier(nn.Module):
     """Logits `scale` * cos(f, w_c), without bias: the classifier of LDAM and of BCL. f [B, D] -> [B, 2]."""
 
     def __init__(self, dim, scale=30.0):
         super().__init__()
-        self.weight, self.scale = nn.Parameter(F.normalize(torch.rand(2, dim) * 2 - 1, dim=1)), scale
+        self.weight, self.scale = (
+            nn.Parameter(F.normalize(torch.rand(2, dim) * 2 - 1, dim=1)),
+            scale,
+        )
 
     def forward(self, features):
         with torch.autocast(features.device.type, enabled=False):
-            return self.scale * F.normalize(at_least_float32(features), dim=1) @ F.normalize(self.weight, dim=1).T
+            return (
+                self.scale
+                * F.normalize(at_least_float32(features), dim=1)
+                @ F.normalize(self.weight, dim=1).T
+            )
 
 
 def ldam_margins(counts, max_margin=0.5):
@@ -498,14 +632,17 @@ def ldam_loss(cosines, targets, margins, scale=30.0, weights=None):
     weights in the batch. Returns a scalar (nats).
     """
     cosines = at_least_float32(cosines)
-    return F.cross_entropy(scale * (cosines - F.one_hot(targets.long(), 2) * margins.to(cosines)), targets.long(),
-                           weight=None if weights is None else weights.to(cosines))
+    return F.cross_entropy(
+        scale * (cosines - F.one_hot(targets.long(), 2) * margins.to(cosines)),
+        targets.long(),
+        weight=None if weights is None else weights.to(cosines),
+    )
 
 
 def effective_number_weights(counts, beta=0.9999):
     """Class weights (1 - beta) / (1 - beta^n_c) (Cui et al. 2019, arXiv:1901.05555) that sum to 2; nearly 1/n_c while n_c << 1/(1 - beta)."""
     counts = torch.as_tensor(counts, dtype=torch.float64)
-    weights = (1 - beta) / (1 - beta ** counts)
+    weights = (1 - beta) / (1 - beta**counts)
     return (2 * weights / weights.sum()).to(torch.get_default_dtype())
 
 
@@ -534,7 +671,9 @@ def balanced_batches(labels, batch_size, steps, generator, run=4):
     while len(batches) < steps:
         for c in torch.randperm(2, generator=generator).tolist():
             while len(lists[c]) < run:
-                lists[c] = torch.cat([lists[c], members[c][torch.randperm(len(members[c]), generator=generator)]])
+                lists[c] = torch.cat(
+                    [lists[c], members[c][torch.randperm(len(members[c]), generator=generator)]]
+                )
             drawn, lists[c] = torch.cat([drawn, lists[c][:run]]), lists[c][run:]
         while len(drawn) >= batch_size and len(batches) < steps:
             batches.append(drawn[:batch_size].numpy())
@@ -557,5 +696,5 @@ class LearnableScale(nn.Module):
         super().__init__()
         self.classifier, self.scale = classifier.requires_grad_(False), nn.Parameter(torch.ones(2))
 
-    def forward(self, features):                                 # [B, D] -> [B, 2]
+    def forward(self, features):  # [B, D] -> [B, 2]
         return self.classifier(features) * self.scale

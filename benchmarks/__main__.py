@@ -38,28 +38,108 @@ import evaluate_metrics
 import linear_probe
 import make_subsets
 import pretrain
-from common import (RECIPES, SPLITS, ArgumentParser, ContrastiveModel, ImageBatches, Stop, Subset, UserError, antipodal_prototypes, at_least,
-                    augment, cli, load_subset, log_line, normalize, ntxent_loss, pick_device, precision, provenance, scores, seeded, sha256,
-                    supcon_loss, supmin_loss, suppro_loss, write_json)
+from common import (
+    RECIPES,
+    SPLITS,
+    ArgumentParser,
+    ContrastiveModel,
+    ImageBatches,
+    Stop,
+    Subset,
+    UserError,
+    antipodal_prototypes,
+    at_least,
+    augment,
+    cli,
+    load_subset,
+    log_line,
+    normalize,
+    ntxent_loss,
+    pick_device,
+    precision,
+    provenance,
+    scores,
+    seeded,
+    sha256,
+    supcon_loss,
+    supmin_loss,
+    suppro_loss,
+    write_json,
+)
 
-FORMS = ("supcon", "ntxent", "supmin", "suppro", "kcl", "kcl --queue 1024", "tsc", "tsc --variant paper", "sbcl", "bcl", "paco",
-         "paco --variant gpaco")                                 # words after --method
-WARMED_UP = 3                                                    # of 4 epochs: past TSC's switch and SBCL's clustering
-DIM = 128                                                        # of made-up embeddings
+FORMS = (
+    "supcon",
+    "ntxent",
+    "supmin",
+    "suppro",
+    "kcl",
+    "kcl --queue 1024",
+    "tsc",
+    "tsc --variant paper",
+    "sbcl",
+    "bcl",
+    "paco",
+    "paco --variant gpaco",
+)  # words after --method
+WARMED_UP = 3  # of 4 epochs: past TSC's switch and SBCL's clustering
+DIM = 128  # of made-up embeddings
 
 
 def parse_args():
-    parser = ArgumentParser("Speed as ratios within one run.", smoke=dict(arch="resnet18", size=8, batch_size=8, steps=1, rows=1000, rounds=2))
+    parser = ArgumentParser(
+        "Speed as ratios within one run.",
+        smoke=dict(arch="resnet18", size=8, batch_size=8, steps=1, rows=1000, rounds=2),
+    )
     parser.add_argument("what", choices=BENCHMARKS, help="what is measured")
-    parser.add_argument("--arch", default="resnet50", help="methods, losses, pipeline, profile: any torchvision ResNet")
-    parser.add_argument("--size", type=at_least(8), default=224, metavar="S", help="methods, losses, profile: side of what the network sees, pixels")
-    parser.add_argument("--batch-size", type=at_least(2), default=256, help="methods, losses, pipeline, profile: images")
-    parser.add_argument("--steps", type=at_least(1), default=5, help="methods, pipeline, profile: timed together, in each round")
-    parser.add_argument("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="of the network: auto is bf16 where the GPU has it")
-    parser.add_argument("--rows", type=at_least(1000), default=20000, help="metrics: embeddings, half of them second views")
+    parser.add_argument(
+        "--arch",
+        default="resnet50",
+        help="methods, losses, pipeline, profile: any torchvision ResNet",
+    )
+    parser.add_argument(
+        "--size",
+        type=at_least(8),
+        default=224,
+        metavar="S",
+        help="methods, losses, profile: side of what the network sees, pixels",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=at_least(2),
+        default=256,
+        help="methods, losses, pipeline, profile: images",
+    )
+    parser.add_argument(
+        "--steps",
+        type=at_least(1),
+        default=5,
+        help="methods, pipeline, profile: timed together, in each round",
+    )
+    parser.add_argument(
+        "--amp",
+        choices=["auto", "off", "bf16", "fp16"],
+        default="auto",
+        help="of the network: auto is bf16 where the GPU has it",
+    )
+    parser.add_argument(
+        "--rows",
+        type=at_least(1000),
+        default=20000,
+        help="metrics: embeddings, half of them second views",
+    )
     parser.add_argument("--rounds", type=at_least(1), default=5, help="turns of every form")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the figures are kept, as methods.json or the like (default: printed only)")
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="auto: CUDA where there is one",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where the figures are kept, as methods.json or the like (default: printed only)",
+    )
     parser.add_argument("--smoke", action="store_true", help="tiny, to see it run")
     return parser.parse_args()
 
@@ -67,24 +147,38 @@ def parse_args():
 def main():
     args = parse_args()
     device = pick_device(args.device)
-    facts = provenance(device)                                   # of the code as it is now, whatever is edited meanwhile
+    facts = provenance(device)  # of the code as it is now, whatever is edited meanwhile
     settings, result = BENCHMARKS[args.what](args, device)
     if args.out:
         path = args.out / f"{args.what}.json"
-        write_json(path, {**settings, "rounds": args.rounds, "smoke": args.smoke, args.what: result, "provenance": facts})
+        write_json(
+            path,
+            {
+                **settings,
+                "rounds": args.rounds,
+                "smoke": args.smoke,
+                args.what: result,
+                "provenance": facts,
+            },
+        )
         print(f"wrote {path}")
 
 
 def ratios(seconds, reference):
     """Statistics over rounds of the times of one form, relative to those of another."""
     relative = np.array(seconds) / np.array(reference)
-    return {"ratio": float(np.median(relative)), "lowest": float(relative.min()), "highest": float(relative.max()),
-            "seconds": float(np.median(seconds))}
+    return {
+        "ratio": float(np.median(relative)),
+        "lowest": float(relative.min()),
+        "highest": float(relative.max()),
+        "seconds": float(np.median(seconds)),
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------------
 # methods
 # ------------------------------------------------------------------------------------------------------------------
+
 
 def methods(args, device):
     """Time per training step of each, relative to SupCon."""
@@ -94,33 +188,76 @@ def methods(args, device):
     runs, seconds = {}, {form: [] for form in FORMS}
     for form in FORMS:
         runs[form] = training(form, args, device, subset)
-    with tqdm(total=(1 + args.rounds) * len(FORMS) * args.steps, unit="step", dynamic_ncols=True) as bar:
-        for turn in range(1 + args.rounds):                      # the first is not counted: SBCL clusters in it, caches fill
+    with tqdm(
+        total=(1 + args.rounds) * len(FORMS) * args.steps, unit="step", dynamic_ncols=True
+    ) as bar:
+        for turn in range(
+            1 + args.rounds
+        ):  # the first is not counted: SBCL clusters in it, caches fill
             for form, (options, model, method, optimizer) in runs.items():
                 epoch = WARMED_UP if turn else WARMED_UP - 1
-                stats = pretrain.train_one_epoch(epoch, args.steps, model, method, optimizer, scaler, autocast, train, subset, options, None,
-                                                 bar, Stop())
+                stats = pretrain.train_one_epoch(
+                    epoch,
+                    args.steps,
+                    model,
+                    method,
+                    optimizer,
+                    scaler,
+                    autocast,
+                    train,
+                    subset,
+                    options,
+                    None,
+                    bar,
+                    Stop(),
+                )
                 seconds[form] += [stats["seconds"] / args.steps] if turn else []
     result = {}
     for form, (_, _, method, _) in runs.items():
         learned = sum(p.numel() for p in method.parameters() if p.requires_grad)
-        result[form] = {**ratios(seconds[form], seconds["supcon"]), "views": method.views, "learned": learned,
-                        "kept": sum(t.numel() for t in method.state_dict().values()) - learned}
-    print(f"\n{provenance(device)['device']}, {args.arch}, {args.size} px, batch {args.batch_size}, --amp {args.amp}: "
-          f"{args.rounds} rounds of {args.steps} steps\n")
-    print("| method | views | learned beside the network | kept beside it | time per step, SupCon = 1 (lowest - highest) |\n|---|---|---|---|---|")
+        result[form] = {
+            **ratios(seconds[form], seconds["supcon"]),
+            "views": method.views,
+            "learned": learned,
+            "kept": sum(t.numel() for t in method.state_dict().values()) - learned,
+        }
+    print(
+        f"\n{provenance(device)['device']}, {args.arch}, {args.size} px, batch {args.batch_size}, --amp {args.amp}: "
+        f"{args.rounds} rounds of {args.steps} steps\n"
+    )
+    print(
+        "| method | views | learned beside the network | kept beside it | time per step, SupCon = 1 (lowest - highest) |\n|---|---|---|---|---|"
+    )
     for form, row in result.items():
-        print(f"| {form} | {row['views']} | {row['learned']:,} | {row['kept']:,} | {row['ratio']:.2f} ({row['lowest']:.2f} - {row['highest']:.2f}) |")
-    return {key: getattr(args, key) for key in ("arch", "size", "batch_size", "steps", "amp")}, result
+        print(
+            f"| {form} | {row['views']} | {row['learned']:,} | {row['kept']:,} | {row['ratio']:.2f} ({row['lowest']:.2f} - {row['highest']:.2f}) |"
+        )
+    return {
+        key: getattr(args, key) for key in ("arch", "size", "batch_size", "steps", "amp")
+    }, result
 
 
 def training(form, args, device, subset):
     """What pretrain.py trains by a method and its flags: (options, model, method, optimizer)."""
-    options = pretrain.parse_args(["made-up", "--method", *form.split(), "--batch-size", str(args.batch_size), "--epochs", "4"])
+    options = pretrain.parse_args(
+        [
+            "made-up",
+            "--method",
+            *form.split(),
+            "--batch-size",
+            str(args.batch_size),
+            "--epochs",
+            "4",
+        ]
+    )
     torch.manual_seed(0)
     model = ContrastiveModel(args.arch, pretrain.PROJECTION_DIM).to(device)
     method = pretrain.METHODS[options.method](options, subset, model, seeded(0)).to(device)
-    optimizer = torch.optim.SGD([p for p in [*model.parameters(), *method.parameters()] if p.requires_grad], lr=1e-3, momentum=0.9)
+    optimizer = torch.optim.SGD(
+        [p for p in [*model.parameters(), *method.parameters()] if p.requires_grad],
+        lr=1e-3,
+        momentum=0.9,
+    )
     return options, model, method, optimizer
 
 
@@ -129,9 +266,24 @@ def made_up_subset(images, size, minority_share=0.05):
     draw = np.random.default_rng(0)
     labels = (np.arange(images) < max(1, images * minority_share)).astype(np.int64)
     rows, counts = np.arange(images), {str(c): int((labels == c).sum()) for c in (0, 1)}
-    return Subset(Path("made-up"), "made-up", "95-5", ["majority", "minority"], 1, dict.fromkeys(SPLITS, counts), dict.fromkeys(SPLITS, rows),
-                  draw.integers(0, 256, (images, size, size, 3), dtype=np.uint8), labels, np.full((images, 2), size), size, "natural",
-                  [0.5] * 3, [0.25] * 3, "", "")
+    return Subset(
+        Path("made-up"),
+        "made-up",
+        "95-5",
+        ["majority", "minority"],
+        1,
+        dict.fromkeys(SPLITS, counts),
+        dict.fromkeys(SPLITS, rows),
+        draw.integers(0, 256, (images, size, size, 3), dtype=np.uint8),
+        labels,
+        np.full((images, 2), size),
+        size,
+        "natural",
+        [0.5] * 3,
+        [0.25] * 3,
+        "",
+        "",
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -139,34 +291,73 @@ def made_up_subset(images, size, minority_share=0.05):
 # ------------------------------------------------------------------------------------------------------------------
 
 PROTOTYPES = antipodal_prototypes(DIM, seeded(0))
-LOSSES = {"masked": lambda z, y: masked_loss(z, y), "ntxent": lambda z, y: ntxent_loss(z), "supcon": supcon_loss,
-          "supmin": lambda z, y: supmin_loss(z, y, 1), "suppro": lambda z, y: suppro_loss(z, y, PROTOTYPES),
-          "pytorch-metric-learning SupConLoss": lambda z, y: library_loss("SupConLoss", z, y.repeat(2)),
-          "pytorch-metric-learning NTXentLoss": lambda z, y: library_loss("NTXentLoss", z, torch.arange(len(z), device=z.device).repeat(2))}
+LOSSES = {
+    "masked": lambda z, y: masked_loss(z, y),
+    "ntxent": lambda z, y: ntxent_loss(z),
+    "supcon": supcon_loss,
+    "supmin": lambda z, y: supmin_loss(z, y, 1),
+    "suppro": lambda z, y: suppro_loss(z, y, PROTOTYPES),
+    "pytorch-metric-learning SupConLoss": lambda z, y: library_loss("SupConLoss", z, y.repeat(2)),
+    "pytorch-metric-learning NTXentLoss": lambda z, y: library_loss(
+        "NTXentLoss", z, torch.arange(len(z), device=z.device).repeat(2)
+    ),
+}
 
 
 def losses(args, device):
     """Time and peak memory of forward and backward, relative to the masked form, and the share of a step with the network."""
-    result, sizes, forms = {}, *(((1024,), ("masked", "supcon")) if args.smoke else ((512, 4096, 16384), LOSSES))
-    forms = {rows: [form for form in forms if rows <= 512 or "NTXent" not in form] for rows in sizes}        # its memory grows with rows ** 3
-    memory = {rows: {form: peak_memory(loss_step, form, rows, device) for form in forms[rows]} for rows in tqdm(sizes, desc="memory")}
+    result, sizes, forms = (
+        {},
+        *(((1024,), ("masked", "supcon")) if args.smoke else ((512, 4096, 16384), LOSSES)),
+    )
+    forms = {
+        rows: [form for form in forms if rows <= 512 or "NTXent" not in form] for rows in sizes
+    }  # its memory grows with rows ** 3
+    memory = {
+        rows: {form: peak_memory(loss_step, form, rows, device) for form in forms[rows]}
+        for rows in tqdm(sizes, desc="memory")
+    }
     view = seconds_per_view(args, device)
     for rows in sizes:
         data = made_up_embeddings(rows, device)
-        first = {form: timed(loss_step, form, *data) for form in forms[rows]}            # not counted: caches fill
+        first = {
+            form: timed(loss_step, form, *data) for form in forms[rows]
+        }  # not counted: caches fill
         seconds = {form: [] for form in first}
         for form in tqdm(list(first) * args.rounds, desc=f"{rows} rows", leave=False):
-            seconds[form].append(timed(loss_step, form, *data, times=max(1, int(0.2 / first[form]))))
-        result[rows] = {form: {**ratios(seconds[form], seconds["masked"]), "megabytes": memory[rows][form] / 1e6} for form in seconds}
+            seconds[form].append(
+                timed(loss_step, form, *data, times=max(1, int(0.2 / first[form])))
+            )
+        result[rows] = {
+            form: {
+                **ratios(seconds[form], seconds["masked"]),
+                "megabytes": memory[rows][form] / 1e6,
+            }
+            for form in seconds
+        }
         for row in result[rows].values():
             row["percent_of_step"] = 100 * row["seconds"] / (rows * view + row["seconds"])
-    print(f"\n{provenance(device)['device']}, {DIM} dimensions: {args.rounds} rounds; a view through {args.arch} at {args.size} px: {view:.5f} s\n")
-    print("| rows | form | time, masked = 1 (lowest - highest) | seconds | % of a step with the network | peak memory, masked = 1 | MB |")
+    print(
+        f"\n{provenance(device)['device']}, {DIM} dimensions: {args.rounds} rounds; a view through {args.arch} at {args.size} px: {view:.5f} s\n"
+    )
+    print(
+        "| rows | form | time, masked = 1 (lowest - highest) | seconds | % of a step with the network | peak memory, masked = 1 | MB |"
+    )
     print("|---|---|---|---|---|---|---|")
-    for rows, form, row in ((rows, form, row) for rows in sizes for form, row in result[rows].items()):
-        print(f"| {rows:,} | {form} | {row['ratio']:.2f} ({row['lowest']:.2f} - {row['highest']:.2f}) | {row['seconds']:.4f} | "
-              f"{row['percent_of_step']:.3f} | {memory[rows][form] / memory[rows]['masked']:.2f} | {row['megabytes']:.0f} |")
-    return {"dimensions": DIM, "arch": args.arch, "size": args.size, "batch_size": args.batch_size, "seconds_per_view": view}, result
+    for rows, form, row in (
+        (rows, form, row) for rows in sizes for form, row in result[rows].items()
+    ):
+        print(
+            f"| {rows:,} | {form} | {row['ratio']:.2f} ({row['lowest']:.2f} - {row['highest']:.2f}) | {row['seconds']:.4f} | "
+            f"{row['percent_of_step']:.3f} | {memory[rows][form] / memory[rows]['masked']:.2f} | {row['megabytes']:.0f} |"
+        )
+    return {
+        "dimensions": DIM,
+        "arch": args.arch,
+        "size": args.size,
+        "batch_size": args.batch_size,
+        "seconds_per_view": view,
+    }, result
 
 
 def seconds_per_view(args, device):
@@ -180,7 +371,9 @@ def seconds_per_view(args, device):
             z = model(views)
         z.sum().backward()
 
-    return float(np.median([timed(step) for _ in range(1 + args.rounds)][1:])) / (2 * args.batch_size)
+    return float(np.median([timed(step) for _ in range(1 + args.rounds)][1:])) / (
+        2 * args.batch_size
+    )
 
 
 def masked_loss(z, labels, temperature=0.07):
@@ -190,7 +383,9 @@ def masked_loss(z, labels, temperature=0.07):
     mask = (labels[:, None] == labels).float().repeat(views, views)
     logits = contrast @ contrast.T / temperature
     logits = logits - logits.max(dim=1, keepdim=True).values.detach()
-    logits_mask = torch.ones_like(mask).scatter(1, torch.arange(n * views, device=z.device)[:, None], 0)
+    logits_mask = torch.ones_like(mask).scatter(
+        1, torch.arange(n * views, device=z.device)[:, None], 0
+    )
     mask = mask * logits_mask
     exp_logits = logits.exp() * logits_mask
     log_prob = logits - exp_logits.sum(1, keepdim=True).log()
@@ -199,6 +394,7 @@ def masked_loss(z, labels, temperature=0.07):
 
 def library_loss(name, z, labels):
     from pytorch_metric_learning import losses as library
+
     return getattr(library, name)(temperature=0.07)(z.transpose(0, 1).flatten(0, 1), labels)
 
 
@@ -212,31 +408,71 @@ def loss_step(form, z, labels):
 # subsets
 # ------------------------------------------------------------------------------------------------------------------
 
+
 def subsets(args, device):
     """Packing of a made-up iNaturalist against a plain Pillow loop, its memory, a kill and a restart, one worker and all."""
     with tempfile.TemporaryDirectory(prefix="subsets-") as folder:
         root, n = Path(folder), 240 if args.smoke else 15120
         files = made_up_photographs(root, n // 70)
-        plain, packed = one_core(root, files[::max(1, n // 1000)], args.rounds)
-        command = [sys.executable, Path(__file__).with_name("make_subsets.py"), "inat21-mammals", "--data-root", root, "--ratios", "natural"]
+        plain, packed = one_core(root, files[:: max(1, n // 1000)], args.rounds)
+        command = [
+            sys.executable,
+            Path(__file__).with_name("make_subsets.py"),
+            "inat21-mammals",
+            "--data-root",
+            root,
+            "--ratios",
+            "natural",
+        ]
         runs = {}
         for name, more in (("one worker", ["--workers", "1"]), ("all workers", [])):
             start = time.time()
-            memory = peak_of(subprocess.Popen([*command, *more, "--out", root / name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            memory = peak_of(
+                subprocess.Popen(
+                    [*command, *more, "--out", root / name],
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            )
             runs[name] = {"seconds": time.time() - start, "peak_mib": memory}
-        killed = subprocess.Popen([*command, "--out", root / "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        killed = subprocess.Popen(
+            [*command, "--out", root / "killed"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         time.sleep(runs["all workers"]["seconds"] / 2)
         killed.kill()
         killed.wait()
-        again = subprocess.run([*command, "--out", root / "killed"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
-        bytes_of = [{file: sha256(root / name / "inat21-mammals" / file) for file in ("images.npy", "index.csv")} for name in (*runs, "killed")]
+        again = subprocess.run(
+            [*command, "--out", root / "killed"], capture_output=True, text=True, check=True
+        ).stdout.splitlines()[0]
+        bytes_of = [
+            {
+                file: sha256(root / name / "inat21-mammals" / file)
+                for file in ("images.npy", "index.csv")
+            }
+            for name in (*runs, "killed")
+        ]
         if not bytes_of[0] == bytes_of[1] == bytes_of[2]:
             raise UserError("the packed bytes depend on the number of workers, or on a kill")
-        result = {"images": len(files), "bytes": sum(path.stat().st_size for path in files), "one core": ratios(packed, plain), **runs,
-                  "after a kill": again}
-    print(f"\n{len(files)} JPEGs, one core: {result['one core']['ratio']:.2f} of the time of a plain Pillow loop "
-          f"({result['one core']['lowest']:.2f} - {result['one core']['highest']:.2f})")
-    print(*(f"{name}: {run['seconds']:.0f} s, {run['peak_mib']:.0f} MiB at most" for name, run in runs.items()), sep="\n")
+        result = {
+            "images": len(files),
+            "bytes": sum(path.stat().st_size for path in files),
+            "one core": ratios(packed, plain),
+            **runs,
+            "after a kill": again,
+        }
+    print(
+        f"\n{len(files)} JPEGs, one core: {result['one core']['ratio']:.2f} of the time of a plain Pillow loop "
+        f"({result['one core']['lowest']:.2f} - {result['one core']['highest']:.2f})"
+    )
+    print(
+        *(
+            f"{name}: {run['seconds']:.0f} s, {run['peak_mib']:.0f} MiB at most"
+            for name, run in runs.items()
+        ),
+        sep="\n",
+    )
     print(f"after a kill: {again}; same bytes")
     return {}, result
 
@@ -244,7 +480,11 @@ def subsets(args, device):
 def made_up_photographs(root, categories):
     """A made-up iNaturalist of so many categories, 70 photographs each. Returns their paths."""
     with ProcessPoolExecutor() as pool:
-        made = tqdm(pool.map(made_up_category, [root] * categories, range(categories)), total=categories, desc="photographs")
+        made = tqdm(
+            pool.map(made_up_category, [root] * categories, range(categories)),
+            total=categories,
+            desc="photographs",
+        )
         return [path for paths in made for path in paths]
 
 
@@ -252,12 +492,18 @@ def made_up_category(root, i):
     """Writes 60 training and 10 validation photographs of one category, up to 500 px, in iNaturalist's layout. Returns their paths."""
     order, paths = "Artiodactyla" if i % 3 == 0 else "Carnivora", []
     for part, n in (("train", 60), ("val", 10)):
-        folder = root / part / f"{i:05d}_Animalia_Chordata_Mammalia_{order}_Family{i % 20}_Genus{i % 100}_species{i}"
+        folder = (
+            root
+            / part
+            / f"{i:05d}_Animalia_Chordata_Mammalia_{order}_Family{i % 20}_Genus{i % 100}_species{i}"
+        )
         folder.mkdir(parents=True)
         for k in range(n):
             draw = np.random.default_rng([i, k, n])
             width, height = [(500, 375), (375, 500), (500, 333), (500, 500)][draw.integers(4)]
-            coarse = Image.fromarray(draw.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)).resize((width, height))
+            coarse = Image.fromarray(
+                draw.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+            ).resize((width, height))
             noisy = np.asarray(coarse) + draw.normal(0, 12, (height, width, 1))
             paths.append(folder / f"{k:03d}.jpg")
             Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(paths[-1], quality=85)
@@ -268,15 +514,21 @@ def one_core(root, files, rounds):
     """Seconds per round of a plain Pillow loop and of make_subsets.pack_block over the same files, taking turns."""
     side, plain, packed = 320, [], []
     path = root / "one-core.npy"
-    offset = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(files), side, side, 3)).offset
+    offset = np.lib.format.open_memmap(
+        path, mode="w+", dtype=np.uint8, shape=(len(files), side, side, 3)
+    ).offset
     for _ in range(rounds):
         start = time.perf_counter()
         for file in files:
-            np.asarray(Image.open(file).convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
+            np.asarray(
+                Image.open(file).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+            )
         plain.append(time.perf_counter() - start)
         start = time.perf_counter()
         for at in range(0, len(files), make_subsets.CHUNK):
-            make_subsets.pack_block((path, offset, at, files[at:at + make_subsets.CHUNK], side, 3, False))
+            make_subsets.pack_block(
+                (path, offset, at, files[at : at + make_subsets.CHUNK], side, 3, False)
+            )
         packed.append(time.perf_counter() - start)
     return plain, packed
 
@@ -285,10 +537,22 @@ def peak_of(process):
     """MiB that a process and its children use at most, shared pages counted once (Linux: proportional set size), until it ends."""
     peak = 0
     while process.poll() is None:
-        members = [process.pid, *(int(pid) for task in Path(f"/proc/{process.pid}/task").glob("*/children") for pid in task.read_text().split())]
+        members = [
+            process.pid,
+            *(
+                int(pid)
+                for task in Path(f"/proc/{process.pid}/task").glob("*/children")
+                for pid in task.read_text().split()
+            ),
+        ]
         try:
-            sizes = [re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE) for pid in members]
-        except (FileNotFoundError, ProcessLookupError):          # one has ended just now
+            sizes = [
+                re.search(
+                    r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE
+                )
+                for pid in members
+            ]
+        except (FileNotFoundError, ProcessLookupError):  # one has ended just now
             continue
         peak = max(peak, sum(int(size[1]) for size in sizes if size) / 1024)
         time.sleep(0.2)
@@ -329,30 +593,92 @@ def pipeline(args, device):
     result, starts = {}, []
     with tempfile.TemporaryDirectory(prefix="pipeline-") as folder:
         root = Path(folder)
-        made_up_photographs(root, max(2, -(-args.batch_size * args.steps // 50)))        # of 60 training images a category, some go to val
+        made_up_photographs(
+            root, max(2, -(-args.batch_size * args.steps // 50))
+        )  # of 60 training images a category, some go to val
         for size in (args.size,) if args.smoke else (28, 64, 224):
-            command = ["inat21-mammals", "--data-root", root, "--size", str(size), "--ratios", "natural", "--out", root / str(size)]
-            subprocess.run([sys.executable, Path(make_subsets.__file__), *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+            command = [
+                "inat21-mammals",
+                "--data-root",
+                root,
+                "--size",
+                str(size),
+                "--ratios",
+                "natural",
+                "--out",
+                root / str(size),
+            ]
+            subprocess.run(
+                [sys.executable, Path(make_subsets.__file__), *command],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                check=True,
+            )
             subset = load_subset(root / str(size) / "inat21-mammals/natural.json")
             step, compiled = step_ratios(args, device, subset, root)
-            result[size] = {"step": step, "compiled": compiled, "views": view_ratios(args, device, subset, root)}
-        command = [subset.path, "--method", "supcon", "--arch", args.arch, "--batch-size", args.batch_size, "--device", device.type, "--size", 64,
-                   "--watch-every", 0]
+            result[size] = {
+                "step": step,
+                "compiled": compiled,
+                "views": view_ratios(args, device, subset, root),
+            }
+        command = [
+            subset.path,
+            "--method",
+            "supcon",
+            "--arch",
+            args.arch,
+            "--batch-size",
+            args.batch_size,
+            "--device",
+            device.type,
+            "--size",
+            64,
+            "--watch-every",
+            0,
+        ]
         for turn in tqdm(range(args.rounds), desc="start"):
             words = map(str, [*command, "--out", root / f"run{turn}", time.time()])
-            done = subprocess.run([sys.executable, "-c", FIRST_STEP, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                                  check=True, cwd=Path(__file__).parent)
-            answer = timed(lambda: subprocess.run([sys.executable, pretrain.__file__, "--help"], stdout=subprocess.DEVNULL, check=True))
+            done = subprocess.run(
+                [sys.executable, "-c", FIRST_STEP, *words],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                check=True,
+                cwd=Path(__file__).parent,
+            )
+            answer = timed(
+                lambda: subprocess.run(
+                    [sys.executable, pretrain.__file__, "--help"],
+                    stdout=subprocess.DEVNULL,
+                    check=True,
+                )
+            )
             starts.append({"--help": answer, **json.loads(done.stdout.splitlines()[-1])})
     torch_alone = [seconds["torch and torchvision"] for seconds in starts]
-    result["start"] = {part: ratios([seconds[part] for seconds in starts], torch_alone) for part in starts[0]}
-    print(f"\n{provenance(device)['device']}, {args.arch}, batch {args.batch_size}, --amp {args.amp}: {args.rounds} rounds of {args.steps} steps\n")
-    print("| pixels | images per second | of the network alone | network alone, compiled | of it plain | views per second | of a DataLoader |")
+    result["start"] = {
+        part: ratios([seconds[part] for seconds in starts], torch_alone) for part in starts[0]
+    }
+    print(
+        f"\n{provenance(device)['device']}, {args.arch}, batch {args.batch_size}, --amp {args.amp}: {args.rounds} rounds of {args.steps} steps\n"
+    )
+    print(
+        "| pixels | images per second | of the network alone | network alone, compiled | of it plain | views per second | of a DataLoader |"
+    )
     print("|---|---|---|---|---|---|---|")
     for size, row in ((size, row) for size, row in result.items() if size != "start"):
-        print(f"| {size} | " + " | ".join(f"{row[what]['per second']:.0f} | {row[what]['ratio']:.2f} ({row[what]['lowest']:.2f} - "
-                                          f"{row[what]['highest']:.2f})" for what in row) + " |")
-    print("\nseconds to the first step:", ", ".join(f"{name} {row['seconds']:.1f}" for name, row in result["start"].items()))
+        print(
+            f"| {size} | "
+            + " | ".join(
+                f"{row[what]['per second']:.0f} | {row[what]['ratio']:.2f} ({row[what]['lowest']:.2f} - "
+                f"{row[what]['highest']:.2f})"
+                for what in row
+            )
+            + " |"
+        )
+    print(
+        "\nseconds to the first step:",
+        ", ".join(f"{name} {row['seconds']:.1f}" for name, row in result["start"].items()),
+    )
     return {key: getattr(args, key) for key in ("arch", "batch_size", "steps", "amp")}, result
 
 
@@ -365,7 +691,21 @@ def step_ratios(args, device, subset, folder):
     labels = torch.arange(args.batch_size, device=device) % 2
 
     def real():
-        stats = pretrain.train_one_epoch(0, args.steps, model, method, optimizer, scaler, autocast, train, subset, options, folder, bar, Stop())
+        stats = pretrain.train_one_epoch(
+            0,
+            args.steps,
+            model,
+            method,
+            optimizer,
+            scaler,
+            autocast,
+            train,
+            subset,
+            options,
+            folder,
+            bar,
+            Stop(),
+        )
         log_line(folder, **stats)
 
     def resident(network):
@@ -377,28 +717,65 @@ def step_ratios(args, device, subset, folder):
             scaler.step(optimizer)
             scaler.update()
 
-    compiled, images = model if args.smoke else torch.compile(model, dynamic=False), args.steps * args.batch_size
+    compiled, images = (
+        model if args.smoke else torch.compile(model, dynamic=False),
+        args.steps * args.batch_size,
+    )
     with tqdm(total=(1 + args.rounds) * args.steps, desc=f"{subset.size} px", unit="step") as bar:
-        alone, trained, faster = zip(*((timed(resident, model), timed(real), timed(resident, compiled)) for _ in range(1 + args.rounds)))
+        alone, trained, faster = zip(
+            *(
+                (timed(resident, model), timed(real), timed(resident, compiled))
+                for _ in range(1 + args.rounds)
+            )
+        )
     return per_second(alone[1:], trained[1:], images), per_second(alone[1:], faster[1:], images)
 
 
 def view_ratios(args, device, subset, root):
     """Throughput of two augmented views per image, normalised, relative to a DataLoader with as many workers as this process has threads."""
-    rows, recipe, generator = subset.splits["train"][:args.batch_size * args.steps], RECIPES[subset.recipe], seeded(0)
+    rows, recipe, generator = (
+        subset.splits["train"][: args.batch_size * args.steps],
+        RECIPES[subset.recipe],
+        seeded(0),
+    )
     with open(subset.path.with_name("index.csv"), newline="", encoding="utf-8") as file:
         names = [row["source"] for row in csv.DictReader(file)]
-    train, batches = ImageBatches(subset.images, rows, device), np.split(np.arange(len(rows)), args.steps)
-    transform = v2.Compose([v2.RandomResizedCrop(subset.size, scale=recipe["area"]), v2.RandomHorizontalFlip(),
-                            v2.RandomApply([v2.ColorJitter(*recipe["jitter"])], recipe["p_jitter"]), v2.RandomGrayscale(recipe["p_gray"]),
-                            v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(subset.mean, subset.std)])
-    loader = torch.utils.data.DataLoader(TwoViews([root / names[row] for row in rows], transform), args.batch_size,
-                                         num_workers=torch.get_num_threads(), persistent_workers=True, pin_memory=device.type == "cuda")
+    train, batches = (
+        ImageBatches(subset.images, rows, device),
+        np.split(np.arange(len(rows)), args.steps),
+    )
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(subset.size, scale=recipe["area"]),
+            v2.RandomHorizontalFlip(),
+            v2.RandomApply([v2.ColorJitter(*recipe["jitter"])], recipe["p_jitter"]),
+            v2.RandomGrayscale(recipe["p_gray"]),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(subset.mean, subset.std),
+        ]
+    )
+    loader = torch.utils.data.DataLoader(
+        TwoViews([root / names[row] for row in rows], transform),
+        args.batch_size,
+        num_workers=torch.get_num_threads(),
+        persistent_workers=True,
+        pin_memory=device.type == "cuda",
+    )
 
     def ours():
         for positions, images in train(batches):
             sizes = torch.from_numpy(subset.sizes[rows[positions]])
-            normalize(torch.cat([augment(images, sizes, subset.recipe, subset.size, generator) for _ in range(2)]), subset.mean, subset.std)
+            normalize(
+                torch.cat(
+                    [
+                        augment(images, sizes, subset.recipe, subset.size, generator)
+                        for _ in range(2)
+                    ]
+                ),
+                subset.mean,
+                subset.std,
+            )
 
     def theirs():
         for views in loader:
@@ -425,12 +802,17 @@ class TwoViews(torch.utils.data.Dataset):
 def per_second(reference, seconds, n):
     """Statistics over rounds of the throughput of n things, relative to that of a reference."""
     times = ratios(reference, seconds)
-    return {**times, "seconds": float(np.median(seconds)), "per second": n / float(np.median(seconds))}
+    return {
+        **times,
+        "seconds": float(np.median(seconds)),
+        "per second": n / float(np.median(seconds)),
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------------
 # profile
 # ------------------------------------------------------------------------------------------------------------------
+
 
 def profile(args, device):
     """The operators (on a GPU: kernels) that take most of SupCon's training steps, and the share of the time in which the device computes."""
@@ -439,51 +821,110 @@ def profile(args, device):
     train = ImageBatches(subset.images, subset.splits["train"], device)
     options, model, method, optimizer = training("supcon", args, device, subset)
     with tqdm(total=2 * args.steps, unit="step") as bar:
-        def steps():
-            pretrain.train_one_epoch(0, args.steps, model, method, optimizer, scaler, autocast, train, subset, options, None, bar, Stop())
 
-        steps()                                                  # not counted: caches fill
+        def steps():
+            pretrain.train_one_epoch(
+                0,
+                args.steps,
+                model,
+                method,
+                optimizer,
+                scaler,
+                autocast,
+                train,
+                subset,
+                options,
+                None,
+                bar,
+                Stop(),
+            )
+
+        steps()  # not counted: caches fill
         with torch.profiler.profile(acc_events=True) as seen:
             seconds = timed(steps)
-    rows = [row for row in seen.key_averages() if row.device_type.name == device.type.upper() and not row.is_user_annotation]   # each time once
-    spent = {row.key: (row.self_cpu_time_total if device.type == "cpu" else row.self_device_time_total) / 1e6 for row in rows}
+    rows = [
+        row
+        for row in seen.key_averages()
+        if row.device_type.name == device.type.upper() and not row.is_user_annotation
+    ]  # each time once
+    spent = {
+        row.key: (row.self_cpu_time_total if device.type == "cpu" else row.self_device_time_total)
+        / 1e6
+        for row in rows
+    }
     calls = {row.key: row.count / args.steps for row in rows}
     top = sorted(spent, key=spent.get, reverse=True)[:12]
-    result = {"seconds_per_step": seconds / args.steps, "computing_percent": 100 * sum(spent.values()) / seconds,
-              "operators": {name: {"percent": 100 * spent[name] / sum(spent.values()), "calls_per_step": calls[name]} for name in top}}
-    print(f"\n{provenance(device)['device']}, {args.arch}, {args.size} px, batch {args.batch_size}, --amp {args.amp}: {args.steps} steps of "
-          f"{result['seconds_per_step']:.3f} s, {result['computing_percent']:.0f} % of them computing\n")
+    result = {
+        "seconds_per_step": seconds / args.steps,
+        "computing_percent": 100 * sum(spent.values()) / seconds,
+        "operators": {
+            name: {
+                "percent": 100 * spent[name] / sum(spent.values()),
+                "calls_per_step": calls[name],
+            }
+            for name in top
+        },
+    }
+    print(
+        f"\n{provenance(device)['device']}, {args.arch}, {args.size} px, batch {args.batch_size}, --amp {args.amp}: {args.steps} steps of "
+        f"{result['seconds_per_step']:.3f} s, {result['computing_percent']:.0f} % of them computing\n"
+    )
     print("| operator | % of the computing | calls per step |\n|---|---|---|")
     for name, row in result["operators"].items():
         print(f"| {name[:80]} | {row['percent']:.1f} | {row['calls_per_step']:.1f} |")
-    return {key: getattr(args, key) for key in ("arch", "size", "batch_size", "steps", "amp")}, result
+    return {
+        key: getattr(args, key) for key in ("arch", "size", "batch_size", "steps", "amp")
+    }, result
 
 
 # ------------------------------------------------------------------------------------------------------------------
 # probe
 # ------------------------------------------------------------------------------------------------------------------
 
+
 def probe(args, device):
     """The cached probe's fits and its choice of strength, relative to scikit-learn's LogisticRegression for one strength after the other."""
     n, dim, result = *((300, 32) if args.smoke else (15000, 2048)), {}
-    forms = {"ours": linear_probe.best_logistic_regression, "scikit-learn": plain_logistic_regression}
+    forms = {
+        "ours": linear_probe.best_logistic_regression,
+        "scikit-learn": plain_logistic_regression,
+    }
     for percent in (1, 50):
-        (x, y), (x_val, y_val), (x_test, y_test) = made_up_features(dim, (n, n // 5, n // 5), percent / 100)
+        (x, y), (x_val, y_val), (x_test, y_test) = made_up_features(
+            dim, (n, n // 5, n // 5), percent / 100
+        )
         seconds, found = {form: [] for form in forms}, {}
         for form in tqdm(list(forms) * args.rounds, desc=f"{percent} % minority", leave=False):
             start = time.perf_counter()
             fitted, chosen = forms[form](x, y, x_val, y_val, 1, linear_probe.STRENGTHS)
             seconds[form].append(time.perf_counter() - start)
             with torch.no_grad():
-                found[form] = {**chosen, "test_accuracy": float((fitted(x_test).argmax(1).numpy() == y_test).mean())}
-        result[f"{percent} %"] = {form: {**ratios(seconds["scikit-learn"], seconds[form]), "seconds": float(np.median(seconds[form])), **found[form]}
-                                  for form in forms}
-    print(f"\n{provenance(device)['device']}, {n:,} x {dim:,} features, {len(linear_probe.STRENGTHS)} strengths: {args.rounds} rounds\n")
-    print("| minority | fits | times as fast as scikit-learn (lowest - highest) | seconds | C | AUROC, validation | accuracy, test |")
+                found[form] = {
+                    **chosen,
+                    "test_accuracy": float((fitted(x_test).argmax(1).numpy() == y_test).mean()),
+                }
+        result[f"{percent} %"] = {
+            form: {
+                **ratios(seconds["scikit-learn"], seconds[form]),
+                "seconds": float(np.median(seconds[form])),
+                **found[form],
+            }
+            for form in forms
+        }
+    print(
+        f"\n{provenance(device)['device']}, {n:,} x {dim:,} features, {len(linear_probe.STRENGTHS)} strengths: {args.rounds} rounds\n"
+    )
+    print(
+        "| minority | fits | times as fast as scikit-learn (lowest - highest) | seconds | C | AUROC, validation | accuracy, test |"
+    )
     print("|---|---|---|---|---|---|---|")
-    for share, form, row in ((share, form, row) for share in result for form, row in result[share].items()):
-        print(f"| {share} | {form} | {row['ratio']:.2f} ({row['lowest']:.2f} - {row['highest']:.2f}) | {row['seconds']:.1f} | {row['C']} | "
-              f"{100 * row['val_auroc']:.3f} | {100 * row['test_accuracy']:.2f} |")
+    for share, form, row in (
+        (share, form, row) for share in result for form, row in result[share].items()
+    ):
+        print(
+            f"| {share} | {form} | {row['ratio']:.2f} ({row['lowest']:.2f} - {row['highest']:.2f}) | {row['seconds']:.1f} | {row['C']} | "
+            f"{100 * row['val_auroc']:.3f} | {100 * row['test_accuracy']:.2f} |"
+        )
     return {"images": n, "dimensions": dim}, result
 
 
@@ -492,11 +933,24 @@ def plain_logistic_regression(x, y, x_val, y_val, minority, strengths):
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
-    fits = {C: make_pipeline(StandardScaler(), LogisticRegression(C=C, class_weight="balanced", max_iter=5000, tol=1e-6)) for C in strengths}
+
+    fits = {
+        C: make_pipeline(
+            StandardScaler(),
+            LogisticRegression(C=C, class_weight="balanced", max_iter=5000, tol=1e-6),
+        )
+        for C in strengths
+    }
     x, x_val = x.double().numpy(), x_val.double().numpy()
-    aurocs = {C: scores(fit.fit(x, y).predict_proba(x_val)[:, 1], y_val, minority)["auroc"] for C, fit in fits.items()}
+    aurocs = {
+        C: scores(fit.fit(x, y).predict_proba(x_val)[:, 1], y_val, minority)["auroc"]
+        for C, fit in fits.items()
+    }
     C = max(strengths, key=aurocs.get)
-    return lambda x: torch.from_numpy(fits[C].predict_proba(x.double().numpy())), {"C": C, "val_auroc": aurocs[C]}
+    return lambda x: torch.from_numpy(fits[C].predict_proba(x.double().numpy())), {
+        "C": C,
+        "val_auroc": aurocs[C],
+    }
 
 
 def made_up_features(dim, counts, minority_share):
@@ -505,44 +959,88 @@ def made_up_features(dim, counts, minority_share):
     Mixtures of dim / 4 hidden factors of falling weight, and noise; the minority differs in the mean of a tenth of them.
     """
     generator, factors = seeded(0), dim // 4
-    mix = torch.randn(factors, dim, generator=generator) / torch.arange(1, factors + 1).sqrt()[:, None]
+    mix = (
+        torch.randn(factors, dim, generator=generator)
+        / torch.arange(1, factors + 1).sqrt()[:, None]
+    )
     for n in counts:
         y = torch.randperm(n, generator=generator) < n * minority_share
         hidden = torch.randn(n, factors, generator=generator)
-        hidden[:, factors // 20: factors // 7] += 0.5 * y[:, None]
-        yield (hidden @ mix + 0.3 * torch.randn(n, dim, generator=generator) + 0.5).relu(), y.long().numpy()
+        hidden[:, factors // 20 : factors // 7] += 0.5 * y[:, None]
+        yield (
+            (hidden @ mix + 0.3 * torch.randn(n, dim, generator=generator) + 0.5).relu(),
+            y.long().numpy(),
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------------
 # metrics
 # ------------------------------------------------------------------------------------------------------------------
 
-METRICS = {"SAD": evaluate_metrics.sample_alignment_distance, "SAA": evaluate_metrics.sample_alignment_accuracy,
-           "CAD": evaluate_metrics.class_alignment_distance, "CAC": evaluate_metrics.class_alignment_consistency,
-           "GPU": evaluate_metrics.gaussian_potential, "PEU": lambda z, y: evaluate_metrics.entropy_uniformity(z, y, repeats=1)}
-ANCHORS = 1000                                                   # NumPy's time is that of so many rows, or a few more, times what all are of them
+METRICS = {
+    "SAD": evaluate_metrics.sample_alignment_distance,
+    "SAA": evaluate_metrics.sample_alignment_accuracy,
+    "CAD": evaluate_metrics.class_alignment_distance,
+    "CAC": evaluate_metrics.class_alignment_consistency,
+    "GPU": evaluate_metrics.gaussian_potential,
+    "PEU": lambda z, y: evaluate_metrics.entropy_uniformity(z, y, repeats=1),
+}
+ANCHORS = 1000  # NumPy's time is that of so many rows, or a few more, times what all are of them
 
 
 def metrics(args, device):
     """Time of the six metrics and their peak memory; time relative to NumPy that sorts all distances."""
     rows, numpy = args.rows, {"SAD SAA CAD CAC GPU": numpy_five, "PEU": numpy_entropy}
-    memory = {name: peak_memory(metric_step, name, rows, device) for name in tqdm(list(METRICS)[:1 if args.smoke else 6], desc="memory")}
+    memory = {
+        name: peak_memory(metric_step, name, rows, device)
+        for name in tqdm(list(METRICS)[: 1 if args.smoke else 6], desc="memory")
+    }
     z, y = made_up_embeddings(rows, device)
     seconds, theirs = {name: [] for name in METRICS}, {name: [] for name in numpy}
     for _ in tqdm(range(args.rounds), desc="rounds"):
         for name in METRICS:
             seconds[name].append(timed(metric_step, name, z, y))
         for name, function in numpy.items():
-            theirs[name].append(rows // ANCHORS * timed(function, z.transpose(0, 1).flatten(0, 1).cpu().numpy(), y.repeat(2).cpu().numpy()))
+            theirs[name].append(
+                rows
+                // ANCHORS
+                * timed(
+                    function,
+                    z.transpose(0, 1).flatten(0, 1).cpu().numpy(),
+                    y.repeat(2).cpu().numpy(),
+                )
+            )
     five, peu = (np.array(theirs[name]) for name in numpy)
     ours = np.sum([seconds[name] for name in list(METRICS)[:5]], axis=0)
-    result = {name: {"seconds": float(np.median(seconds[name])), **({"megabytes": memory[name] / 1e6} if name in memory else {})} for name in METRICS}
-    result["speed"] = {"SAD SAA CAD CAC GPU": ratios(five, ours), "PEU, one throw": ratios(peu, seconds["PEU"]),
-                       "all six, PEU with five throws": ratios(five + 5 * peu, ours + 5 * np.array(seconds["PEU"]))}
-    print(f"\n{provenance(device)['device']}, 2 x {rows // 2:,} rows of {DIM} dimensions: {args.rounds} rounds\n")
-    print(*(f"{name}: {result[name]['seconds']:.1f} s" + (f", {memory[name] / 1e6:.0f} MB" if name in memory else "") for name in METRICS), sep="\n")
+    result = {
+        name: {
+            "seconds": float(np.median(seconds[name])),
+            **({"megabytes": memory[name] / 1e6} if name in memory else {}),
+        }
+        for name in METRICS
+    }
+    result["speed"] = {
+        "SAD SAA CAD CAC GPU": ratios(five, ours),
+        "PEU, one throw": ratios(peu, seconds["PEU"]),
+        "all six, PEU with five throws": ratios(
+            five + 5 * peu, ours + 5 * np.array(seconds["PEU"])
+        ),
+    }
+    print(
+        f"\n{provenance(device)['device']}, 2 x {rows // 2:,} rows of {DIM} dimensions: {args.rounds} rounds\n"
+    )
+    print(
+        *(
+            f"{name}: {result[name]['seconds']:.1f} s"
+            + (f", {memory[name] / 1e6:.0f} MB" if name in memory else "")
+            for name in METRICS
+        ),
+        sep="\n",
+    )
     for name, row in result["speed"].items():
-        print(f"{name}: {row['ratio']:.1f} times as fast as NumPy ({row['lowest']:.1f} - {row['highest']:.1f})")
+        print(
+            f"{name}: {row['ratio']:.1f} times as fast as NumPy ({row['lowest']:.1f} - {row['highest']:.1f})"
+        )
     return {"rows": rows, "dimensions": DIM}, result
 
 
@@ -552,7 +1050,7 @@ def metric_step(name, z, labels):
 
 def numpy_sorted(rows, others):
     """Distances [a, M] and the order of each row, in NumPy's usual float64."""
-    squared = (rows ** 2).sum(1)[:, None] + (others ** 2).sum(1) - 2 * rows @ others.T
+    squared = (rows**2).sum(1)[:, None] + (others**2).sum(1) - 2 * rows @ others.T
     distance = np.sqrt(np.maximum(squared, 0))
     return distance, distance.argsort(axis=1)
 
@@ -563,8 +1061,11 @@ def numpy_five(rows, labels):
     for anchors in np.array_split(np.arange(0, len(rows), len(rows) // ANCHORS), 5):
         distance, order = numpy_sorted(rows[anchors], rows)
         same = labels[anchors, None] == labels
-        (order[:, 1] % n == anchors % n).mean(), np.take_along_axis(same, order[:, 1:k + 1], axis=1).mean(1)
-        np.where(same, distance, 0).mean(1), np.where(same, np.exp(-2 * distance ** 2), 0).mean(1)
+        (
+            (order[:, 1] % n == anchors % n).mean(),
+            np.take_along_axis(same, order[:, 1 : k + 1], axis=1).mean(1),
+        )
+        np.where(same, distance, 0).mean(1), np.where(same, np.exp(-2 * distance**2), 0).mean(1)
 
 
 def numpy_entropy(rows, labels):
@@ -572,7 +1073,12 @@ def numpy_entropy(rows, labels):
     some = slice(None, None, len(rows) // ANCHORS)
     points = np.random.default_rng(0).standard_normal((10 * len(rows), rows.shape[1]))
     points /= np.linalg.norm(points, axis=1, keepdims=True)
-    place = np.concatenate([numpy_sorted(part, points)[1][:, 0].copy() for part in np.array_split(rows[some].astype(np.float64), 10)])
+    place = np.concatenate(
+        [
+            numpy_sorted(part, points)[1][:, 0].copy()
+            for part in np.array_split(rows[some].astype(np.float64), 10)
+        ]
+    )
     for c in (0, 1):
         p = np.unique(place[labels[some] == c], return_counts=True)[1] / len(place)
         -(p * np.log2(p)).sum()
@@ -582,15 +1088,21 @@ def numpy_entropy(rows, labels):
 # what they share
 # ------------------------------------------------------------------------------------------------------------------
 
+
 def made_up_embeddings(rows, device, minority_share=0.05):
     """Unit vectors z [N, 2, D] whose views are near each other, `rows` in all, and labels [N]."""
     generator, n = seeded(0), rows // 2
-    z = torch.randn(n, 1, DIM, generator=generator) + 0.7 * torch.randn(n, 2, DIM, generator=generator)
-    return F.normalize(z, dim=2).to(device), (torch.arange(n) < max(2, n * minority_share)).long().to(device)
+    z = torch.randn(n, 1, DIM, generator=generator) + 0.7 * torch.randn(
+        n, 2, DIM, generator=generator
+    )
+    return F.normalize(z, dim=2).to(device), (
+        torch.arange(n) < max(2, n * minority_share)
+    ).long().to(device)
 
 
 def timed(step, *data, times=1):
     """Seconds of a step, mean of a few `times`."""
+
     def now():
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -605,7 +1117,9 @@ def timed(step, *data, times=1):
 def peak_memory(step, form, rows, device):
     """Bytes at the peak of a step, beyond what a process holds that did a small one. Measured in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-        return fresh.submit(_peak_memory, step, form, rows, device, torch.get_num_threads()).result()
+        return fresh.submit(
+            _peak_memory, step, form, rows, device, torch.get_num_threads()
+        ).result()
 
 
 def _peak_memory(step, form, rows, device, threads):
@@ -627,7 +1141,15 @@ def peak_resident():
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
-BENCHMARKS = {"methods": methods, "losses": losses, "subsets": subsets, "pipeline": pipeline, "profile": profile, "probe": probe, "metrics": metrics}
+BENCHMARKS = {
+    "methods": methods,
+    "losses": losses,
+    "subsets": subsets,
+    "pipeline": pipeline,
+    "profile": profile,
+    "probe": probe,
+    "metrics": metrics,
+}
 
 if __name__ == "__main__":
     cli(main)

@@ -18,19 +18,38 @@ class ImageBatches:
         self.images, self.rows, self.device = images, np.asarray(rows), device
         size = int(np.prod(images.shape[1:])) * len(self.rows)
         fits = device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2
-        self.resident = torch.empty(len(self.rows), *images.shape[1:], dtype=torch.uint8, device=device) if fits else None
-        for start in range(0, len(self.rows) if fits else 0, 1024):                              # never all of it in the host's memory
-            self.resident[start:start + 1024] = torch.from_numpy(images[self.rows[start:start + 1024]])
+        self.resident = (
+            torch.empty(len(self.rows), *images.shape[1:], dtype=torch.uint8, device=device)
+            if fits
+            else None
+        )
+        for start in range(
+            0, len(self.rows) if fits else 0, 1024
+        ):  # never all of it in the host's memory
+            self.resident[start : start + 1024] = torch.from_numpy(
+                images[self.rows[start : start + 1024]]
+            )
 
     def _read(self, positions):
-        batch = torch.from_numpy(self.images[self.rows[positions]]).permute(0, 3, 1, 2).contiguous()    # cheap as bytes, dear as floats later
-        return batch.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else batch
+        batch = (
+            torch.from_numpy(self.images[self.rows[positions]]).permute(0, 3, 1, 2).contiguous()
+        )  # cheap as bytes, dear as floats later
+        return (
+            batch.pin_memory().to(self.device, non_blocking=True)
+            if self.device.type == "cuda"
+            else batch
+        )
 
     def __call__(self, batches, part=slice(None)):
         """batches: a list of position lists. Yields (positions, uint8 [B, C, S, S] on the device), the images of `part` of the positions."""
         if self.resident is not None:
             for positions in batches:
-                yield positions, self.resident[torch.as_tensor(positions[part]).to(self.device, non_blocking=True)].permute(0, 3, 1, 2)
+                yield (
+                    positions,
+                    self.resident[
+                        torch.as_tensor(positions[part]).to(self.device, non_blocking=True)
+                    ].permute(0, 3, 1, 2),
+                )
             return
         with ThreadPoolExecutor(max_workers=1) as ahead:
             coming = [ahead.submit(self._read, positions[part]) for positions in batches[:1]]

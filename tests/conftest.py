@@ -15,11 +15,13 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).parents[1]
-SHARED = Path(os.environ.get("KIT_SHARED", ROOT.parent / "shared"))          # reference numbers and images, where they are at hand
+SHARED = Path(
+    os.environ.get("KIT_SHARED", ROOT.parent / "shared")
+)  # reference numbers and images, where they are at hand
 sys.path.insert(0, str(ROOT))
 from utils.cli import SIGNALS
 
-os.environ["OMP_NUM_THREADS"] = "1"                           # networks this small gain nothing from a second thread
+os.environ["OMP_NUM_THREADS"] = "1"  # networks this small gain nothing from a second thread
 torch.set_num_threads(1)
 
 
@@ -27,7 +29,11 @@ def oracle(name):
     """Reference numbers: the full file where it is at hand, else the excerpt kept with the tests."""
     path = SHARED / "oracle" / name
     path = path if path.exists() else ROOT / "tests" / "oracle" / name
-    return json.loads(path.read_text()) if path.suffix == ".json" else np.load(path, allow_pickle=False)
+    return (
+        json.loads(path.read_text())
+        if path.suffix == ".json"
+        else np.load(path, allow_pickle=False)
+    )
 
 
 def real_data(name):
@@ -40,8 +46,16 @@ def real_data(name):
 
 def run_script(script, *args, cwd, code=0):
     """Run a script in a fresh process, as a user would; asserts its exit code. Returns the finished process."""
-    done = subprocess.run([sys.executable, str(ROOT / script), *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, f"{script} {args}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, args)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == code, (
+        f"{script} {args}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    )
     return done
 
 
@@ -74,23 +88,32 @@ def equals_reference(loss, z, expected, expected_grad):
     np.testing.assert_allclose(grad, expected_grad, rtol=1e-8, atol=1e-9)
     value, grad = value_and_grad(loss, z.astype(np.float32))
     np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(grad, expected_grad, rtol=0, atol=1e-5 * max(1, np.abs(expected_grad).max()))
+    np.testing.assert_allclose(
+        grad, expected_grad, rtol=0, atol=1e-5 * max(1, np.abs(expected_grad).max())
+    )
 
 
 def fixture_f5():
     """Five images, two views, on the circle (degrees); the golden values below belong to it."""
-    angles = torch.tensor([[0, 10], [20, 40], [200, 220], [90, 100], [130, 150]], dtype=torch.float64) * math.pi / 180
-    return torch.stack([angles.cos(), angles.sin()], dim=2), torch.tensor([0, 0, 0, 1, 1])       # [5, 2, 2], [5]
+    angles = (
+        torch.tensor([[0, 10], [20, 40], [200, 220], [90, 100], [130, 150]], dtype=torch.float64)
+        * math.pi
+        / 180
+    )
+    return torch.stack([angles.cos(), angles.sin()], dim=2), torch.tensor(
+        [0, 0, 0, 1, 1]
+    )  # [5, 2, 2], [5]
 
 
 def random_batch(n=12, views=2, dim=8, seed=0):
     generator = torch.Generator().manual_seed(seed)
     z = F.normalize(torch.randn(n, views, dim, generator=generator, dtype=torch.float64), dim=2)
-    return z, (torch.arange(n) % 4 == 0).long()                  # a quarter of class 1
+    return z, (torch.arange(n) % 4 == 0).long()  # a quarter of class 1
 
 
 class LargestTensor(TorchDispatchMode):
     """Within it: the most elements that any operation returned."""
+
     numel = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -103,7 +126,10 @@ class LargestTensor(TorchDispatchMode):
 def log_of(run):
     """The epochs of a log without what depends on the clock."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()][1:]
-    return [{key: value for key, value in line.items() if key not in ("seconds", "images_per_s")} for line in lines]
+    return [
+        {key: value for key, value in line.items() if key not in ("seconds", "images_per_s")}
+        for line in lines
+    ]
 
 
 def equal(a, b):
@@ -119,6 +145,7 @@ def equal(a, b):
 def workplace(tmp_path_factory):
     """A folder with the digits subsets, in which the tests of one file run one after the other."""
     import make_subsets
+
     folder, before = tmp_path_factory.mktemp("kit"), Path.cwd()
     os.chdir(folder)
     call(make_subsets, "digits", "--workers", 1)
@@ -160,6 +187,7 @@ def make(tmp_path, monkeypatch, capsys, handlers):
     def call(*words, code=0):
         import make_subsets
         from common import cli
+
         monkeypatch.setattr(sys, "argv", ["make_subsets.py", *map(str, words)])
         done = Done()
         done.returncode = 0
@@ -170,26 +198,37 @@ def make(tmp_path, monkeypatch, capsys, handlers):
         done.stdout, done.stderr = capsys.readouterr()
         assert done.returncode == code, done.stdout + done.stderr
         return done
+
     return call
 
 
 @pytest.fixture
 def planned(monkeypatch):
     """A loader and the row plan alone, for folders that take long to decode."""
+
     def call(*words):
         import make_subsets
+
         monkeypatch.setattr(sys, "argv", ["make_subsets.py", *map(str, words)])
         args = make_subsets.parse_args()
         source = make_subsets.DATASETS[args.dataset][0](args)
         _, rows = make_subsets.plan(source.labels, source.split, source, args)
-        return source, {ratio: {part: tuple(np.bincount(source.labels[drawn[part]])) for part in make_subsets.SPLITS} for ratio, drawn in rows.items()}
+        return source, {
+            ratio: {
+                part: tuple(np.bincount(source.labels[drawn[part]])) for part in make_subsets.SPLITS
+            }
+            for ratio, drawn in rows.items()
+        }
+
     return call
 
 
 @pytest.fixture
 def refused(make):
     """Calls make_subsets.py with a mistake: exit code 2, one line that says what is in `says`."""
+
     def call(*words, says):
         done = make(*words, code=2)
         one_line(done, *says)
+
     return call

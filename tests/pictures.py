@@ -12,7 +12,9 @@ def picture(path, seed=0, size=(24, 16), mode="RGB", **options):
     """A smooth picture with its own colours; size is width, height."""
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = np.random.default_rng([7, seed]).integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).convert(mode).save(path, **options)
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).convert(mode).save(
+        path, **options
+    )
 
 
 def plain_folder(root, counts, suffix=".jpg", **options):
@@ -27,12 +29,20 @@ def inat_folder(root, taxa):
     for i, (taxonomy, counts) in enumerate(taxa.items()):
         for part, n in zip(("train", "val"), counts):
             for k in range(n):
-                picture(root / part / f"{i:05d}_{taxonomy}" / f"{k:03d}.jpg", seed=100 * i + k, size=(12, 9))
+                picture(
+                    root / part / f"{i:05d}_{taxonomy}" / f"{k:03d}.jpg",
+                    seed=100 * i + k,
+                    size=(12, 9),
+                )
     return root
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".lock")}
+    return {
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if not path.name.startswith(".lock")
+    }
 
 
 def index(folder):
@@ -47,7 +57,9 @@ def well_formed(path):
     assert len(set(rows)) == len(rows)
     split = np.array([line["split"] for line in index(path.parent)])
     for part in SPLITS:
-        assert (split[subset.splits[part]] == part).all() and (np.diff(subset.splits[part]) > 0).all()
+        assert (split[subset.splits[part]] == part).all() and (
+            np.diff(subset.splits[part]) > 0
+        ).all()
     train = subset.images[subset.splits["train"]] / 255
     np.testing.assert_allclose(subset.mean, train.mean((0, 1, 2)), atol=1e-6)
     np.testing.assert_allclose(subset.std, np.maximum(train.std((0, 1, 2)), 1 / 255), atol=1e-6)

@@ -9,8 +9,22 @@ from sklearn.datasets import load_sample_images
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from common import (RECIPES, augment, center_crops, center_view, color_jitter, crop_resize, draw_crops, draw_jitter, grayscale, normalize,
-                    rotate, seeded, shift_hue, squeeze)
+from common import (
+    RECIPES,
+    augment,
+    center_crops,
+    center_view,
+    color_jitter,
+    crop_resize,
+    draw_crops,
+    draw_jitter,
+    grayscale,
+    normalize,
+    rotate,
+    seeded,
+    shift_hue,
+    squeeze,
+)
 
 
 def photos(n=6, height=48, width=48, channels=3):
@@ -23,7 +37,7 @@ def sizes_of(images):
     return torch.tensor([images.shape[-2:]]).expand(len(images), 2)
 
 
-@pytest.mark.parametrize("size", [20, 48, 70])                   # smaller, equal and larger than the crops
+@pytest.mark.parametrize("size", [20, 48, 70])  # smaller, equal and larger than the crops
 def test_crop_flip_resize_equals_torchvision(size):
     images = photos()
     boxes = draw_crops(sizes_of(images), (0.2, 1.0), seeded(0))
@@ -38,13 +52,20 @@ def test_crop_flip_resize_equals_torchvision(size):
 @pytest.mark.parametrize("height, width", [(48, 48), (60, 90), (120, 48)])
 def test_center_view_equals_resize_and_center_crop(height, width):
     images = photos(3, height, width)
-    squares = torch.stack([torch.from_numpy(squeeze(i.permute(1, 2, 0).numpy(), 48).copy()).permute(2, 0, 1) for i in images])
+    squares = torch.stack(
+        [
+            torch.from_numpy(squeeze(i.permute(1, 2, 0).numpy(), 48).copy()).permute(2, 0, 1)
+            for i in images
+        ]
+    )
     ours = center_view(squares, sizes_of(images), 32)
-    theirs = v2.Compose([v2.Resize(int(32 * 1.15), antialias=True), v2.CenterCrop(32)])(images / 255)
+    theirs = v2.Compose([v2.Resize(int(32 * 1.15), antialias=True), v2.CenterCrop(32)])(
+        images / 255
+    )
     difference = (ours - theirs).abs()
-    if height == width:                                          # stored as it is: exact
+    if height == width:  # stored as it is: exact
         assert difference.max() < 1e-4
-    else:                                                        # squeezed to a square in between: resampled twice
+    else:  # squeezed to a square in between: resampled twice
         assert difference.mean() < 2.5 / 255 and difference.max() < 0.15
 
 
@@ -55,13 +76,27 @@ def test_photographs_that_are_not_square_lose_little_by_being_squeezed():
         square = torch.from_numpy(squeeze(photo, 320).copy()).permute(2, 0, 1)[None] / 255
         photo = torch.from_numpy(photo.copy()).permute(2, 0, 1) / 255
         size = torch.tensor([photo.shape[1:]])
-        views = [(crop_resize(square, box[None], size, 224), tv.resized_crop(photo, *box.int().tolist(), [224, 224], antialias=True))
-                 for box in draw_crops(size.expand(12, 2), (0.2, 1.0), seeded(1))]
-        views.append((crop_resize(square, center_crops(size, 224), size, 224, inside=False), v2.CenterCrop(224)(v2.Resize(257, antialias=True)(photo))))
-        moved = [(ours[0, :, 2:] - theirs[:, :-2]).abs().mean() for ours, theirs in views]       # two pixels out of place would be worse
+        views = [
+            (
+                crop_resize(square, box[None], size, 224),
+                tv.resized_crop(photo, *box.int().tolist(), [224, 224], antialias=True),
+            )
+            for box in draw_crops(size.expand(12, 2), (0.2, 1.0), seeded(1))
+        ]
+        views.append(
+            (
+                crop_resize(square, center_crops(size, 224), size, 224, inside=False),
+                v2.CenterCrop(224)(v2.Resize(257, antialias=True)(photo)),
+            )
+        )
+        moved = [
+            (ours[0, :, 2:] - theirs[:, :-2]).abs().mean() for ours, theirs in views
+        ]  # two pixels out of place would be worse
         differences += [(ours[0] - theirs).abs().mean() for ours, theirs in views]
-        assert all(d < m for d, m in zip(differences[-len(views):], moved))
-    print(f"mean difference {255 * np.mean(differences):.2f} of 255, worst view {255 * max(differences):.2f}")
+        assert all(d < m for d, m in zip(differences[-len(views) :], moved))
+    print(
+        f"mean difference {255 * np.mean(differences):.2f} of 255, worst view {255 * max(differences):.2f}"
+    )
     assert max(differences) < 8 / 255
 
 
@@ -70,14 +105,16 @@ def test_crop_boxes_are_distributed_as_torchvisions(height, width):
     n, area = 3000, (0.2, 1.0)
     torch.manual_seed(0)
     image = torch.empty(3, height, width)
-    theirs = np.array([v2.RandomResizedCrop.make_params(v2.RandomResizedCrop(8, area), [image]) for _ in range(n)])
+    theirs = np.array(
+        [v2.RandomResizedCrop.make_params(v2.RandomResizedCrop(8, area), [image]) for _ in range(n)]
+    )
     theirs = np.array([[p["top"], p["left"], p["height"], p["width"]] for p in theirs])
     ours = draw_crops(torch.tensor([[height, width]]).expand(n, 2), area, seeded(0)).numpy()
     for column, name in enumerate(("top", "left", "height", "width")):
         assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-3, name
     assert ks_2samp(ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3]).pvalue > 1e-3
     wrong = draw_crops(torch.tensor([[height, width]]).expand(n, 2), (0.25, 1.0), seeded(0)).numpy()
-    if height == width:                                          # the test can tell 0.2 from 0.25
+    if height == width:  # the test can tell 0.2 from 0.25
         assert ks_2samp(wrong[:, 2] * wrong[:, 3], theirs[:, 2] * theirs[:, 3]).pvalue < 1e-3
 
 
@@ -86,22 +123,31 @@ def test_color_jitter_equals_torchvision():
     p = draw_jitter(24, (0.4, 0.4, 0.4, 0.1), 1.0, seeded(0))
     operations = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
     ours = color_jitter(x, **p)
-    assert len({tuple(order.tolist()) for order in p["order"]}) > 5                              # every image in its own order
+    assert len({tuple(order.tolist()) for order in p["order"]}) > 5  # every image in its own order
     for i in range(len(x)):
         theirs = x[i]
         for which in p["order"][i].tolist():
-            theirs = operations[which](theirs, [p["brightness"], p["contrast"], p["saturation"], p["hue"]][which][i].item())
+            theirs = operations[which](
+                theirs, [p["brightness"], p["contrast"], p["saturation"], p["hue"]][which][i].item()
+            )
         assert (ours[i] - theirs).abs().max() < 1e-4
 
 
 def test_jitter_parameters_lie_in_their_ranges_and_leave_a_fifth_alone():
     p = draw_jitter(5000, (0.4, 0.3, 0.2, 0.1), 0.8, seeded(0))
-    for name, strength, neutral in (("brightness", 0.4, 1), ("contrast", 0.3, 1), ("saturation", 0.2, 1), ("hue", 0.1, 0)):
+    for name, strength, neutral in (
+        ("brightness", 0.4, 1),
+        ("contrast", 0.3, 1),
+        ("saturation", 0.2, 1),
+        ("hue", 0.1, 0),
+    ):
         off = (p[name] - neutral).abs()
-        assert off.max() <= strength and off[off > 0].mean() == pytest.approx(strength / 2, rel=0.05)
+        assert off.max() <= strength and off[off > 0].mean() == pytest.approx(
+            strength / 2, rel=0.05
+        )
         assert (off == 0).float().mean() == pytest.approx(0.2, abs=0.02)
     counts = np.unique(p["order"].numpy(), axis=0, return_counts=True)[1]
-    assert len(counts) == 24 and counts.min() > 140              # 208 expected of each
+    assert len(counts) == 24 and counts.min() > 140  # 208 expected of each
 
 
 def test_hue_and_gray_equal_torchvision_also_on_gray_pixels():
@@ -115,11 +161,16 @@ def test_hue_and_gray_equal_torchvision_also_on_gray_pixels():
 
 def test_rotation_equals_torchvision():
     x = photos(5) / 255
-    angles, flips = torch.tensor([0.0, 30.0, -44.0, 10.0, 90.0]), torch.tensor([False, False, True, True, False])
+    angles, flips = (
+        torch.tensor([0.0, 30.0, -44.0, 10.0, 90.0]),
+        torch.tensor([False, False, True, True, False]),
+    )
     ours = rotate(x, sizes_of(x), angles, flips)
     for i in range(5):
         theirs = tv.rotate(tv.horizontal_flip(x[i]) if flips[i] else x[i], angles[i].item())
-        assert (ours[i] - theirs).abs().max() < 1e-4             # no angle here puts a pixel on a tie between two neighbours
+        assert (
+            ours[i] - theirs
+        ).abs().max() < 1e-4  # no angle here puts a pixel on a tie between two neighbours
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -131,7 +182,7 @@ def test_views_have_their_shape_range_and_seed(recipe, channels):
     assert torch.equal(view, augment(images, sizes_of(images), recipe, 24, seeded(0)))
     assert not torch.equal(view, augment(images, sizes_of(images), recipe, 24, seeded(1)))
     same = augment(images[:1].expand(16, -1, -1, -1), sizes_of(images), recipe, 24, seeded(0))
-    assert len(torch.unique(same.flatten(1), dim=0)) == 16       # every image draws its own parameters
+    assert len(torch.unique(same.flatten(1), dim=0)) == 16  # every image draws its own parameters
     assert normalize(view, [0.5] * channels, [0.2] * channels).shape == (16, 3, 24, 24)
 
 
@@ -139,7 +190,10 @@ def test_natural_view_equals_the_usual_pipeline_on_8_bit_pictures():
     """The whole chain on uint8 PIL pictures, as most code runs it, differs by rounding alone."""
     image = photos(1, 64, 64)
     pil = Image.fromarray(image[0].permute(1, 2, 0).numpy())
-    box, p = draw_crops(torch.tensor([[64, 64]]), (0.2, 1.0), seeded(5)), draw_jitter(1, (0.4, 0.4, 0.4, 0.0), 1.0, seeded(6))
+    box, p = (
+        draw_crops(torch.tensor([[64, 64]]), (0.2, 1.0), seeded(5)),
+        draw_jitter(1, (0.4, 0.4, 0.4, 0.0), 1.0, seeded(6)),
+    )
     ours = crop_resize(image / 255, box, torch.tensor([[64, 64]]), 32)
     theirs = tv.resized_crop(pil, *box[0].int().tolist(), [32, 32], antialias=True)
     assert (ours[0] - tv.to_image(theirs) / 255).abs().max() <= 1.01 / 255
@@ -147,14 +201,19 @@ def test_natural_view_equals_the_usual_pipeline_on_8_bit_pictures():
     for which in p["order"][0].tolist():
         if which < 3:
             theirs = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation)[which](
-                theirs, [p["brightness"], p["contrast"], p["saturation"]][which].item())
+                theirs, [p["brightness"], p["contrast"], p["saturation"]][which].item()
+            )
     difference = (ours - tv.to_image(theirs) / 255).abs()
-    assert difference.mean() < 2 / 255 and difference.max() < 4 / 255                            # three more 8-bit steps that round down
+    assert (
+        difference.mean() < 2 / 255 and difference.max() < 4 / 255
+    )  # three more 8-bit steps that round down
 
 
 def test_center_crops_keep_the_reference_numbers():
-    box = center_crops(torch.tensor([[224, 224]]), 224)          # 224 -> 257, then the middle 224
-    assert box[0].tolist() == pytest.approx([16 * 224 / 257, 16 * 224 / 257, 224 * 224 / 257, 224 * 224 / 257], rel=1e-6)
+    box = center_crops(torch.tensor([[224, 224]]), 224)  # 224 -> 257, then the middle 224
+    assert box[0].tolist() == pytest.approx(
+        [16 * 224 / 257, 16 * 224 / 257, 224 * 224 / 257, 224 * 224 / 257], rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -162,14 +221,25 @@ def test_strong_views_add_randaugment_and_leave_the_global_generator_alone(chann
     images = torch.randint(256, (6, channels, 24, 24), generator=seeded(0), dtype=torch.uint8)
     sizes = torch.full((6, 2), 24)
     before = torch.get_rng_state()
-    plain, strong, again = (augment(images, sizes, "natural", 16, seeded(1), strong) for strong in (False, True, True))
+    plain, strong, again = (
+        augment(images, sizes, "natural", 16, seeded(1), strong) for strong in (False, True, True)
+    )
     assert torch.equal(torch.get_rng_state(), before) and torch.equal(strong, again)
-    assert strong.shape == plain.shape and strong.dtype == plain.dtype and 0 <= strong.min() and strong.max() <= 1
-    assert sum(not torch.allclose(a, b, atol=1 / 255) for a, b in zip(plain, strong)) >= 4       # two operations each; identity is among them
+    assert (
+        strong.shape == plain.shape
+        and strong.dtype == plain.dtype
+        and 0 <= strong.min()
+        and strong.max() <= 1
+    )
+    assert (
+        sum(not torch.allclose(a, b, atol=1 / 255) for a, b in zip(plain, strong)) >= 4
+    )  # two operations each; identity is among them
     assert not torch.equal(strong, augment(images, sizes, "natural", 16, seeded(2), True))
 
 
-@pytest.mark.parametrize("recipe, strong", [("natural", False), ("natural", True), ("cardiac", False)])
+@pytest.mark.parametrize(
+    "recipe, strong", [("natural", False), ("natural", True), ("cardiac", False)]
+)
 def test_parts_of_a_batch_are_seen_as_in_the_whole(recipe, strong):
     """As processes that share a batch see it: every third image, and parameters of all."""
     images, sizes = photos(8, 24, 24), torch.randint(20, 60, (8, 2), generator=seeded(0))
@@ -178,5 +248,7 @@ def test_parts_of_a_batch_are_seen_as_in_the_whole(recipe, strong):
     for first in range(3):
         part, other = slice(first, None, 3), seeded(1)
         view = augment(images[part], sizes, recipe, 16, other, strong, part)
-        torch.testing.assert_close(view, whole[part], atol=1.01 / 255 if strong else 1e-5, rtol=0)      # RandAugment rounds to 8 bit
+        torch.testing.assert_close(
+            view, whole[part], atol=1.01 / 255 if strong else 1e-5, rtol=0
+        )  # RandAugment rounds to 8 bit
         assert torch.equal(other.get_state(), generator.get_state())

@@ -17,10 +17,12 @@ import finetune
 import linear_probe
 import losses
 import pretrain
-from datasets.augment import RECIPES, augment
 from common import ImageBatches, seeded
+from datasets.augment import RECIPES, augment
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU that torch can use"
+)
 GPU = torch.device("cuda")
 SUBSET = "subsets/digits/99-1.json"
 
@@ -31,7 +33,10 @@ def test_images_on_the_gpu_are_those_of_the_file(free, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (50, 6, 6, 3), dtype=np.uint8)
     if free == "none":
         monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (0, 0))
-    train, batches = ImageBatches(images, np.arange(10, 50), GPU), [np.arange(at, at + 8) for at in (0, 16, 32)]
+    train, batches = (
+        ImageBatches(images, np.arange(10, 50), GPU),
+        [np.arange(at, at + 8) for at in (0, 16, 32)],
+    )
     assert (train.resident is None) == (free == "none")
     for wanted, (positions, batch) in zip(batches, train(batches, slice(0, 4)), strict=True):
         assert (positions == wanted).all() and batch.device.type == "cuda"
@@ -40,28 +45,49 @@ def test_images_on_the_gpu_are_those_of_the_file(free, monkeypatch):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_views_are_the_same(recipe):
-    images, sizes = torch.randint(0, 256, (9, 3, 40, 40), dtype=torch.uint8, generator=seeded(0)), torch.full((9, 2), 40)
-    here, there = (augment(images.to(device), sizes, recipe, 32, seeded(1)) for device in ("cpu", GPU))
+    images, sizes = (
+        torch.randint(0, 256, (9, 3, 40, 40), dtype=torch.uint8, generator=seeded(0)),
+        torch.full((9, 2), 40),
+    )
+    here, there = (
+        augment(images.to(device), sizes, recipe, 32, seeded(1)) for device in ("cpu", GPU)
+    )
     torch.testing.assert_close(there.cpu(), here, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["ntxent", "supcon", "supmin", "suppro"])
 def test_losses_and_gradients_are_the_same(name):
-    labels, prototypes = torch.arange(300) % 5 == 0, losses.antipodal_prototypes(16, seeded(0)).double()
+    labels, prototypes = (
+        torch.arange(300) % 5 == 0,
+        losses.antipodal_prototypes(16, seeded(0)).double(),
+    )
     seen = []
     for device in ("cpu", GPU):
-        z = F.normalize(torch.randn(300, 2, 16, dtype=torch.float64, generator=seeded(1)), dim=2).to(device).requires_grad_()
+        z = (
+            F.normalize(torch.randn(300, 2, 16, dtype=torch.float64, generator=seeded(1)), dim=2)
+            .to(device)
+            .requires_grad_()
+        )
         y = labels.long().to(device)
-        loss = {"ntxent": lambda: losses.ntxent_loss(z), "supcon": lambda: losses.supcon_loss(z, y), "supmin": lambda: losses.supmin_loss(z, y, 1),
-                "suppro": lambda: losses.suppro_loss(z, y, prototypes.to(device))}[name]()
+        loss = {
+            "ntxent": lambda: losses.ntxent_loss(z),
+            "supcon": lambda: losses.supcon_loss(z, y),
+            "supmin": lambda: losses.supmin_loss(z, y, 1),
+            "suppro": lambda: losses.suppro_loss(z, y, prototypes.to(device)),
+        }[name]()
         loss.backward()
         seen.append((loss.detach().cpu(), z.grad.cpu()))
     torch.testing.assert_close(seen[1], seen[0], rtol=1e-9, atol=1e-12)
 
 
 def test_metrics_are_the_same():
-    z, labels = F.normalize(torch.randn(2, 400, 8, generator=seeded(0)).double(), dim=2), (torch.arange(400) % 10 == 0).long()
-    here, there = (evaluate_metrics.measure(z.to(device), labels, 0.05, "") for device in ("cpu", GPU))
+    z, labels = (
+        F.normalize(torch.randn(2, 400, 8, generator=seeded(0)).double(), dim=2),
+        (torch.arange(400) % 10 == 0).long(),
+    )
+    here, there = (
+        evaluate_metrics.measure(z.to(device), labels, 0.05, "") for device in ("cpu", GPU)
+    )
     assert here.keys() == there.keys()
     for name, values in here.items():
         assert there[name] == pytest.approx(values, rel=1e-9), name
@@ -76,7 +102,19 @@ def test_kcl_draws_of_the_own_class_alone():
 
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_the_scripts_run_on_it(amp, workplace):
-    call(pretrain, SUBSET, "--device", "cuda", "--amp", amp, "--smoke", "--seed", 7, "--out", f"runs/{amp}")
+    call(
+        pretrain,
+        SUBSET,
+        "--device",
+        "cuda",
+        "--amp",
+        amp,
+        "--smoke",
+        "--seed",
+        7,
+        "--out",
+        f"runs/{amp}",
+    )
     call(linear_probe, f"runs/{amp}", "--device", "cuda", "--smoke")
     call(evaluate_metrics, f"runs/{amp}", "--device", "cuda", "--smoke", "--picture", "pca")
     call(finetune, f"runs/{amp}", "--device", "cuda", "--amp", amp, "--smoke")
@@ -86,7 +124,16 @@ def test_the_scripts_run_on_it(amp, workplace):
 
 
 def test_deterministic_means_the_same_bits(workplace):
-    run = [sys.executable, ROOT / "pretrain.py", SUBSET, "--device", "cuda", "--deterministic", "--smoke", "--out"]
+    run = [
+        sys.executable,
+        ROOT / "pretrain.py",
+        SUBSET,
+        "--device",
+        "cuda",
+        "--deterministic",
+        "--smoke",
+        "--out",
+    ]
     for k in (1, 2):
         subprocess.run([*run, f"same{k}"], check=True, timeout=300)
     assert Path("same1/encoder.pt").read_bytes() == Path("same2/encoder.pt").read_bytes()
@@ -95,8 +142,30 @@ def test_deterministic_means_the_same_bits(workplace):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_gpus_compute_what_one_does(workplace):
     """NCCL, and torch's own synchronised batch norm."""
-    flags = [str(ROOT / "pretrain.py"), SUBSET, "--device", "cuda", "--amp", "off", "--smoke", "--out"]
+    flags = [
+        str(ROOT / "pretrain.py"),
+        SUBSET,
+        "--device",
+        "cuda",
+        "--amp",
+        "off",
+        "--smoke",
+        "--out",
+    ]
     subprocess.run([sys.executable, *flags, "one"], check=True, timeout=300)
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *flags, "two"], check=True, timeout=300)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            *flags,
+            "two",
+        ],
+        check=True,
+        timeout=300,
+    )
     one, two = ([line["loss"] for line in log_of(Path(name))] for name in ("one", "two"))
     np.testing.assert_allclose(two, one, rtol=1e-3)

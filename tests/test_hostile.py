@@ -11,8 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import call
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pictures import plain_folder
 from PIL import Image
 
 import common
@@ -21,25 +23,44 @@ import finetune
 import linear_probe
 import pretrain
 import report
-from datasets import sources
 from common import RECIPES, SPLITS, UserError, load_subset
-from conftest import call
+from datasets import sources
 from evaluate_metrics import open_embeddings
 from make_subsets import decode_block
-from pictures import plain_folder
 
-settings.register_profile("kit", max_examples=int(os.environ.get("KIT_FUZZ", 100)), deadline=None, derandomize="KIT_FUZZ" not in os.environ,
-                          suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+settings.register_profile(
+    "kit",
+    max_examples=int(os.environ.get("KIT_FUZZ", 100)),
+    deadline=None,
+    derandomize="KIT_FUZZ" not in os.environ,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 settings.load_profile("kit")
 
-ANY_JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from([-1, 10 ** 30, "99-1", "../x", ""]),
-                        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
+ANY_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from([-1, 10**30, "99-1", "../x", ""]),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
 
 
 def places(value, here=()):
     """Every place in a JSON value, as a path of keys."""
     yield here
-    for key in list(value)[:6] if isinstance(value, dict) else range(min(len(value), 3)) if isinstance(value, list) else ():
+    for key in (
+        list(value)[:6]
+        if isinstance(value, dict)
+        else range(min(len(value), 3))
+        if isinstance(value, list)
+        else ()
+    ):
         yield from places(value[key], (*here, key))
 
 
@@ -60,7 +81,9 @@ def changed(data, value):
 @given(data=st.data())
 def test_a_subset_file_with_anything_in_it(workplace, data):
     record = json.loads(Path("subsets/digits/95-5.json").read_text())
-    record = {key: value for key, value in record.items() if key not in ("command", "settings", "seed")}
+    record = {
+        key: value for key, value in record.items() if key not in ("command", "settings", "seed")
+    }
     path = Path("subsets/digits/fuzzed.json")
     path.write_text(json.dumps(changed(data, record)))
     try:
@@ -71,9 +94,20 @@ def test_a_subset_file_with_anything_in_it(workplace, data):
     finally:
         path.unlink()
     rows = np.concatenate([subset.splits[part] for part in SPLITS])
-    assert len(set(rows)) == len(rows) and rows.min() >= 0 and rows.max() < len(subset.images) == len(subset.labels) == len(subset.sizes)
-    assert all(isinstance(text, str) for text in (subset.name, subset.ratio, *subset.classes)) and len(subset.classes) == 2
-    assert len(subset.mean) == len(subset.std) == subset.images.shape[3] and np.isfinite(subset.mean).all() and min(subset.std) > 0
+    assert (
+        len(set(rows)) == len(rows)
+        and rows.min() >= 0
+        and rows.max() < len(subset.images) == len(subset.labels) == len(subset.sizes)
+    )
+    assert (
+        all(isinstance(text, str) for text in (subset.name, subset.ratio, *subset.classes))
+        and len(subset.classes) == 2
+    )
+    assert (
+        len(subset.mean) == len(subset.std) == subset.images.shape[3]
+        and np.isfinite(subset.mean).all()
+        and min(subset.std) > 0
+    )
     assert subset.minority in (0, 1) and 1 <= subset.size <= 4096 and subset.recipe in RECIPES
 
 
@@ -81,14 +115,24 @@ def damaged(data, whole):
     """`whole` with a piece cut off, overwritten, doubled or left out."""
     at, n = data.draw(st.integers(0, len(whole))), data.draw(st.integers(0, 40))
     put = data.draw(st.binary(max_size=40))
-    kind = data.draw(st.sampled_from(["cut", "overwritten", "inserted", "left out", "nothing of it"]))
-    return {"cut": whole[:at], "overwritten": whole[:at] + put + whole[at + len(put):], "inserted": whole[:at] + put + whole[at:],
-            "left out": whole[:at] + whole[at + n:], "nothing of it": put}[kind]
+    kind = data.draw(
+        st.sampled_from(["cut", "overwritten", "inserted", "left out", "nothing of it"])
+    )
+    return {
+        "cut": whole[:at],
+        "overwritten": whole[:at] + put + whole[at + len(put) :],
+        "inserted": whole[:at] + put + whole[at:],
+        "left out": whole[:at] + whole[at + n :],
+        "nothing of it": put,
+    }[kind]
 
 
 @given(data=st.data())
 def test_a_checkpoint_with_anything_in_it(tmp_path, data):
-    state, file = {"model": torch.nn.Linear(3, 2).state_dict(), "epoch": 3, "config": {"a": [1, "b"]}}, io.BytesIO()
+    state, file = (
+        {"model": torch.nn.Linear(3, 2).state_dict(), "epoch": 3, "config": {"a": [1, "b"]}},
+        io.BytesIO(),
+    )
     torch.save(state, file)
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(damaged(data, file.getvalue()))
@@ -103,32 +147,46 @@ def test_a_checkpoint_with_anything_in_it(tmp_path, data):
 def test_an_image_with_anything_in_it(tmp_path, data):
     suffix = data.draw(st.sampled_from([".png", ".jpg", ".tiff", ".gif", ".bmp", ".webp", ".npy"]))
     pixels, file = np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3), io.BytesIO()
-    np.save(file, pixels.transpose(2, 0, 1)) if suffix == ".npy" else Image.fromarray(pixels).save(file, Image.registered_extensions()[suffix])
+    np.save(file, pixels.transpose(2, 0, 1)) if suffix == ".npy" else Image.fromarray(pixels).save(
+        file, Image.registered_extensions()[suffix]
+    )
     path = tmp_path / f"image{suffix}"
     path.write_bytes(damaged(data, file.getvalue()))
-    block, [[width, height, why, cut]] = decode_block([path], 16, data.draw(st.sampled_from([1, 3])), data.draw(st.booleans()))
-    assert block.shape[:3] == (1, 16, 16) and (why is None) == (min(width, height) > 0) and (why is None or not block.any() and "\n" not in why)
+    block, [[width, height, why, cut]] = decode_block(
+        [path], 16, data.draw(st.sampled_from([1, 3])), data.draw(st.booleans())
+    )
+    assert (
+        block.shape[:3] == (1, 16, 16)
+        and (why is None) == (min(width, height) > 0)
+        and (why is None or not block.any() and "\n" not in why)
+    )
 
 
 @given(data=st.data())
 def test_an_npz_with_anything_in_it(tmp_path, data):
-    arrays = {f"{part}_images": np.zeros((4, 6, 6), np.uint8) for part in SPLITS} | {f"{part}_labels": np.arange(4).astype(np.uint8)[:, None] % 2 for part in SPLITS}
+    arrays = {f"{part}_images": np.zeros((4, 6, 6), np.uint8) for part in SPLITS} | {
+        f"{part}_labels": np.arange(4).astype(np.uint8)[:, None] % 2 for part in SPLITS
+    }
     file, path = io.BytesIO(), tmp_path / "some.npz"
     data.draw(st.sampled_from([np.savez, np.savez_compressed]))(file, **arrays)
     path.write_bytes(damaged(data, file.getvalue()))
     try:
-        source = sources.npz_source(SimpleNamespace(minority=None, majority=None, size=None, store_size=None), path)
-        images = source.images[0:len(source.images)]
+        source = sources.npz_source(
+            SimpleNamespace(minority=None, majority=None, size=None, store_size=None), path
+        )
+        images = source.images[0 : len(source.images)]
     except UserError as error:
         assert str(path) in str(error)
         return
-    assert len(images) == len(source.labels) and all(image.dtype == np.uint8 and image.ndim == 3 for image in images)
+    assert len(images) == len(source.labels) and all(
+        image.dtype == np.uint8 and image.ndim == 3 for image in images
+    )
 
 
 @given(data=st.data())
 def test_a_table_with_anything_in_it(tmp_path, data):
     path = tmp_path / "labels.csv"
-    path.write_bytes(damaged(data, "eid,label\n1,0\n2,1\n\"3\",0\n4,1\n".encode()))
+    path.write_bytes(damaged(data, 'eid,label\n1,0\n2,1\n"3",0\n4,1\n'.encode()))
     try:
         table = sources.read_table(path, ["eid", "label"])
         labels = [sources.zero_or_one(path, line, "label", row) for line, row in table.items()]
@@ -143,7 +201,9 @@ def test_embeddings_with_anything_in_them(tmp_path, data):
     file, path = io.BytesIO(), tmp_path / "z.npz"
     np.savez(file, z=np.eye(6, 4, dtype=np.float32)[None].repeat(2, 0), labels=np.arange(6) % 2)
     path.write_bytes(damaged(data, file.getvalue()))
-    args = SimpleNamespace(embeddings=path, smoke=False, out=None, neighborhood=1, seed=0, picture="pca")
+    args = SimpleNamespace(
+        embeddings=path, smoke=False, out=None, neighborhood=1, seed=0, picture="pca"
+    )
     try:
         _, _, _, spaces = open_embeddings(args)
     except UserError as error:
@@ -167,21 +227,44 @@ def run(workplace):
 @given(data=st.data())
 def test_a_run_folder_with_anything_in_it(run, data):
     """Whatever its settings, results and log hold, a run is opened and reported, or refused by the name of a file."""
-    name = data.draw(st.sampled_from(["config.json", "probe.json", "metrics.json", "finetune.json", "log.jsonl", "finetune/config.json"]))
+    name = data.draw(
+        st.sampled_from(
+            [
+                "config.json",
+                "probe.json",
+                "metrics.json",
+                "finetune.json",
+                "log.jsonl",
+                "finetune/config.json",
+            ]
+        )
+    )
     path = run / name
     whole = path.read_text()
     if name == "log.jsonl":
         lines = whole.splitlines()
         at = data.draw(st.integers(0, len(lines) - 1))
-        lines[at] = json.dumps(data.draw(ANY_JSON) if data.draw(st.booleans()) else changed(data, json.loads(lines[at])))
+        lines[at] = json.dumps(
+            data.draw(ANY_JSON)
+            if data.draw(st.booleans())
+            else changed(data, json.loads(lines[at]))
+        )
         path.write_text("\n".join(lines) + "\n")
     else:
         path.write_text(json.dumps(changed(data, json.loads(whole))))
     opened_or_refused(run, name, whole)
 
 
-@pytest.mark.parametrize("name, place, value", [("finetune.json", ("loss",), []), ("probe.json", ("test_balanced_train", "accuracy"), []),
-                                                ("finetune/config.json", ("head",), [[]]), ("config.json", ("subset",), 5), ("config.json", ("size",), None)])
+@pytest.mark.parametrize(
+    "name, place, value",
+    [
+        ("finetune.json", ("loss",), []),
+        ("probe.json", ("test_balanced_train", "accuracy"), []),
+        ("finetune/config.json", ("head",), [[]]),
+        ("config.json", ("subset",), 5),
+        ("config.json", ("size",), None),
+    ],
+)
 def test_what_was_found_in_run_folders(run, name, place, value):
     whole = (run / name).read_text()
     inner = content = json.loads(whole)
@@ -195,12 +278,17 @@ def test_what_was_found_in_run_folders(run, name, place, value):
 def opened_or_refused(run, name, whole):
     """Then the file is `whole` again."""
     try:
-        readers = {"config.json": lambda: common.load_run(run), "finetune/config.json": lambda: finetune.load_network(run / "finetune")}
+        readers = {
+            "config.json": lambda: common.load_run(run),
+            "finetune/config.json": lambda: finetune.load_network(run / "finetune"),
+        }
         for read in (readers.get(name), lambda: tables(Path("runs"))):
             try:
                 read and read()
             except UserError as error:
-                assert any(part in str(error) for part in ("runs", "subsets", "--")) and "\n" not in str(error)
+                assert any(
+                    part in str(error) for part in ("runs", "subsets", "--")
+                ) and "\n" not in str(error)
     finally:
         (run / name).write_text(whole)
 
@@ -209,22 +297,43 @@ def tables(folder):
     """What report.py does, without the figures."""
     rows = report.collect(folder)
     groups = report.group(rows)
-    report.results_table(rows), report.summary_table(groups), report.terminal_tables(groups), report.headlines(groups)
+    (
+        report.results_table(rows),
+        report.summary_table(groups),
+        report.terminal_tables(groups),
+        report.headlines(groups),
+    )
     report.markdown(groups, [], report.left_out(rows) + report.unlisted(folder), "report.py runs")
     report.next_step(rows, folder, folder / "report", [])
 
 
-WITHIN = {"step": 1, "skipped": 0, "losses": torch.zeros(2), "generator": torch.Generator().get_state(), "seconds": 1.0}
-TORN = {"epoch": lambda state: state.update(epoch="3"), "epoch below 0": lambda state: state.update(epoch=-1),
-        "within": lambda state: state.update(within={"step": 1}), "within of another kind": lambda state: state.update(within=[1]),
-        "step": lambda state: state.update(within={**WITHIN, "step": 7}),
-        "losses": lambda state: state.update(epoch=0, within={**WITHIN, "losses": torch.zeros(3)}),
-        "generator": lambda state: state.update(within={**WITHIN, "generator": torch.full_like(WITHIN["generator"], 9)}),
-        "shape": lambda state: state["model"].update({"head.0.bias": torch.zeros(3)}), "no key": lambda state: state["model"].pop("head.0.bias"),
-        "one key more": lambda state: state["model"].update(more=torch.zeros(3)),
-        "dtype": lambda state: state["model"].update({"head.0.bias": state["model"]["head.0.bias"].to(torch.complex64)}),
-        "no tensor": lambda state: state["model"].update({"head.0.bias": [0.0]}), "not a state": lambda state: state.update(optimizer=[1]),
-        "settings": lambda state: state["config"].update(lr=1.0)}
+WITHIN = {
+    "step": 1,
+    "skipped": 0,
+    "losses": torch.zeros(2),
+    "generator": torch.Generator().get_state(),
+    "seconds": 1.0,
+}
+TORN = {
+    "epoch": lambda state: state.update(epoch="3"),
+    "epoch below 0": lambda state: state.update(epoch=-1),
+    "within": lambda state: state.update(within={"step": 1}),
+    "within of another kind": lambda state: state.update(within=[1]),
+    "step": lambda state: state.update(within={**WITHIN, "step": 7}),
+    "losses": lambda state: state.update(epoch=0, within={**WITHIN, "losses": torch.zeros(3)}),
+    "generator": lambda state: state.update(
+        within={**WITHIN, "generator": torch.full_like(WITHIN["generator"], 9)}
+    ),
+    "shape": lambda state: state["model"].update({"head.0.bias": torch.zeros(3)}),
+    "no key": lambda state: state["model"].pop("head.0.bias"),
+    "one key more": lambda state: state["model"].update(more=torch.zeros(3)),
+    "dtype": lambda state: state["model"].update(
+        {"head.0.bias": state["model"]["head.0.bias"].to(torch.complex64)}
+    ),
+    "no tensor": lambda state: state["model"].update({"head.0.bias": [0.0]}),
+    "not a state": lambda state: state.update(optimizer=[1]),
+    "settings": lambda state: state["config"].update(lr=1.0),
+}
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(run):
@@ -258,10 +367,24 @@ def test_no_pickle_is_executed(tmp_path, monkeypatch, refused, make):
     torch.save({1: Pickled()}, "some.pt")
     with pytest.raises(UserError, match="some.pt"):
         common.load_tensors("some.pt")
-    np.savez("some.npz", **{f"{part}_{kind}": objects for part in SPLITS for kind in ("images", "labels")}, z=objects, labels=objects)
+    np.savez(
+        "some.npz",
+        **{f"{part}_{kind}": objects for part in SPLITS for kind in ("images", "labels")},
+        z=objects,
+        labels=objects,
+    )
     refused("npz", "--data-root", "some.npz", says=["some.npz", "object"])
     with pytest.raises(UserError, match="some.npz"):
-        open_embeddings(SimpleNamespace(embeddings=Path("some.npz"), smoke=False, out=None, neighborhood=1, seed=0, picture="pca"))
+        open_embeddings(
+            SimpleNamespace(
+                embeddings=Path("some.npz"),
+                smoke=False,
+                out=None,
+                neighborhood=1,
+                seed=0,
+                picture="pca",
+            )
+        )
     Path("infarction").mkdir()
     Path("infarction/table.csv").write_text(PARTICIPANTS)
     Path("some.pt").rename("infarction/some.pt")
@@ -276,11 +399,13 @@ def test_no_pickle_is_executed(tmp_path, monkeypatch, refused, make):
 def declared(path, shape):
     """An .npy file that declares a shape and holds 99 bytes."""
     with open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "|u1", "fortran_order": False, "shape": shape}
+        )
         file.write(99 * b"x")
 
 
-@pytest.mark.parametrize("shape", [(3, 10 ** 6, 10 ** 6), (3, 2 ** 40, 2 ** 40), (2 ** 62, 2, 2)])
+@pytest.mark.parametrize("shape", [(3, 10**6, 10**6), (3, 2**40, 2**40), (2**62, 2, 2)])
 def test_a_huge_declared_shape_costs_no_memory(tmp_path, monkeypatch, refused, shape):
     monkeypatch.chdir(tmp_path)
     Path("infarction").mkdir()
@@ -294,7 +419,16 @@ def test_a_huge_declared_shape_costs_no_memory(tmp_path, monkeypatch, refused, s
         archive.write("z.npy")
         archive.write("labels.npy")
     with pytest.raises(UserError, match="z.npz: "):
-        open_embeddings(SimpleNamespace(embeddings=Path("z.npz"), smoke=False, out=None, neighborhood=1, seed=0, picture="pca"))
+        open_embeddings(
+            SimpleNamespace(
+                embeddings=Path("z.npz"),
+                smoke=False,
+                out=None,
+                neighborhood=1,
+                seed=0,
+                picture="pca",
+            )
+        )
 
 
 def test_links_that_go_in_circles(make, tmp_path):

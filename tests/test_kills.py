@@ -13,23 +13,66 @@ import sys
 import time
 
 import pytest
-
-import common
 from conftest import ROOT, equal, log_of
 
+import common
+
 KILLS = int(os.environ.get("KIT_KILLS", 0))
-SUBSET, TINY = "subsets/digits/95-5.json", ("--smoke", "--size", "8", "--epochs", "3", "--save-every", "1")
-COMMANDS = {                                                     # every one writes below `out`, from what the workplace has
+SUBSET, TINY = (
+    "subsets/digits/95-5.json",
+    ("--smoke", "--size", "8", "--epochs", "3", "--save-every", "1"),
+)
+COMMANDS = {  # every one writes below `out`, from what the workplace has
     "make_subsets": ("make_subsets", "digits", "--workers", "1", "--name", "out", "--out", "."),
-    "supmin, bf16": ("pretrain", SUBSET, "--method", "supmin", *TINY, "--size", "24", "--amp", "bf16", "--out", "out"),
-    "linear_probe": ("linear_probe", "run", "--protocol", "reference", "--epochs", "3", "--out", "out"),
+    "supmin, bf16": (
+        "pretrain",
+        SUBSET,
+        "--method",
+        "supmin",
+        *TINY,
+        "--size",
+        "24",
+        "--amp",
+        "bf16",
+        "--out",
+        "out",
+    ),
+    "linear_probe": (
+        "linear_probe",
+        "run",
+        "--protocol",
+        "reference",
+        "--epochs",
+        "3",
+        "--out",
+        "out",
+    ),
     "finetune": ("finetune", "run", *TINY, "--out", "out"),
 }
 LONG = {
-    "make_subsets, two workers": ("make_subsets", "digits", "--workers", "2", "--name", "out", "--out", "."),
-    **{method: ("pretrain", SUBSET, "--method", *method.split(), *TINY, "--out", "out")
-       for method in ("ntxent", "supcon", "supmin --majority-supervision 0.5", "suppro", "kcl --queue 64", "tsc --variant code", "sbcl --recluster-every 1",
-                      "bcl --variant batchnorm")},
+    "make_subsets, two workers": (
+        "make_subsets",
+        "digits",
+        "--workers",
+        "2",
+        "--name",
+        "out",
+        "--out",
+        ".",
+    ),
+    **{
+        method: ("pretrain", SUBSET, "--method", *method.split(), *TINY, "--out", "out")
+        for method in (
+            "ntxent",
+            "supcon",
+            "supmin --majority-supervision 0.5",
+            "suppro",
+            "kcl --queue 64",
+            "tsc --variant code",
+            "sbcl --recluster-every 1",
+            "bcl --variant batchnorm",
+        )
+    },
     "paco": ("pretrain", SUBSET, "--method", "paco", *TINY, "--queue", "64", "--out", "out"),
     "ldam_drw": ("finetune", SUBSET, "--loss", "ldam_drw", *TINY, "--out", "out"),
     "crt": ("finetune", "run", "--retrain", "crt", *TINY, "--out", "out"),
@@ -42,6 +85,7 @@ def work(folder, script, *words):
     sys.stdout = sys.stderr = open(os.devnull, "w")
     sys.argv = [f"{script}.py", *words]
     import torch
+
     torch.set_num_threads(1)
     common.cli(__import__(script).main)
 
@@ -51,12 +95,22 @@ def start():
     """start(folder, command) -> its process, forked from a server that has imported everything."""
     context = multiprocessing.get_context("forkserver")
     os.environ["PYTHONPATH"] = str(ROOT)
-    context.set_forkserver_preload(["make_subsets", "pretrain", "linear_probe", "finetune", "sklearn.linear_model", "matplotlib.figure"])
+    context.set_forkserver_preload(
+        [
+            "make_subsets",
+            "pretrain",
+            "linear_probe",
+            "finetune",
+            "sklearn.linear_model",
+            "matplotlib.figure",
+        ]
+    )
 
     def start(folder, command):
         process = context.Process(target=work, args=(folder, *command))
         process.start()
         return process
+
     yield start
     del os.environ["PYTHONPATH"]
     multiprocessing.forkserver._forkserver._stop()
@@ -66,7 +120,10 @@ def start():
 def place(tmp_path_factory, start):
     """What every command finds: subsets of the digits and a finished run."""
     folder = tmp_path_factory.mktemp("kills")
-    for command in (("make_subsets", "digits", "--workers", "1"), ("pretrain", SUBSET, *TINY, "--out", "run")):
+    for command in (
+        ("make_subsets", "digits", "--workers", "1"),
+        ("pretrain", SUBSET, *TINY, "--out", "run"),
+    ):
         process = start(folder, command)
         process.join()
         assert process.exitcode == 0
@@ -77,12 +134,20 @@ def place(tmp_path_factory, start):
 def left_by(folder):
     """Everything that a finished command has left, without what depends on the clock and without its checkpoint."""
     found = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith((".lock", "checkpoint"))):
+    for path in sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith((".lock", "checkpoint"))
+    ):
         name = str(path.relative_to(folder))
         if path.suffix == ".pt":
             found[name] = common.load_tensors(path)
         elif path.suffix == ".json":
-            found[name] = {key: value for key, value in json.loads(path.read_text()).items() if key != "provenance"}
+            found[name] = {
+                key: value
+                for key, value in json.loads(path.read_text()).items()
+                if key != "provenance"
+            }
         else:
             found[name] = log_of(path.parent) if path.name == "log.jsonl" else path.read_bytes()
     return found
@@ -102,18 +167,21 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_been(place, start, n
     for _ in range(10 * (KILLS or 2)):
         process = start(place, command)
         process.join(draw.uniform(0, duration))
-        process.kill()                                           # nothing happens where it has ended already
+        process.kill()  # nothing happens where it has ended already
         process.join()
         kills += process.exitcode == -signal.SIGKILL
         if process.exitcode == 0:
-            shutil.rmtree(out)                                   # it went on from the one before, and was quicker: once more
+            shutil.rmtree(out)  # it went on from the one before, and was quicker: once more
         assert process.exitcode in (0, -signal.SIGKILL)
         if kills == (KILLS or 2):
             break
     process = start(place, command)
     process.join()
     assert process.exitcode == 0 and kills == (KILLS or 2)
-    assert equal(left_by(whole), left_by(out)) and len(left_by(out)) > 1, (left_by(whole).keys(), left_by(out).keys())
+    assert equal(left_by(whole), left_by(out)) and len(left_by(out)) > 1, (
+        left_by(whole).keys(),
+        left_by(out).keys(),
+    )
     print(f"\n{name}: killed {kills} times within {duration:.1f} s")
     for folder in (whole, out):
         shutil.rmtree(folder)

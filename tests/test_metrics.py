@@ -9,15 +9,36 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import ROOT, LargestTensor, one_line, oracle, run_script
 
 import evaluate_metrics
-from common import ContrastiveModel, UserError, embed, load_subset, save_tensors, seeded, sha256, write_json
-from conftest import ROOT, LargestTensor, one_line, oracle, run_script
-from evaluate_metrics import (class_alignment_consistency, class_alignment_distance, entropy_uniformity, gaussian_potential,
-                              sample_alignment_accuracy, sample_alignment_distance)
+from common import (
+    ContrastiveModel,
+    UserError,
+    embed,
+    load_subset,
+    save_tensors,
+    seeded,
+    sha256,
+    write_json,
+)
+from evaluate_metrics import (
+    class_alignment_consistency,
+    class_alignment_distance,
+    entropy_uniformity,
+    gaussian_potential,
+    sample_alignment_accuracy,
+    sample_alignment_distance,
+)
 
-METRICS = (sample_alignment_distance, sample_alignment_accuracy, class_alignment_distance, class_alignment_consistency,
-           gaussian_potential, entropy_uniformity)
+METRICS = (
+    sample_alignment_distance,
+    sample_alignment_accuracy,
+    class_alignment_distance,
+    class_alignment_consistency,
+    gaussian_potential,
+    entropy_uniformity,
+)
 ORACLE = oracle("metrics.npz")
 
 
@@ -38,14 +59,20 @@ def reference(case):
 def test_metrics_equal_the_reference(case):
     z, labels, f, pair = reference(case)
     rows, k = len(z) * np.bincount(labels), int(f["k"])
-    np.testing.assert_allclose(sample_alignment_distance(z, labels), pair("sad"), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        sample_alignment_distance(z, labels), pair("sad"), rtol=0, atol=1e-10
+    )
     np.testing.assert_allclose(gaussian_potential(z, labels), pair("gpu"), rtol=0, atol=1e-10)
     cad = class_alignment_distance(z, labels).numpy()
-    np.testing.assert_allclose(cad * (rows - 1) / rows, pair("cad"), rtol=0, atol=1e-10)               # the docstring's conversions
+    np.testing.assert_allclose(
+        cad * (rows - 1) / rows, pair("cad"), rtol=0, atol=1e-10
+    )  # the docstring's conversions
     np.testing.assert_allclose(pair("cad") * rows / (rows - 1), cad, rtol=0, atol=1e-10)
     assert not f["ties"]
     np.testing.assert_allclose(sample_alignment_accuracy(z, labels), pair("saa"), rtol=0, atol=1e-9)
-    np.testing.assert_allclose(class_alignment_consistency(z, labels), pair("cac_noself"), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        class_alignment_consistency(z, labels), pair("cac_noself"), rtol=0, atol=1e-9
+    )
     fewer = class_alignment_consistency(z, labels, k - 1).numpy()
     np.testing.assert_allclose((100 + (k - 1) * fewer) / k, pair("cac_self"), rtol=0, atol=1e-9)
     np.testing.assert_allclose((k * pair("cac_self") - 100) / (k - 1), fewer, rtol=0, atol=1e-9)
@@ -60,7 +87,10 @@ def test_entropy_uniformity_has_the_mean_of_the_reference(case):
     repeats = 40
     peu = entropy_uniformity(z, labels, repeats, seeded(1)).numpy()
     for c in (0, 1):
-        assert abs(peu[c] - f[f"peu_{c}_mean"]) < 4 * f[f"peu_{c}_std"] * math.sqrt(1 / 1000 + 1 / repeats) + 0.01
+        assert (
+            abs(peu[c] - f[f"peu_{c}_mean"])
+            < 4 * f[f"peu_{c}_std"] * math.sqrt(1 / 1000 + 1 / repeats) + 0.01
+        )
 
 
 @pytest.mark.parametrize("views, seed", [(2, 1), (4, 2)])
@@ -71,7 +101,9 @@ def test_metrics_equal_double_loops(views, seed):
     k = int(0.1 * len(rows))
     expected = {name: ([], []) for name in ("sad", "saa", "cad", "cac", "gpu")}
     for i in range(20):
-        expected["sad"][labels[i]].append(np.mean([np.linalg.norm(z[0, i] - z[v, i]) for v in range(1, views)]))
+        expected["sad"][labels[i]].append(
+            np.mean([np.linalg.norm(z[0, i] - z[v, i]) for v in range(1, views)])
+        )
     for a, (_, image, label) in enumerate(rows):
         others = sorted((b for b in range(len(rows)) if b != a), key=lambda b: distance[a][b])
         mates = [distance[a][b] for b in others if rows[b][2] == label]
@@ -83,29 +115,40 @@ def test_metrics_equal_double_loops(views, seed):
     np.testing.assert_allclose(sample_alignment_distance(z, labels), expected["sad"], rtol=1e-12)
     np.testing.assert_allclose(sample_alignment_accuracy(z, labels), expected["saa"], rtol=1e-12)
     np.testing.assert_allclose(class_alignment_distance(z, labels), expected["cad"], rtol=1e-12)
-    np.testing.assert_allclose(class_alignment_consistency(z, labels, 0.1), expected["cac"], rtol=1e-12)
-    np.testing.assert_allclose(class_alignment_consistency(z, labels, k), expected["cac"], rtol=1e-12)
+    np.testing.assert_allclose(
+        class_alignment_consistency(z, labels, 0.1), expected["cac"], rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        class_alignment_consistency(z, labels, k), expected["cac"], rtol=1e-12
+    )
     np.testing.assert_allclose(gaussian_potential(z, labels), expected["gpu"], rtol=1e-10)
 
 
 def test_rows_worked_by_hand():
-    line = torch.tensor([0.0, 1.0, 3.0]).reshape(1, 3, 1)                               # three images on a line, one view
+    line = torch.tensor([0.0, 1.0, 3.0]).reshape(1, 3, 1)  # three images on a line, one view
     labels = [0, 0, 1]
     assert class_alignment_consistency(line, labels, 1).tolist() == [100, 0]
     assert class_alignment_consistency(line, labels, 2).tolist() == [50, 0]
-    z = torch.tensor([[0.0, 3.0], [1.0, 7.0]])[..., None]                               # two images, views at 0 and 1, at 3 and 7
+    z = torch.tensor([[0.0, 3.0], [1.0, 7.0]])[
+        ..., None
+    ]  # two images, views at 0 and 1, at 3 and 7
     labels = [0, 1]
     assert sample_alignment_distance(z, labels).tolist() == [1, 4]
-    assert sample_alignment_accuracy(z, labels).tolist() == [100, 50]                   # 3 is nearer to 1 than to its own 7
+    assert sample_alignment_accuracy(z, labels).tolist() == [
+        100,
+        50,
+    ]  # 3 is nearer to 1 than to its own 7
     np.testing.assert_allclose(class_alignment_distance(z, labels), [1, 4], rtol=1e-12)
-    np.testing.assert_allclose(gaussian_potential(z, labels), [math.exp(-2), math.exp(-32)], rtol=1e-10)
+    np.testing.assert_allclose(
+        gaussian_potential(z, labels), [math.exp(-2), math.exp(-32)], rtol=1e-10
+    )
     assert class_alignment_consistency(z, labels, 1).tolist() == [100, 50]
 
 
 def test_entropy_of_few_places():
     """Class 0 in one place: 0. Class 1, 8 rows, half in each of two far places: 1 bit of 3."""
     z = torch.zeros(2, 8, 2)
-    z[:, :4, 0], z[:, 4:6, 0], z[:, 6:, 0] = 1, 2, -5                                   # length does not count
+    z[:, :4, 0], z[:, 4:6, 0], z[:, 6:, 0] = 1, 2, -5  # length does not count
     np.testing.assert_allclose(entropy_uniformity(z, [0] * 4 + [1] * 4), [0, 100 / 3], atol=1e-12)
 
 
@@ -113,9 +156,11 @@ def test_entropy_of_few_places():
 def test_a_collapse_has_the_documented_values(point):
     z, labels = point.expand(2, 50, 16), torch.tensor([0] * 45 + [1] * 5)
     np.testing.assert_allclose(sample_alignment_distance(z, labels), [0, 0])
-    np.testing.assert_allclose(sample_alignment_accuracy(z, labels), [100 / 99, 100 / 99])               # chance
+    np.testing.assert_allclose(sample_alignment_accuracy(z, labels), [100 / 99, 100 / 99])  # chance
     np.testing.assert_allclose(class_alignment_distance(z, labels), [0, 0], atol=1e-7)
-    np.testing.assert_allclose(class_alignment_consistency(z, labels), [100 * 89 / 99, 100 * 9 / 99])    # the classes' shares
+    np.testing.assert_allclose(
+        class_alignment_consistency(z, labels), [100 * 89 / 99, 100 * 9 / 99]
+    )  # the classes' shares
     np.testing.assert_allclose(gaussian_potential(z, labels), [1, 1])
     np.testing.assert_allclose(entropy_uniformity(z, labels), [0, 0], atol=1e-12)
 
@@ -124,20 +169,26 @@ def test_a_tight_cluster_far_away_is_still_resolved():
     """Neighbours are those of the cluster, also where dot products of the raw rows would drown them in rounding."""
     z, labels = cloud()
     far = z * 1e-6 + torch.full((8,), 100.0, dtype=torch.float64)
-    np.testing.assert_allclose(sample_alignment_accuracy(far, labels), sample_alignment_accuracy(z, labels))
-    np.testing.assert_allclose(class_alignment_consistency(far, labels), class_alignment_consistency(z, labels))
-    np.testing.assert_allclose(class_alignment_distance(far, labels), 1e-6 * class_alignment_distance(z, labels), rtol=1e-6)
+    np.testing.assert_allclose(
+        sample_alignment_accuracy(far, labels), sample_alignment_accuracy(z, labels)
+    )
+    np.testing.assert_allclose(
+        class_alignment_consistency(far, labels), class_alignment_consistency(z, labels)
+    )
+    np.testing.assert_allclose(
+        class_alignment_distance(far, labels), 1e-6 * class_alignment_distance(z, labels), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_chunks_do_not_change_results_and_bound_memory(metric, monkeypatch):
-    z, labels = cloud(n=60, dim=4)                                                      # 120 rows
+    z, labels = cloud(n=60, dim=4)  # 120 rows
     expected = metric(z, labels)
     for at_once in (1, 3 * 120 + 1, 5000):
         monkeypatch.setattr(evaluate_metrics, "AT_ONCE", at_once)
         with LargestTensor() as largest:
             np.testing.assert_allclose(metric(z, labels), expected, rtol=1e-12)
-        assert largest.numel <= max(at_once, 1024 * 4)                                  # less than the 14 400 pairs
+        assert largest.numel <= max(at_once, 1024 * 4)  # less than the 14 400 pairs
     # 1024 * 4: what PEU draws at a time, whatever the chunk
 
 
@@ -148,27 +199,54 @@ def test_metrics_are_pure(metric):
     first = metric(z, labels)
     for other in METRICS:
         other(z, labels)
-    assert torch.equal(metric(z, labels), first) and torch.equal(z, before)             # the reference's depend on who came before
-    assert first.dtype == torch.float64 and first.shape == (2,) and not metric(leaf, labels).requires_grad
+    assert torch.equal(metric(z, labels), first) and torch.equal(
+        z, before
+    )  # the reference's depend on who came before
+    assert (
+        first.dtype == torch.float64
+        and first.shape == (2,)
+        and not metric(leaf, labels).requires_grad
+    )
     assert torch.equal(metric(z.numpy(), labels.numpy()), first)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
     np.testing.assert_allclose(metric(z[:, order], labels[order]), first, rtol=1e-12)
     np.testing.assert_allclose(metric(z, 1 - labels), first.flip(0), rtol=1e-12)
 
 
-@pytest.mark.parametrize("metric, z, labels, words", [
-    (sample_alignment_distance, torch.ones(1, 40, 2), [0, 1] * 20, "two"),
-    (sample_alignment_accuracy, torch.ones(1, 40, 2), [0, 1] * 20, "two"),
-    (class_alignment_distance, torch.ones(1, 3, 2), [0, 0, 1], "class 1 has a single row"),
-    (gaussian_potential, torch.ones(1, 3, 2), [0, 1, 1], "class 0 has a single row"),
-    (entropy_uniformity, torch.ones(1, 3, 2), [0, 0, 1], "class 1 has a single row"),
-    (class_alignment_consistency, torch.ones(2, 9, 2), [0, 1, 1] * 3, "0 of 17"),
-    (lambda z, y: class_alignment_consistency(z, y, 18), torch.ones(2, 9, 2), [0, 1, 1] * 3, "18 of 17"),
-    (lambda z, y: class_alignment_consistency(z, y, 5.0), torch.ones(2, 9, 2), [0, 1, 1] * 3, "share between 0 and 1"),
-    *[(metric, *case) for metric in METRICS for case in [
-        (torch.ones(2, 40, 2), [1] * 40, "of class 1"), (torch.ones(2, 40, 2), [1, 2] * 20, "0 and 1"),
-        (torch.ones(2, 40, 2), [0, 1], r"labels \[40\]"), (torch.ones(40, 2), [0, 1] * 20, "views, images"),
-        (torch.full((2, 40, 2), torch.nan), [0, 1] * 20, "NaN")]]])
+@pytest.mark.parametrize(
+    "metric, z, labels, words",
+    [
+        (sample_alignment_distance, torch.ones(1, 40, 2), [0, 1] * 20, "two"),
+        (sample_alignment_accuracy, torch.ones(1, 40, 2), [0, 1] * 20, "two"),
+        (class_alignment_distance, torch.ones(1, 3, 2), [0, 0, 1], "class 1 has a single row"),
+        (gaussian_potential, torch.ones(1, 3, 2), [0, 1, 1], "class 0 has a single row"),
+        (entropy_uniformity, torch.ones(1, 3, 2), [0, 0, 1], "class 1 has a single row"),
+        (class_alignment_consistency, torch.ones(2, 9, 2), [0, 1, 1] * 3, "0 of 17"),
+        (
+            lambda z, y: class_alignment_consistency(z, y, 18),
+            torch.ones(2, 9, 2),
+            [0, 1, 1] * 3,
+            "18 of 17",
+        ),
+        (
+            lambda z, y: class_alignment_consistency(z, y, 5.0),
+            torch.ones(2, 9, 2),
+            [0, 1, 1] * 3,
+            "share between 0 and 1",
+        ),
+        *[
+            (metric, *case)
+            for metric in METRICS
+            for case in [
+                (torch.ones(2, 40, 2), [1] * 40, "of class 1"),
+                (torch.ones(2, 40, 2), [1, 2] * 20, "0 and 1"),
+                (torch.ones(2, 40, 2), [0, 1], r"labels \[40\]"),
+                (torch.ones(40, 2), [0, 1] * 20, "views, images"),
+                (torch.full((2, 40, 2), torch.nan), [0, 1] * 20, "NaN"),
+            ]
+        ],
+    ],
+)
 def test_too_little_is_an_error_and_not_nan(metric, z, labels, words):
     with pytest.raises(ValueError, match=words):
         metric(z, labels)
@@ -181,6 +259,7 @@ def test_a_class_of_one_image_is_enough_with_two_views():
 
 
 # the script ---------------------------------------------------------------------------------------------------------
+
 
 def call(monkeypatch, *args):
     monkeypatch.setattr(sys, "argv", ["evaluate_metrics.py", *map(str, args)])
@@ -200,12 +279,31 @@ def make_subset(folder):
     with open(folder / "index.csv", "w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["row", "split", "label", "class", "width", "height", "source"])
-        table.writerows([i, "", label, ["few", "many"][label], 16, 16, ""] for i, label in enumerate(labels))
+        table.writerows(
+            [i, "", label, ["few", "many"][label], 16, 16, ""] for i, label in enumerate(labels)
+        )
     splits = {"train": list(range(6)), "val": list(range(6, 12)), "test": list(range(12, 36))}
-    counts = {split: {str(c): sum(labels[row] == c for row in rows) for c in (0, 1)} for split, rows in splits.items()}
-    write_json(folder / "99-1.json", dict(
-        name="noise", ratio="99-1", classes=["few", "many"], minority=0, counts=counts, splits=splits, size=16, recipe="medical",
-        mean=[0.5], std=[0.3], images_sha256=sha256(folder / "images.npy"), index_sha256=sha256(folder / "index.csv")))
+    counts = {
+        split: {str(c): sum(labels[row] == c for row in rows) for c in (0, 1)}
+        for split, rows in splits.items()
+    }
+    write_json(
+        folder / "99-1.json",
+        dict(
+            name="noise",
+            ratio="99-1",
+            classes=["few", "many"],
+            minority=0,
+            counts=counts,
+            splits=splits,
+            size=16,
+            recipe="medical",
+            mean=[0.5],
+            std=[0.3],
+            images_sha256=sha256(folder / "images.npy"),
+            index_sha256=sha256(folder / "index.csv"),
+        ),
+    )
     return load_subset(folder / "99-1.json")
 
 
@@ -218,42 +316,95 @@ def run(tmp_path):
     model = ContrastiveModel("resnet18", 8)
     save_tensors(folder / "checkpoint.pt", {"model": model.state_dict()})
     save_tensors(folder / "encoder.pt", model.encoder.state_dict())
-    write_json(folder / "config.json", dict(method="supmin", dataset="noise", ratio="99-1", arch="resnet18", projection_dim=8, size=16,
-                                            seed=0, batch_size=16, subset="../../../../../subsets/noise/99-1.json",
-                                            sha256=subset.sha256, rows_sha256=subset.rows_sha256))
+    write_json(
+        folder / "config.json",
+        dict(
+            method="supmin",
+            dataset="noise",
+            ratio="99-1",
+            arch="resnet18",
+            projection_dim=8,
+            size=16,
+            seed=0,
+            batch_size=16,
+            subset="../../../../../subsets/noise/99-1.json",
+            sha256=subset.sha256,
+            rows_sha256=subset.rows_sha256,
+        ),
+    )
     return folder
 
 
 def test_a_run_as_its_user_evaluates_it(run, tmp_path, monkeypatch, capsys):
-    done = run_script("evaluate_metrics.py", "runs/noise/99-1/supmin/seed0", "--device", "cpu", cwd=tmp_path)
+    done = run_script(
+        "evaluate_metrics.py", "runs/noise/99-1/supmin/seed0", "--device", "cpu", cwd=tmp_path
+    )
     assert "few (minority)" in done.stdout and "next: python report.py runs" in done.stdout
     found = read(run / "metrics.json")
-    assert (found["space"], found["split"], found["views"], found["n"], found["minority"]) == ("projection", "test", 2, [8, 16], 0)
+    assert (found["space"], found["split"], found["views"], found["n"], found["minority"]) == (
+        "projection",
+        "test",
+        2,
+        [8, 16],
+        0,
+    )
 
     subset = load_subset(tmp_path / "subsets" / "noise" / "99-1.json")
     model = ContrastiveModel("resnet18", 8)
     model.load_state_dict(torch.load(run / "checkpoint.pt", weights_only=True)["model"])
     labels = torch.from_numpy(subset.labels[12:])
-    projection, features = (embed(network, subset, subset.splits["test"], torch.device("cpu"), views=2, generator=seeded(0))
-                            for network in (model, model.encoder))
+    projection, features = (
+        embed(
+            network,
+            subset,
+            subset.splits["test"],
+            torch.device("cpu"),
+            views=2,
+            generator=seeded(0),
+        )
+        for network in (model, model.encoder)
+    )
     for values, z in ((found, projection), (found["encoder"], F.normalize(features, dim=2))):
         for name, metric in zip(("sad", "saa", "cad", "cac", "gpu", "peu"), METRICS):
             np.testing.assert_allclose(values[name], metric(z, labels), rtol=1e-4, atol=1e-6)
 
     picture = np.load(run / "embedding.npz", allow_pickle=False)
-    assert picture["xy"].dtype == np.float32 and picture["xy"].shape == (24, 2) and np.isfinite(picture["xy"]).all()
-    assert picture["labels"].tolist() == labels.tolist() and picture["minority"] == 0 and picture["map"] == "t-SNE"
+    assert (
+        picture["xy"].dtype == np.float32
+        and picture["xy"].shape == (24, 2)
+        and np.isfinite(picture["xy"]).all()
+    )
+    assert (
+        picture["labels"].tolist() == labels.tolist()
+        and picture["minority"] == 0
+        and picture["map"] == "t-SNE"
+    )
     assert (run / "embedding.png").read_bytes().startswith(b"\x89PNG")
 
-    call(monkeypatch, run, "--device", "cpu")                                           # the same again
+    call(monkeypatch, run, "--device", "cpu")  # the same again
     assert "finished already" in capsys.readouterr().out
     with pytest.raises(UserError, match="neighborhood.*--out"):
         call(monkeypatch, run, "--neighborhood", 5)
     assert read(run / "metrics.json") == found
-    call(monkeypatch, run, "--neighborhood", 5, "--out", tmp_path / "five", "--picture", "none", "--device", "cpu")
+    call(
+        monkeypatch,
+        run,
+        "--neighborhood",
+        5,
+        "--out",
+        tmp_path / "five",
+        "--picture",
+        "none",
+        "--device",
+        "cpu",
+    )
     five = read(tmp_path / "five" / "metrics.json")
-    np.testing.assert_allclose(five["cac"], class_alignment_consistency(projection, labels, 5), atol=1e-6)
-    assert not (tmp_path / "five" / "embedding.png").exists() and read(run / "metrics.json") == found
+    np.testing.assert_allclose(
+        five["cac"], class_alignment_consistency(projection, labels, 5), atol=1e-6
+    )
+    assert (
+        not (tmp_path / "five" / "embedding.png").exists() and read(run / "metrics.json") == found
+    )
 
 
 def test_a_supervised_run_has_its_encoder_alone(run, monkeypatch):
@@ -263,7 +414,9 @@ def test_a_supervised_run_has_its_encoder_alone(run, monkeypatch):
     (run / "checkpoint.pt").unlink()
     call(monkeypatch, run, "--smoke", "--device", "cpu")
     found = read(run / "metrics.json")
-    assert found["space"] == "encoder" and found["encoder"]["cac"] == found["cac"] and found["smoke"]
+    assert (
+        found["space"] == "encoder" and found["encoder"]["cac"] == found["cac"] and found["smoke"]
+    )
 
 
 def test_a_run_that_is_not_finished_is_refused(run, monkeypatch):
@@ -284,10 +437,24 @@ def test_embeddings_of_anyone(tmp_path, monkeypatch, capsys):
     found = read(tmp_path / "mine_metrics" / "metrics.json")
     for name, metric in zip(("sad", "saa", "cad", "cac", "gpu", "peu"), METRICS):
         np.testing.assert_allclose(found[name], metric(z, labels), rtol=1e-9)
-    assert found["minority"] == 1 and found["views"] == 2 and (tmp_path / "mine_metrics" / "embedding.png").exists()
+    assert (
+        found["minority"] == 1
+        and found["views"] == 2
+        and (tmp_path / "mine_metrics" / "embedding.png").exists()
+    )
 
-    np.savez(tmp_path / "one.npz", z=np.ones((30, 3), np.float32), labels=labels)         # one view, collapsed
-    call(monkeypatch, "--embeddings", tmp_path / "one.npz", "--out", tmp_path / "there", "--neighborhood", 3)
+    np.savez(
+        tmp_path / "one.npz", z=np.ones((30, 3), np.float32), labels=labels
+    )  # one view, collapsed
+    call(
+        monkeypatch,
+        "--embeddings",
+        tmp_path / "one.npz",
+        "--out",
+        tmp_path / "there",
+        "--neighborhood",
+        3,
+    )
     found = read(tmp_path / "there" / "metrics.json")
     assert found["sad"] is None and found["saa"] is None and found["gpu"] == pytest.approx([1, 1])
     printed = capsys.readouterr().out
@@ -295,18 +462,22 @@ def test_embeddings_of_anyone(tmp_path, monkeypatch, capsys):
     assert not np.load(tmp_path / "there" / "embedding.npz")["xy"].any()
 
 
-@pytest.mark.parametrize("arrays, words", [
-    (dict(x=np.ones((40, 2)), labels=[0, 1] * 20), "z is not a file in the archive"),
-    (dict(z=np.ones((40, 2))), "labels is not a file"),
-    (dict(z=np.ones((2, 40, 2, 1)), labels=[0, 1] * 20), r"\[2, 40, 2, 1\]"),
-    (dict(z=np.ones((40, 2)), labels=[0, 1]), r"labels \[40\]"),
-    (dict(z=np.full((40, 2), np.nan), labels=[0, 1] * 20), "NaN"),
-    (dict(z=np.ones((40, 2)), labels=[1] * 40), "of class 1"),
-    (dict(z=np.ones((40, 2)), labels=[1, 2] * 20), "0 and 1"),
-    (dict(z=np.ones((40, 2)), labels=["a", "b"] * 20), "must be numbers"),
-    (dict(z=np.array([{}] * 40), labels=[0, 1] * 20), "allow_pickle=False"),
-    (dict(z=np.ones((6, 2)), labels=[0, 1] * 3), "--neighborhood 0.05"),
-    (dict(z=np.ones((40, 2)), labels=[1] + [0] * 39), "class 1 has a single row")])
+@pytest.mark.parametrize(
+    "arrays, words",
+    [
+        (dict(x=np.ones((40, 2)), labels=[0, 1] * 20), "z is not a file in the archive"),
+        (dict(z=np.ones((40, 2))), "labels is not a file"),
+        (dict(z=np.ones((2, 40, 2, 1)), labels=[0, 1] * 20), r"\[2, 40, 2, 1\]"),
+        (dict(z=np.ones((40, 2)), labels=[0, 1]), r"labels \[40\]"),
+        (dict(z=np.full((40, 2), np.nan), labels=[0, 1] * 20), "NaN"),
+        (dict(z=np.ones((40, 2)), labels=[1] * 40), "of class 1"),
+        (dict(z=np.ones((40, 2)), labels=[1, 2] * 20), "0 and 1"),
+        (dict(z=np.ones((40, 2)), labels=["a", "b"] * 20), "must be numbers"),
+        (dict(z=np.array([{}] * 40), labels=[0, 1] * 20), "allow_pickle=False"),
+        (dict(z=np.ones((6, 2)), labels=[0, 1] * 3), "--neighborhood 0.05"),
+        (dict(z=np.ones((40, 2)), labels=[1] + [0] * 39), "class 1 has a single row"),
+    ],
+)
 def test_embeddings_that_do_not_fit_are_refused(arrays, words, tmp_path, monkeypatch):
     np.savez(tmp_path / "z.npz", **arrays)
     with pytest.raises(UserError, match=words) as error:
@@ -316,12 +487,23 @@ def test_embeddings_that_do_not_fit_are_refused(arrays, words, tmp_path, monkeyp
 
 def test_mistakes_end_in_one_line_and_the_import_is_light(tmp_path):
     (tmp_path / "z.npz").write_text("no archive")
-    (tmp_path / "light.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport evaluate_metrics\n"
-                                       "assert not {'matplotlib', 'sklearn'} & set(sys.modules)\nevaluate_metrics.cli(evaluate_metrics.main)")
-    one_line(run_script(tmp_path / "light.py", "--embeddings", "z.npz", cwd=tmp_path, code=2), "z.npz", "needs an .npz")
+    (tmp_path / "light.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport evaluate_metrics\n"
+        "assert not {'matplotlib', 'sklearn'} & set(sys.modules)\nevaluate_metrics.cli(evaluate_metrics.main)"
+    )
+    one_line(
+        run_script(tmp_path / "light.py", "--embeddings", "z.npz", cwd=tmp_path, code=2),
+        "z.npz",
+        "needs an .npz",
+    )
     np.save(tmp_path / "z.npy", np.ones((4, 2)))
-    for args, words in ((["--embeddings", "z.npy"], "needs an .npz"), (["--embeddings", "absent.npz"], "no such file"),
-                        ([], "--embeddings"), (["runs", "--embeddings", "z.npz"], "one of the two"), (["absent"], "config.json")):
+    for args, words in (
+        (["--embeddings", "z.npy"], "needs an .npz"),
+        (["--embeddings", "absent.npz"], "no such file"),
+        ([], "--embeddings"),
+        (["runs", "--embeddings", "z.npz"], "one of the two"),
+        (["absent"], "config.json"),
+    ):
         with pytest.raises(UserError, match=words), pytest.MonkeyPatch.context() as patch:
             patch.chdir(tmp_path)
             call(patch, *args)

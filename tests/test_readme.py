@@ -9,25 +9,37 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, call
 
 import benchmarks.__main__ as benchmark
-from datasets import catalog
 import evaluate_metrics
 import finetune
 import linear_probe
 import make_subsets
 import pretrain
 import report
-from datasets import sources
-from conftest import ROOT, call
+from datasets import catalog, sources
 
-SCRIPTS = {f"{module.__name__}.py": module for module in (make_subsets, pretrain, linear_probe, evaluate_metrics, finetune, report, benchmark)}
+SCRIPTS = {
+    f"{module.__name__}.py": module
+    for module in (
+        make_subsets,
+        pretrain,
+        linear_probe,
+        evaluate_metrics,
+        finetune,
+        report,
+        benchmark,
+    )
+}
 
 
 def parse(command, monkeypatch):
     """Let a script parse a command line without doing what it says."""
     script, *words = shlex.split(command, comments=True)[1:]
-    monkeypatch.setattr(Path, "exists", lambda path: True)                                       # a run folder or a subset file, by its name
+    monkeypatch.setattr(
+        Path, "exists", lambda path: True
+    )  # a run folder or a subset file, by its name
     for module in (linear_probe, finetune):
         monkeypatch.setattr(module, "images_to_predict", lambda folder, csv_path: [])
     monkeypatch.setattr(Path, "is_dir", lambda path: not path.suffix)
@@ -38,7 +50,9 @@ def parse(command, monkeypatch):
 def readme_commands():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     heads = "".join(module.__doc__ for module in SCRIPTS.values())
-    text, heads = (re.sub(r"torchrun (?:--[a-z-]+ \S+ )+", "python ", words) for words in (text, heads))
+    text, heads = (
+        re.sub(r"torchrun (?:--[a-z-]+ \S+ )+", "python ", words) for words in (text, heads)
+    )
     return re.findall(r"^\s*(python \w+\.py .*?)(?:\s{2,}.*)?$", text + heads, re.MULTILINE)
 
 
@@ -69,58 +83,120 @@ def flags_of(script, capsys):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_flag_is_read(script, capsys):
     """Its value is looked at somewhere other than where it is declared."""
-    sources_of = {"make_subsets.py": ["datasets/sources.py"], "pretrain.py": ["baselines/__init__.py"]}.get(script, []) + [script]
+    sources_of = {
+        "make_subsets.py": ["datasets/sources.py"],
+        "pretrain.py": ["baselines/__init__.py"],
+    }.get(script, []) + [script]
     text = "".join((ROOT / name).read_text(encoding="utf-8") for name in sources_of)
     for flag in flags_of(script, capsys):
         name = flag[2:].replace("-", "_")
-        assert re.search(rf"\bargs\.{name}\b|(?<!add_argument\(\")\"{name}\"", text) or name == "smoke", f"{script} never reads {flag}"
+        assert (
+            re.search(rf"\bargs\.{name}\b|(?<!add_argument\(\")\"{name}\"", text) or name == "smoke"
+        ), f"{script} never reads {flag}"
 
 
 def test_the_readme_names_no_flag_that_is_not_there(capsys):
-    text = re.sub(r"#SBATCH .*|`sbatch [^`]*`", "", (ROOT / "README.md").read_text(encoding="utf-8"))
-    known = set().union(*(flags_of(script, capsys) for script in SCRIPTS)) | {"--list", "--dry-run", "--help"}
-    known |= {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--signal"}               # torchrun's, SLURM's
+    text = re.sub(
+        r"#SBATCH .*|`sbatch [^`]*`", "", (ROOT / "README.md").read_text(encoding="utf-8")
+    )
+    known = set().union(*(flags_of(script, capsys) for script in SCRIPTS)) | {
+        "--list",
+        "--dry-run",
+        "--help",
+    }
+    known |= {
+        "--nnodes",
+        "--nproc-per-node",
+        "--rdzv-backend",
+        "--rdzv-endpoint",
+        "--signal",
+    }  # torchrun's, SLURM's
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text)) <= known
 
 
 def test_the_table_of_methods_has_the_measured_times():
     measured = json.loads((ROOT / "results/benchmark/methods.json").read_text())["methods"]
-    table = (ROOT / "README.md").read_text(encoding="utf-8").split("| `--method` |")[1].split("\n\n")[0]
-    rows = {line.split("`")[1]: line.split(" | ") for line in table.splitlines() if line.startswith("| `")}
-    assert rows.keys() == pretrain.METHODS.keys() and int(rows["bcl"][6]) == pretrain.METHODS["bcl"].views
+    table = (
+        (ROOT / "README.md").read_text(encoding="utf-8").split("| `--method` |")[1].split("\n\n")[0]
+    )
+    rows = {
+        line.split("`")[1]: line.split(" | ")
+        for line in table.splitlines()
+        if line.startswith("| `")
+    }
+    assert (
+        rows.keys() == pretrain.METHODS.keys()
+        and int(rows["bcl"][6]) == pretrain.METHODS["bcl"].views
+    )
     for method, row in rows.items():
-        times = [f"{values['ratio']:.2f}" for form, values in measured.items() if form.split()[0] == method and form != "tsc --variant paper"]
+        times = [
+            f"{values['ratio']:.2f}"
+            for form, values in measured.items()
+            if form.split()[0] == method and form != "tsc --variant paper"
+        ]
         assert re.findall(r"\d\.\d\d", row[7]) == times, method
 
 
 def test_the_table_of_losses_has_the_measured_times_and_memory():
     measured = json.loads((ROOT / "results/benchmark/losses.json").read_text())["losses"]
-    table = (ROOT / "README.md").read_text(encoding="utf-8").split("| time, peak memory |")[1].split("\n\n")[0]
+    table = (
+        (ROOT / "README.md")
+        .read_text(encoding="utf-8")
+        .split("| time, peak memory |")[1]
+        .split("\n\n")[0]
+    )
     shown = re.findall(r"(\d+\.\d\d), ([\d,]+) MB", table)
     forms = list(measured["512"])
-    assert shown == [(f"{row['ratio']:.2f}", f"{row['megabytes']:,.0f}") for form in forms for row in (of.get(form) for of in measured.values()) if row]
-    shares = [max(of[form]["percent_of_step"] for form in ("ntxent", "supcon", "supmin", "suppro")) for of in measured.values()]
-    assert "at most {:.3f} % at 512 rows, {:.3f} % at 4,096 and {:.3f} % at 16,384".format(*shares) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert shown == [
+        (f"{row['ratio']:.2f}", f"{row['megabytes']:,.0f}")
+        for form in forms
+        for row in (of.get(form) for of in measured.values())
+        if row
+    ]
+    shares = [
+        max(of[form]["percent_of_step"] for form in ("ntxent", "supcon", "supmin", "suppro"))
+        for of in measured.values()
+    ]
+    assert "at most {:.3f} % at 512 rows, {:.3f} % at 4,096 and {:.3f} % at 16,384".format(
+        *shares
+    ) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_figures_of_packing_are_those_measured():
     measured = json.loads((ROOT / "results/benchmark/subsets.json").read_text())["subsets"]
     text, core = (ROOT / "README.md").read_text(encoding="utf-8"), measured["one core"]
-    for figure in (f"{measured['images']:,} JPEGs", f"{measured['all workers']['seconds']:.0f} s with two processes",
-                   f"{measured['one worker']['seconds']:.0f} s with one", f"{measured['all workers']['peak_mib']:.0f} MiB of memory",
-                   f"{core['ratio']:.2f} times as long", f"({core['lowest']:.2f} to {core['highest']:.2f})"):
+    for figure in (
+        f"{measured['images']:,} JPEGs",
+        f"{measured['all workers']['seconds']:.0f} s with two processes",
+        f"{measured['one worker']['seconds']:.0f} s with one",
+        f"{measured['all workers']['peak_mib']:.0f} MiB of memory",
+        f"{core['ratio']:.2f} times as long",
+        f"({core['lowest']:.2f} to {core['highest']:.2f})",
+    ):
         assert figure in text, figure
 
 
 def test_the_figures_of_the_pipeline_are_those_measured():
-    measured, text = json.loads((ROOT / "results/benchmark/pipeline.json").read_text())["pipeline"], (ROOT / "README.md").read_text(encoding="utf-8")
-    start, table = measured.pop("start"), text.split("| pixels of a view |")[1].split("\n\n")[0].splitlines()
+    measured, text = (
+        json.loads((ROOT / "results/benchmark/pipeline.json").read_text())["pipeline"],
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+    )
+    start, table = (
+        measured.pop("start"),
+        text.split("| pixels of a view |")[1].split("\n\n")[0].splitlines(),
+    )
     assert re.findall(r"\d+", table[0]) == list(measured)
     for line, what in zip(table[2:], ("step", "compiled", "views"), strict=True):
         shown = re.findall(r"([\d.]+) \(([\d.]+) to ([\d.]+)\)", line)
-        assert shown == [tuple(f"{row[what][key]:.2f}" for key in ("ratio", "lowest", "highest")) for row in measured.values()]
+        assert shown == [
+            tuple(f"{row[what][key]:.2f}" for key in ("ratio", "lowest", "highest"))
+            for row in measured.values()
+        ]
     seconds = {part: f"{row['seconds']:.1f} s" for part, row in start.items()}
-    assert f"{seconds['command to first step']} after the command" in text and f"{seconds['torch and torchvision']} of them" in text
+    assert (
+        f"{seconds['command to first step']} after the command" in text
+        and f"{seconds['torch and torchvision']} of them" in text
+    )
     assert f"`--help` in {seconds['--help']}" in text
 
 
@@ -128,21 +204,40 @@ def test_the_figures_of_the_probe_are_those_measured():
     measured = json.loads((ROOT / "results/benchmark/probe.json").read_text())
     text, (few, many) = (ROOT / "README.md").read_text(encoding="utf-8"), measured["probe"].values()
     ours, theirs = ([fits[form] for fits in (few, many)] for form in ("ours", "scikit-learn"))
-    for figure in ("takes {:.1f} s at 1 % minority and {:.1f} s at 50 %".format(*(row["seconds"] for row in ours)),
-                   "takes {:.0f} and {:.0f} s,".format(*(row["seconds"] for row in theirs)), "{:.1f} and {:.1f} times as long".format(*(row["ratio"] for row in ours)),
-                   "test accuracy ({:.2f} and {:.2f} %)".format(*(100 * row["test_accuracy"] for row in ours)), f"commit {measured['provenance']['commit']}"):
+    for figure in (
+        "takes {:.1f} s at 1 % minority and {:.1f} s at 50 %".format(
+            *(row["seconds"] for row in ours)
+        ),
+        "takes {:.0f} and {:.0f} s,".format(*(row["seconds"] for row in theirs)),
+        "{:.1f} and {:.1f} times as long".format(*(row["ratio"] for row in ours)),
+        "test accuracy ({:.2f} and {:.2f} %)".format(*(100 * row["test_accuracy"] for row in ours)),
+        f"commit {measured['provenance']['commit']}",
+    ):
         assert figure in text, figure
     for mine, plain in zip(ours, theirs):
-        assert mine["C"] == plain["C"] and mine["test_accuracy"] == plain["test_accuracy"] and abs(mine["val_auroc"] - plain["val_auroc"]) < 1e-6
+        assert (
+            mine["C"] == plain["C"]
+            and mine["test_accuracy"] == plain["test_accuracy"]
+            and abs(mine["val_auroc"] - plain["val_auroc"]) < 1e-6
+        )
 
 
 def test_the_figures_of_the_metrics_are_those_measured():
     kept = json.loads((ROOT / "results/benchmark/metrics.json").read_text())
-    speed, of = kept["metrics"]["speed"], {name: row for name, row in kept["metrics"].items() if name != "speed"}
+    speed, of = (
+        kept["metrics"]["speed"],
+        {name: row for name, row in kept["metrics"].items() if name != "speed"},
+    )
     five, peu, six = (row["ratio"] for row in speed.values())
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for figure in (f"are {six:.1f} times as fast as NumPy", f"are {five:.1f} times as fast as NumPy, whose one sort", f"PEU's doing ({peu:.1f} times as fast)", f"commit {kept['provenance']['commit']}",
-                   f"hold {max(row['megabytes'] for row in of.values()):.0f} MB at most", *(f"{name} {row['seconds']:.1f} s" for name, row in of.items())):
+    for figure in (
+        f"are {six:.1f} times as fast as NumPy",
+        f"are {five:.1f} times as fast as NumPy, whose one sort",
+        f"PEU's doing ({peu:.1f} times as fast)",
+        f"commit {kept['provenance']['commit']}",
+        f"hold {max(row['megabytes'] for row in of.values()):.0f} MB at most",
+        *(f"{name} {row['seconds']:.1f} s" for name, row in of.items()),
+    ):
         assert figure in text, figure
 
 
@@ -156,31 +251,56 @@ def test_the_table_of_data_sets_is_the_catalogue():
     rows = {line.split("`")[1]: line for line in table.splitlines() if line.startswith("| `")}
     assert list(rows) == list(sources.DATASETS) and set(catalog.DATASETS) < set(rows)
     for name, entry in catalog.DATASETS.items():
-        numbers = ", ".join(f"{few} / {many}" for few, many in entry.counts.values())            # label 0 is the minority of all that have counts
+        numbers = ", ".join(
+            f"{few} / {many}" for few, many in entry.counts.values()
+        )  # label 0 is the minority of all that have counts
         assert numbers in rows[name], name
 
 
 def run_all(*words, **variables):
-    return subprocess.run(["bash", str(ROOT / "run_all.sh"), *words], capture_output=True, text=True, timeout=60, env={**os.environ, **variables})
+    return subprocess.run(
+        ["bash", str(ROOT / "run_all.sh"), *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **variables},
+    )
 
 
 def test_the_grid_lists_what_is_found_and_names_what_is_missing(tmp_path, monkeypatch):
     root = tmp_path / "a data root"
     for part in ("train", "val"):
-        for name in ("00002_Animalia_Chordata_Mammalia_Artiodactyla_Bovidae_Bison_bison", "00008_Animalia_Chordata_Mammalia_Carnivora_Ailuridae_A_f"):
+        for name in (
+            "00002_Animalia_Chordata_Mammalia_Artiodactyla_Bovidae_Bison_bison",
+            "00008_Animalia_Chordata_Mammalia_Carnivora_Ailuridae_A_f",
+        ):
             (root / part / name).mkdir(parents=True)
     (root / "breastmnist.npz").touch()
     done = run_all("--list", DATA_ROOT=str(root), SEEDS="0 1")
     lines = done.stdout.splitlines()
-    assert done.returncode == 0 and len(lines) == len(set(lines)) == 2 * (11 + 6) * (1 + 3)       # seeds, methods, ratios
+    assert done.returncode == 0 and len(lines) == len(set(lines)) == 2 * (11 + 6) * (
+        1 + 3
+    )  # seeds, methods, ratios
     assert {"crt", "tau_norm", "lws"} == set(re.findall(r"--retrain (\w+)", done.stdout))
-    assert all(f"not found: {name}" in done.stderr for name in ("pneumoniamnist", "inat21-plants", "inat21-insects"))
+    assert all(
+        f"not found: {name}" in done.stderr
+        for name in ("pneumoniamnist", "inat21-plants", "inat21-insects")
+    )
     assert "mammals" not in done.stderr
     for line in lines:
         for command in line.split(" && "):
             parse(command, monkeypatch)
-    narrow = run_all("--list", DATA_ROOT=str(root), SEEDS="3", METHODS="tsc:variant=code:k=6", BASELINES="focal:no-augment", RATIOS="90-10",
-                     FLAGS="--epochs 10", PRETRAIN_FLAGS="--warmup-epochs 1", FINETUNE_FLAGS="--head mlp").stdout.splitlines()
+    narrow = run_all(
+        "--list",
+        DATA_ROOT=str(root),
+        SEEDS="3",
+        METHODS="tsc:variant=code:k=6",
+        BASELINES="focal:no-augment",
+        RATIOS="90-10",
+        FLAGS="--epochs 10",
+        PRETRAIN_FLAGS="--warmup-epochs 1",
+        FINETUNE_FLAGS="--head mlp",
+    ).stdout.splitlines()
     for line in narrow:
         for command in line.split(" && "):
             parse(command, monkeypatch)
@@ -189,8 +309,12 @@ def test_the_grid_lists_what_is_found_and_names_what_is_missing(tmp_path, monkey
         f"python pretrain.py subsets/inat21-mammals/90-10.json --method tsc --seed 3 --out {out}/tsc-variant-code-k-6/seed3 --epochs 10 "
         f"--warmup-epochs 1 --variant=code --k=6 && python linear_probe.py {out}/tsc-variant-code-k-6/seed3 && python evaluate_metrics.py {out}/tsc-variant-code-k-6/seed3",
         f"python finetune.py subsets/inat21-mammals/90-10.json --loss focal --seed 3 --out {out}/focal-no-augment/seed3 --epochs 10 "
-        f"--head mlp --no-augment && python evaluate_metrics.py {out}/focal-no-augment/seed3"]
-    assert "inat21-mammals: 102 runs, 102 to do" in run_all("--dry-run", DATA_ROOT=str(root), SEEDS="0 1").stdout
+        f"--head mlp --no-augment && python evaluate_metrics.py {out}/focal-no-augment/seed3",
+    ]
+    assert (
+        "inat21-mammals: 102 runs, 102 to do"
+        in run_all("--dry-run", DATA_ROOT=str(root), SEEDS="0 1").stdout
+    )
 
 
 def test_without_data_the_grid_says_so(tmp_path):
@@ -205,4 +329,8 @@ def test_without_data_the_grid_says_so(tmp_path):
 def test_every_benchmark_runs_and_keeps_its_figures(what, tmp_path):
     call(benchmark, what, "--smoke", "--device", "cpu", "--rounds", 1, "--out", tmp_path)
     kept = json.loads((tmp_path / f"{what}.json").read_text())
-    assert kept[what] and kept["smoke"] and {"command", "commit", "device"} <= kept["provenance"].keys()
+    assert (
+        kept[what]
+        and kept["smoke"]
+        and {"command", "commit", "device"} <= kept["provenance"].keys()
+    )

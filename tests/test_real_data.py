@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import call, real_data
 
 import evaluate_metrics
 import finetune
@@ -11,7 +12,6 @@ import linear_probe
 import make_subsets
 import pretrain
 import report
-from conftest import call, real_data
 
 
 @pytest.mark.parametrize("name, size", [("pneumoniamnist", 28), ("breastmnist", 224)])
@@ -19,13 +19,24 @@ def test_from_file_to_table(tmp_path, monkeypatch, name, size):
     root = real_data(name + (".npz" if size == 28 else f"_{size}.npz")).parent
     monkeypatch.chdir(tmp_path)
     call(make_subsets, name, "--data-root", root, "--size", size, "--ratios", "natural")
-    call(pretrain, f"subsets/{name}/natural.json", "--method", "suppro", "--smoke", "--size", min(size, 64))
+    call(
+        pretrain,
+        f"subsets/{name}/natural.json",
+        "--method",
+        "suppro",
+        "--smoke",
+        "--size",
+        min(size, 64),
+    )
     run = Path("runs", name, "natural", "suppro", "seed0")
     for script in (linear_probe, evaluate_metrics, finetune):
         call(script, run, "--smoke")
     call(report, "runs")
     for file in ("probe.json", "finetune.json"):
         assert 0 <= json.loads((run / file).read_text())["test"]["balanced_accuracy"] <= 1
-    assert json.loads((run / "metrics.json").read_text())["classes"] == json.loads((run / "config.json").read_text())["classes"]
+    assert (
+        json.loads((run / "metrics.json").read_text())["classes"]
+        == json.loads((run / "config.json").read_text())["classes"]
+    )
     table = Path("runs/report/report.md").read_text()
     assert name in table and "suppro" in table and "smoke" in table

@@ -17,32 +17,127 @@ from common import UserError
 SIX = ("sad", "saa", "cad", "cac", "gpu", "peu")
 
 
-def make_run(runs, method="supcon", seed=0, ratio="99-1", dataset="digits", folder=None, probe=None, saa=None, cac=None, finetune=None,
-             loss=6.0, gap=..., balanced_train=None, protocol="cached", embedding=False, encoder=True, minority=1, **config):
+def make_run(
+    runs,
+    method="supcon",
+    seed=0,
+    ratio="99-1",
+    dataset="digits",
+    folder=None,
+    probe=None,
+    saa=None,
+    cac=None,
+    finetune=None,
+    loss=6.0,
+    gap=...,
+    balanced_train=None,
+    protocol="cached",
+    embedding=False,
+    encoder=True,
+    minority=1,
+    **config,
+):
     """Write one run folder; probe and finetune are balanced accuracies (the other scores follow), saa and cac [class 0, class 1]."""
     path = runs / (folder or f"{dataset}/{ratio}/{method}/seed{seed}")
     path.mkdir(parents=True)
-    supervised = method in ("ce", "weighted_ce", "focal", "ldam_drw", "logit_adjusted", "crt", "tau_norm", "lws")
-    config = {"method": method, "dataset": dataset, "ratio": ratio, "arch": "resnet18", "size": 32, "epochs": 30, "batch_size": 256, "seed": seed,
-              "smoke": False, "minority": minority, "classes": ["a", "b"], "subset": "../no.json", "rows_sha256": ratio, **({} if supervised else {"projection_dim": 128}), **config}
+    supervised = method in (
+        "ce",
+        "weighted_ce",
+        "focal",
+        "ldam_drw",
+        "logit_adjusted",
+        "crt",
+        "tau_norm",
+        "lws",
+    )
+    config = {
+        "method": method,
+        "dataset": dataset,
+        "ratio": ratio,
+        "arch": "resnet18",
+        "size": 32,
+        "epochs": 30,
+        "batch_size": 256,
+        "seed": seed,
+        "smoke": False,
+        "minority": minority,
+        "classes": ["a", "b"],
+        "subset": "../no.json",
+        "rows_sha256": ratio,
+        **({} if supervised else {"projection_dim": 128}),
+        **config,
+    }
     write(path / "config.json", config)
-    lines = [{"command": f"python pretrain.py subsets/{dataset}/{ratio}.json --method {method} --seed {seed}", "commit": "abc1234", "device": "a device",
-              "torch": "2.11"}, {"epoch": 0, "loss": 9.0, "collapse_gap": -2.8},
-             {"epoch": 1, "loss": loss, **({} if supervised else {"collapse_gap": math.log(511) - loss if gap is ... else gap, "subclasses": [1, 99]})}]
+    lines = [
+        {
+            "command": f"python pretrain.py subsets/{dataset}/{ratio}.json --method {method} --seed {seed}",
+            "commit": "abc1234",
+            "device": "a device",
+            "torch": "2.11",
+        },
+        {"epoch": 0, "loss": 9.0, "collapse_gap": -2.8},
+        {
+            "epoch": 1,
+            "loss": loss,
+            **(
+                {}
+                if supervised
+                else {
+                    "collapse_gap": math.log(511) - loss if gap is ... else gap,
+                    "subclasses": [1, 99],
+                }
+            ),
+        },
+    ]
     (path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if encoder:
         (path / "encoder.pt").touch()
     if probe is not None:
-        write(path / "probe.json", {"protocol": protocol, "test": scores(probe), "val": scores(0.5), "smoke": False, "epochs": 100,
-                                    "test_balanced_train": None if balanced_train is None else scores(balanced_train)})
+        write(
+            path / "probe.json",
+            {
+                "protocol": protocol,
+                "test": scores(probe),
+                "val": scores(0.5),
+                "smoke": False,
+                "epochs": 100,
+                "test_balanced_train": None if balanced_train is None else scores(balanced_train),
+            },
+        )
     if finetune is not None:
-        write(path / "finetune.json", {"loss": "weighted_ce", "train": "all", "augment": True, "test": scores(finetune), "val": scores(0.5)})
+        write(
+            path / "finetune.json",
+            {
+                "loss": "weighted_ce",
+                "train": "all",
+                "augment": True,
+                "test": scores(finetune),
+                "val": scores(0.5),
+            },
+        )
     if saa is not None or cac is not None:
-        values = {key: [1.0, 2.0] for key in SIX} | {"saa": saa or [1.0, 2.0], "cac": cac or [1.0, 2.0]}
-        write(path / "metrics.json", {**values, "space": "encoder" if supervised else "projection", "neighborhood": 0.05, "smoke": False})
+        values = {key: [1.0, 2.0] for key in SIX} | {
+            "saa": saa or [1.0, 2.0],
+            "cac": cac or [1.0, 2.0],
+        }
+        write(
+            path / "metrics.json",
+            {
+                **values,
+                "space": "encoder" if supervised else "projection",
+                "neighborhood": 0.05,
+                "smoke": False,
+            },
+        )
     if embedding:
         labels = np.arange(40) % 2
-        np.savez(path / "embedding.npz", xy=np.random.default_rng(seed).normal(size=(40, 2)), labels=labels, minority=minority, limit=np.inf)
+        np.savez(
+            path / "embedding.npz",
+            xy=np.random.default_rng(seed).normal(size=(40, 2)),
+            labels=labels,
+            minority=minority,
+            limit=np.inf,
+        )
     return path
 
 
@@ -51,7 +146,12 @@ def write(path, data):
 
 
 def scores(value):
-    return {"accuracy": value + 0.01, "balanced_accuracy": value, "auroc": value + 0.02, "f1": value - 0.01}
+    return {
+        "accuracy": value + 0.01,
+        "balanced_accuracy": value,
+        "auroc": value + 0.02,
+        "f1": value - 0.01,
+    }
 
 
 def groups_of(runs):
@@ -74,11 +174,20 @@ def test_mean_and_deviation_by_hand(tmp_path):
     g = groups_of(tmp_path)["digits", "99-1", "supmin"]
     assert g["n"] == 3
     mean, std, values = g["cells"]["balanced_accuracy"]
-    assert mean == pytest.approx(73) and std == pytest.approx(math.sqrt((9 + 1 + 16) / 2)) and values == pytest.approx([70, 72, 77])
-    assert g["cells"]["saa_minority"][:2] == pytest.approx((3, 2)) and g["cells"]["saa_majority"][0] == pytest.approx(30)          # minority is class 1
+    assert (
+        mean == pytest.approx(73)
+        and std == pytest.approx(math.sqrt((9 + 1 + 16) / 2))
+        and values == pytest.approx([70, 72, 77])
+    )
+    assert g["cells"]["saa_minority"][:2] == pytest.approx((3, 2)) and g["cells"]["saa_majority"][
+        0
+    ] == pytest.approx(30)  # minority is class 1
     assert g["cells"]["final_loss"][:2] == pytest.approx((6, 1))
     assert g["cells"]["below_collapse"][0] == pytest.approx(math.log(511) - 6)
-    assert report.cell_text(g["cells"]["balanced_accuracy"], 3, 1) == f"73.0 ± {statistics.stdev([70, 72, 77]):.1f}"
+    assert (
+        report.cell_text(g["cells"]["balanced_accuracy"], 3, 1)
+        == f"73.0 ± {statistics.stdev([70, 72, 77]):.1f}"
+    )
 
 
 def test_minority_is_class_zero_when_the_run_says_so(tmp_path):
@@ -89,9 +198,19 @@ def test_minority_is_class_zero_when_the_run_says_so(tmp_path):
 
 def test_one_seed_has_no_deviation_and_fewer_seeds_are_said(tmp_path):
     make_run(tmp_path, probe=0.6)
-    assert report.cell_text(groups_of(tmp_path)["digits", "99-1", "supcon"]["cells"]["balanced_accuracy"], 1, 1) == "60.0 ± -"
+    assert (
+        report.cell_text(
+            groups_of(tmp_path)["digits", "99-1", "supcon"]["cells"]["balanced_accuracy"], 1, 1
+        )
+        == "60.0 ± -"
+    )
     make_run(tmp_path, seed=1)
-    assert report.cell_text(groups_of(tmp_path)["digits", "99-1", "supcon"]["cells"]["balanced_accuracy"], 2, 1) == "60.0 ± - (n 1)"
+    assert (
+        report.cell_text(
+            groups_of(tmp_path)["digits", "99-1", "supcon"]["cells"]["balanced_accuracy"], 2, 1
+        )
+        == "60.0 ± - (n 1)"
+    )
 
 
 def test_not_run_is_not_the_same_as_not_applicable(tmp_path):
@@ -101,13 +220,25 @@ def test_not_run_is_not_the_same_as_not_applicable(tmp_path):
     make_run(tmp_path, "ce", finetune=0.7)
     found = groups_of(tmp_path)
     assert found["digits", "99-1", "supcon"]["cells"]["saa_minority"] == report.NOT_RUN
-    assert found["digits", "99-1", "supcon"]["cells"]["balanced_train_accuracy"] == report.NOT_APPLICABLE       # null: no 50-50 subset beside it
-    assert found["digits", "99-1", "supmin"]["cells"]["balanced_train_accuracy"][0] == pytest.approx(81)
+    assert (
+        found["digits", "99-1", "supcon"]["cells"]["balanced_train_accuracy"]
+        == report.NOT_APPLICABLE
+    )  # null: no 50-50 subset beside it
+    assert found["digits", "99-1", "supmin"]["cells"]["balanced_train_accuracy"][
+        0
+    ] == pytest.approx(81)
     assert found["digits", "99-1", "ntxent"]["cells"]["accuracy"] == report.NOT_RUN
     ce = found["digits", "99-1", "ce from scratch"]["cells"]
-    assert ce["balanced_accuracy"][0] == pytest.approx(70) and ce["below_collapse"] == report.NOT_APPLICABLE and ce["cac_minority"] == report.NOT_RUN
+    assert (
+        ce["balanced_accuracy"][0] == pytest.approx(70)
+        and ce["below_collapse"] == report.NOT_APPLICABLE
+        and ce["cac_minority"] == report.NOT_RUN
+    )
     text = report.markdown(list(found.values()), [], [], "report.py runs")
-    assert "| ce | from scratch | 1 | 71.0 ± - | 70.0 ± - |" in text and "| ntxent | linear probe | 1 | not run | not run |" in text
+    assert (
+        "| ce | from scratch | 1 | 71.0 ± - | 70.0 ± - |" in text
+        and "| ntxent | linear probe | 1 | not run | not run |" in text
+    )
 
 
 def test_labels_name_options_and_unusual_settings_only(tmp_path):
@@ -117,12 +248,21 @@ def test_labels_name_options_and_unusual_settings_only(tmp_path):
     make_run(tmp_path, "supmin", 0, majority_supervision=0.0)
     make_run(tmp_path, "supmin", 0, folder="b", majority_supervision=0.5)
     make_run(tmp_path, "supmin", 0, folder="c", majority_supervision=0.0, smoke=True, epochs=2)
-    make_run(tmp_path, "supcon", 0, batch_size=64)                             # its only runs, yet unlike the other contrastive ones
-    make_run(tmp_path, "ce", 0, epochs=90)                                     # another kind: 90 is its usual
+    make_run(
+        tmp_path, "supcon", 0, batch_size=64
+    )  # its only runs, yet unlike the other contrastive ones
+    make_run(tmp_path, "ce", 0, epochs=90)  # another kind: 90 is its usual
     labels = {row["path"]: row["label"] for row in report.collect(tmp_path)}
-    assert labels == {"digits/99-1/suppro/seed0": "suppro", "digits/99-1/suppro/seed1": "suppro", "a": "suppro (margin 0.5)",
-                      "digits/99-1/supmin/seed0": "supmin", "b": "supmin (majority supervision 0.5)", "c": "supmin (smoke, epochs 2)",
-                      "digits/99-1/supcon/seed0": "supcon (batch size 64)", "digits/99-1/ce/seed0": "ce"}
+    assert labels == {
+        "digits/99-1/suppro/seed0": "suppro",
+        "digits/99-1/suppro/seed1": "suppro",
+        "a": "suppro (margin 0.5)",
+        "digits/99-1/supmin/seed0": "supmin",
+        "b": "supmin (majority supervision 0.5)",
+        "c": "supmin (smoke, epochs 2)",
+        "digits/99-1/supcon/seed0": "supcon (batch size 64)",
+        "digits/99-1/ce/seed0": "ce",
+    }
 
 
 def test_what_was_tried_at_one_ratio_is_not_the_usual_however_often_it_was(tmp_path):
@@ -131,47 +271,108 @@ def test_what_was_tried_at_one_ratio_is_not_the_usual_however_often_it_was(tmp_p
     for seed in range(4):
         make_run(tmp_path, "supcon", seed, folder=f"short{seed}", probe=0.7, warmup_epochs=2)
     assert [(g["ratio"], g["label"], g["n"]) for g in groups_of(tmp_path).values()] == [
-        ("99-1", "supcon", 1), ("99-1", "supcon (warmup epochs 2)", 4), ("50-50", "supcon", 1)]
-    assert [(g["ratio"], g["label"]) for g in report.on_lines(list(groups_of(tmp_path).values()))] == [("99-1", "supcon"), ("50-50", "supcon")]
+        ("99-1", "supcon", 1),
+        ("99-1", "supcon (warmup epochs 2)", 4),
+        ("50-50", "supcon", 1),
+    ]
+    assert [
+        (g["ratio"], g["label"]) for g in report.on_lines(list(groups_of(tmp_path).values()))
+    ] == [("99-1", "supcon"), ("50-50", "supcon")]
     make_run(tmp_path, "supcon", 0, "50-50", folder="short", probe=0.7, warmup_epochs=2)
-    assert len(report.on_lines(list(groups_of(tmp_path).values()))) == 4                       # two ratios make a line
+    assert len(report.on_lines(list(groups_of(tmp_path).values()))) == 4  # two ratios make a line
 
 
 def test_labels_of_later_methods_name_what_is_not_the_default(tmp_path):
-    for i, (method, options, label) in enumerate([
-            ("kcl", {"k": 3, "queue": 0}, "kcl"), ("kcl", {"k": 6, "queue": 1024}, "kcl (k 6, queue 1024)"),
-            ("tsc", {"variant": "ttc", "k": 3, "queue": 0}, "tsc"), ("tsc", {"variant": "code", "k": 6, "queue": 0}, "tsc (code, k 6)"),
-            ("sbcl", {"variant": "code", "recluster_every": 10}, "sbcl"), ("sbcl", {"variant": "paper", "recluster_every": 5}, "sbcl (paper, recluster every 5)"),
-            ("bcl", {"variant": "layernorm", "randaugment": False}, "bcl"), ("bcl", {"variant": "layernorm", "randaugment": True}, "bcl (randaugment)"),
-            ("paco", {"variant": "paco", "alpha": None, "queue": 1024, "randaugment": False}, "paco"),
-            ("paco", {"variant": "gpaco", "alpha": 0.02, "queue": 0, "randaugment": False}, "paco (gpaco, queue 0, alpha 0.02)")]):
+    for i, (method, options, label) in enumerate(
+        [
+            ("kcl", {"k": 3, "queue": 0}, "kcl"),
+            ("kcl", {"k": 6, "queue": 1024}, "kcl (k 6, queue 1024)"),
+            ("tsc", {"variant": "ttc", "k": 3, "queue": 0}, "tsc"),
+            ("tsc", {"variant": "code", "k": 6, "queue": 0}, "tsc (code, k 6)"),
+            ("sbcl", {"variant": "code", "recluster_every": 10}, "sbcl"),
+            ("sbcl", {"variant": "paper", "recluster_every": 5}, "sbcl (paper, recluster every 5)"),
+            ("bcl", {"variant": "layernorm", "randaugment": False}, "bcl"),
+            ("bcl", {"variant": "layernorm", "randaugment": True}, "bcl (randaugment)"),
+            (
+                "paco",
+                {"variant": "paco", "alpha": None, "queue": 1024, "randaugment": False},
+                "paco",
+            ),
+            (
+                "paco",
+                {"variant": "gpaco", "alpha": 0.02, "queue": 0, "randaugment": False},
+                "paco (gpaco, queue 0, alpha 0.02)",
+            ),
+        ]
+    ):
         make_run(tmp_path, method, folder=f"{i}", **options)
         assert {row["path"]: row["label"] for row in report.collect(tmp_path)}[str(i)] == label
 
 
 def test_the_report_knows_the_defaults_of_every_method():
     for name, options in pretrain.OPTIONS.items():
-        assert options == {key: {**report.DEFAULTS, **report.OWN_DEFAULTS.get(name, {})}[key] for key in options}
+        assert options == {
+            key: {**report.DEFAULTS, **report.OWN_DEFAULTS.get(name, {})}[key] for key in options
+        }
 
 
 def test_weighted_cross_entropy_with_and_without_augmentation_are_two_rows(tmp_path):
     for augment, value in ((True, 0.7), (False, 0.6)):
         for seed in (0, 1):
-            make_run(tmp_path, "weighted_ce", seed, folder=f"{augment}{seed}", finetune=value, augment=augment, head="linear", fraction=1.0)
+            make_run(
+                tmp_path,
+                "weighted_ce",
+                seed,
+                folder=f"{augment}{seed}",
+                finetune=value,
+                augment=augment,
+                head="linear",
+                fraction=1.0,
+            )
     make_run(tmp_path, "ldam_drw", finetune=0.8, augment=True, head="cosine", fraction=1.0)
-    make_run(tmp_path, "logit_adjusted", finetune=0.9, augment=True, head="linear", fraction=0.1, head_lr=0.01)
+    make_run(
+        tmp_path,
+        "logit_adjusted",
+        finetune=0.9,
+        augment=True,
+        head="linear",
+        fraction=0.1,
+        head_lr=0.01,
+    )
     found = groups_of(tmp_path)
-    assert {name: (g["n"], round(g["cells"]["balanced_accuracy"][0])) for (_, _, name), g in found.items()} == {
-        "weighted_ce from scratch": (2, 70), "weighted_ce (no augment) from scratch": (2, 60), "ldam_drw from scratch": (1, 80),
-        "logit_adjusted (head lr 0.01, fraction 0.1) from scratch": (1, 90)}
+    assert {
+        name: (g["n"], round(g["cells"]["balanced_accuracy"][0]))
+        for (_, _, name), g in found.items()
+    } == {
+        "weighted_ce from scratch": (2, 70),
+        "weighted_ce (no augment) from scratch": (2, 60),
+        "ldam_drw from scratch": (1, 80),
+        "logit_adjusted (head lr 0.01, fraction 0.1) from scratch": (1, 90),
+    }
     text = report.markdown(list(found.values()), [], [], "report.py runs")
-    assert text.count("## digits, 99-1") == 1 and "| weighted_ce (no augment) | from scratch | 2 |" in text
+    assert (
+        text.count("## digits, 99-1") == 1
+        and "| weighted_ce (no augment) | from scratch | 2 |" in text
+    )
 
 
 def test_retrained_classifiers_are_rows_named_by_their_encoder(tmp_path, monkeypatch, capsys):
     def retrained(method, encoder, seed, value, **config):
-        make_run(tmp_path, method, seed, folder=f"{encoder}/seed{seed}/{method}{len(config)}", encoder=False, finetune=value, epochs=dict(crt=10, lws=5)[method],
-                 encoder_method=encoder, encoder_seed=seed, encoder_sha256=f"{encoder}{seed}", balanced_batches=True, **{"encoder_lr": 0.1, **config})
+        make_run(
+            tmp_path,
+            method,
+            seed,
+            folder=f"{encoder}/seed{seed}/{method}{len(config)}",
+            encoder=False,
+            finetune=value,
+            epochs=dict(crt=10, lws=5)[method],
+            encoder_method=encoder,
+            encoder_seed=seed,
+            encoder_sha256=f"{encoder}{seed}",
+            balanced_batches=True,
+            **{"encoder_lr": 0.1, **config},
+        )
+
     for seed in (0, 1):
         make_run(tmp_path, "ce", seed, folder=f"ce/seed{seed}", finetune=0.55)
         make_run(tmp_path, "supcon", seed, folder=f"supcon/seed{seed}", probe=0.6)
@@ -181,19 +382,45 @@ def test_retrained_classifiers_are_rows_named_by_their_encoder(tmp_path, monkeyp
     retrained("lws", "supcon", 0, 0.65, classifier_lr=0.1)
     retrained("lws", "ce", 1, None)
     found = groups_of(tmp_path)
-    rows = {name: (g["n"], g["cells"]["balanced_accuracy"][0]) for (_, _, name), g in found.items() if g["scored_by"] == "re-trained"}
-    assert rows == {"crt": (2, pytest.approx(75)), "crt (encoder supcon)": (2, pytest.approx(60)), "lws (encoder supcon)": (1, pytest.approx(65)),
-                    "crt (encoder supcon, encoder lr 0.5, encoder margin 1)": (1, pytest.approx(20))}
+    rows = {
+        name: (g["n"], g["cells"]["balanced_accuracy"][0])
+        for (_, _, name), g in found.items()
+        if g["scored_by"] == "re-trained"
+    }
+    assert rows == {
+        "crt": (2, pytest.approx(75)),
+        "crt (encoder supcon)": (2, pytest.approx(60)),
+        "lws (encoder supcon)": (1, pytest.approx(65)),
+        "crt (encoder supcon, encoder lr 0.5, encoder margin 1)": (1, pytest.approx(20)),
+    }
     cells = found["digits", "99-1", "crt"]["cells"]
-    assert cells["final_loss"] == cells["saa_minority"] == cells["below_collapse"] == cells["balanced_train_accuracy"] == report.NOT_APPLICABLE
-    assert {row["state"] for row in report.collect(tmp_path) if row["path"] == "ce/seed1/lws0"} == {"not finished"}
+    assert (
+        cells["final_loss"]
+        == cells["saa_minority"]
+        == cells["below_collapse"]
+        == cells["balanced_train_accuracy"]
+        == report.NOT_APPLICABLE
+    )
+    assert {row["state"] for row in report.collect(tmp_path) if row["path"] == "ce/seed1/lws0"} == {
+        "not finished"
+    }
     call(monkeypatch, tmp_path)
     assert "not finished (1): ce/seed1/lws0" in capsys.readouterr().out
-    assert all("crt" not in line for line in report.headlines(list(found.values())))                   # they have no encoder of their own
+    assert all(
+        "crt" not in line for line in report.headlines(list(found.values()))
+    )  # they have no encoder of their own
 
 
 def test_retrained_classifiers_alone_make_a_report(tmp_path, monkeypatch):
-    make_run(tmp_path, "crt", encoder=False, finetune=0.7, encoder_method="ce", encoder_seed=0, balanced_batches=True)
+    make_run(
+        tmp_path,
+        "crt",
+        encoder=False,
+        finetune=0.7,
+        encoder_method="ce",
+        encoder_seed=0,
+        balanced_batches=True,
+    )
     call(monkeypatch, tmp_path)
     assert "| crt | re-trained | 1 |" in (tmp_path / "report/report.md").read_text(encoding="utf-8")
 
@@ -204,16 +431,33 @@ def test_collapse_gap_is_the_logs_and_null_does_not_apply(tmp_path):
     found = groups_of(tmp_path)
     assert found["digits", "99-1", "tsc"]["cells"]["below_collapse"] == report.NOT_APPLICABLE
     assert found["digits", "99-1", "kcl"]["cells"]["below_collapse"][0] == 0.25
-    assert {row["last_subclasses"] for row in report.results_table(report.collect(tmp_path))} == {"[1, 99]"}
+    assert {row["last_subclasses"] for row in report.results_table(report.collect(tmp_path))} == {
+        "[1, 99]"
+    }
 
 
-@pytest.mark.parametrize("other", [{"arch": "resnet50"}, {"epochs": 5}, {"batch_size": 64}, {"size": 64}, {"smoke": True}, {"lr": 0.1}, {"sha256": "f" * 64},
-                                   {"margin": 0.5}, {"ratio": "95-5"}, {"dataset": "other"}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"arch": "resnet50"},
+        {"epochs": 5},
+        {"batch_size": 64},
+        {"size": 64},
+        {"smoke": True},
+        {"lr": 0.1},
+        {"sha256": "f" * 64},
+        {"margin": 0.5},
+        {"ratio": "95-5"},
+        {"dataset": "other"},
+    ],
+)
 def test_other_settings_are_never_averaged(tmp_path, other):
     make_run(tmp_path, "suppro", 0, folder="a", probe=0.6)
     make_run(tmp_path, "suppro", 1, folder="b", probe=0.9, **other)
     found = groups_of(tmp_path)
-    assert len(found) == 2 and sorted(g["cells"]["balanced_accuracy"][0] for g in found.values()) == pytest.approx([60, 90])
+    assert len(found) == 2 and sorted(
+        g["cells"]["balanced_accuracy"][0] for g in found.values()
+    ) == pytest.approx([60, 90])
 
 
 def test_other_ways_of_measuring_are_never_averaged(tmp_path):
@@ -223,13 +467,35 @@ def test_other_ways_of_measuring_are_never_averaged(tmp_path):
     metrics = json.loads((path / "metrics.json").read_text())
     write(path / "metrics.json", {**metrics, "neighborhood": 5})
     found = {g["scored_by"]: g for g in groups_of(tmp_path).values()}
-    assert {way: g["cells"]["balanced_accuracy"][0] for way, g in found.items()} == pytest.approx({
-        "linear probe": 60, "fine-tuned, weighted_ce, all": 80, "linear probe, reference protocol, 100 epochs": 70,
-        "linear probe, CAC neighborhood 5": 90})
-    write(path / "finetune.json", {"loss": "ce", "train": "head", "augment": True, "head": "mlp", "head_lr": None, "balanced_batches": True, "fraction": 0.5,
-                                   "bn_train": True, "test": scores(0.5)})
-    assert "fine-tuned, ce, head, head mlp, balanced batches, fraction 0.5, bn train, CAC neighborhood 5" in {g["scored_by"] for g in groups_of(tmp_path).values()}
-    assert found["fine-tuned, weighted_ce, all"]["cells"]["saa_minority"] == report.NOT_APPLICABLE              # of the encoder before
+    assert {way: g["cells"]["balanced_accuracy"][0] for way, g in found.items()} == pytest.approx(
+        {
+            "linear probe": 60,
+            "fine-tuned, weighted_ce, all": 80,
+            "linear probe, reference protocol, 100 epochs": 70,
+            "linear probe, CAC neighborhood 5": 90,
+        }
+    )
+    write(
+        path / "finetune.json",
+        {
+            "loss": "ce",
+            "train": "head",
+            "augment": True,
+            "head": "mlp",
+            "head_lr": None,
+            "balanced_batches": True,
+            "fraction": 0.5,
+            "bn_train": True,
+            "test": scores(0.5),
+        },
+    )
+    assert (
+        "fine-tuned, ce, head, head mlp, balanced batches, fraction 0.5, bn train, CAC neighborhood 5"
+        in {g["scored_by"] for g in groups_of(tmp_path).values()}
+    )
+    assert (
+        found["fine-tuned, weighted_ce, all"]["cells"]["saa_minority"] == report.NOT_APPLICABLE
+    )  # of the encoder before
 
 
 def test_unfinished_and_repeated_runs_are_listed_and_not_counted(tmp_path, capsys, monkeypatch):
@@ -237,12 +503,18 @@ def test_unfinished_and_repeated_runs_are_listed_and_not_counted(tmp_path, capsy
     make_run(tmp_path, seed=0, folder="copy", probe=0.6)
     make_run(tmp_path, seed=1, encoder=False)
     rows = report.collect(tmp_path)
-    assert {row["path"]: row["state"] for row in rows} == {"copy": "finished", "digits/99-1/supcon/seed0": "repeats copy",
-                                                           "digits/99-1/supcon/seed1": "not finished"}
+    assert {row["path"]: row["state"] for row in rows} == {
+        "copy": "finished",
+        "digits/99-1/supcon/seed0": "repeats copy",
+        "digits/99-1/supcon/seed1": "not finished",
+    }
     assert groups_of(tmp_path)["digits", "99-1", "supcon"]["n"] == 1
     call(monkeypatch, tmp_path)
     printed = capsys.readouterr().out
-    assert "not finished (1): digits/99-1/supcon/seed1" in printed and "digits/99-1/supcon/seed0: repeats copy" in printed
+    assert (
+        "not finished (1): digits/99-1/supcon/seed1" in printed
+        and "digits/99-1/supcon/seed0: repeats copy" in printed
+    )
     assert "next: python pretrain.py subsets/digits/99-1.json --method supcon --seed 1" in printed
     assert "Left out" in (tmp_path / "report/report.md").read_text(encoding="utf-8")
 
@@ -255,43 +527,100 @@ def test_only_unfinished_runs(tmp_path, capsys, monkeypatch):
 
 
 def test_order_of_tables_and_of_files(tmp_path):
-    for i, (dataset, ratio, method) in enumerate([("zebra", "50-50", "ce"), ("digits", "natural", "suppro"), ("digits", "50-50", "focal"), ("digits", "50-50", "supcon"),
-                                                  ("inat21-plants", "99-1", "ntxent"), ("digits", "95-5", "supmin"), ("digits", "99-1", "other")]):
+    for i, (dataset, ratio, method) in enumerate(
+        [
+            ("zebra", "50-50", "ce"),
+            ("digits", "natural", "suppro"),
+            ("digits", "50-50", "focal"),
+            ("digits", "50-50", "supcon"),
+            ("inat21-plants", "99-1", "ntxent"),
+            ("digits", "95-5", "supmin"),
+            ("digits", "99-1", "other"),
+        ]
+    ):
         make_run(tmp_path, method, dataset=dataset, ratio=ratio, folder=f"{'gcafbed'[i]}/run")
     assert [(row["dataset"], row["ratio"], row["method"]) for row in report.collect(tmp_path)] == [
-        ("digits", "99-1", "other"), ("digits", "95-5", "supmin"), ("digits", "50-50", "supcon"), ("digits", "50-50", "focal"),
-        ("digits", "natural", "suppro"), ("inat21-plants", "99-1", "ntxent"), ("zebra", "50-50", "ce")]
+        ("digits", "99-1", "other"),
+        ("digits", "95-5", "supmin"),
+        ("digits", "50-50", "supcon"),
+        ("digits", "50-50", "focal"),
+        ("digits", "natural", "suppro"),
+        ("inat21-plants", "99-1", "ntxent"),
+        ("zebra", "50-50", "ce"),
+    ]
 
 
 def test_folder_names_do_not_matter(tmp_path):
     """The same runs under shuffled names give the same numbers."""
     rng = np.random.default_rng(0)
-    runs = [(method, seed, rng.random() / 2 + 0.4, list(rng.random(2) * 50)) for method in ("supcon", "supmin") for seed in range(4)]
+    runs = [
+        (method, seed, rng.random() / 2 + 0.4, list(rng.random(2) * 50))
+        for method in ("supcon", "supmin")
+        for seed in range(4)
+    ]
     for tree, order in (("a", range(8)), ("b", rng.permutation(8))):
         for place, i in enumerate(order):
             method, seed, probe, saa = runs[i]
             make_run(tmp_path / tree, method, seed, folder=f"{place}", probe=probe, saa=saa)
-    tables = [[{key: row[key] for key in row} for row in report.summary_table(report.group(report.collect(tmp_path / tree)))] for tree in "ab"]
+    tables = [
+        [
+            {key: row[key] for key in row}
+            for row in report.summary_table(report.group(report.collect(tmp_path / tree)))
+        ]
+        for tree in "ab"
+    ]
     assert tables[0] == tables[1] and [row["n"] for row in tables[0]] == [4, 4]
 
 
 def test_csv_files_hold_every_seed_and_every_summary(tmp_path, monkeypatch):
     for seed in range(2):
-        make_run(tmp_path, "supmin", seed, probe=0.6 + seed / 10, saa=[10, 20], balanced_train=0.9, lr=0.05)
+        make_run(
+            tmp_path,
+            "supmin",
+            seed,
+            probe=0.6 + seed / 10,
+            saa=[10, 20],
+            balanced_train=0.9,
+            lr=0.05,
+        )
     make_run(tmp_path, "focal", 0, finetune=0.7)
     out = tmp_path / "evidence"
     call(monkeypatch, tmp_path, "--out", out)
     rows = read_csv(out / "results.csv")
-    assert [(row["method"], row["seed"]) for row in rows] == [("supmin", "0"), ("supmin", "1"), ("focal", "0")]
+    assert [(row["method"], row["seed"]) for row in rows] == [
+        ("supmin", "0"),
+        ("supmin", "1"),
+        ("focal", "0"),
+    ]
     first = rows[0]
-    assert first["path"] == "digits/99-1/supmin/seed0" and first["commit"] == "abc1234" and first["device"] == "a device" and first["lr"] == "0.05"
-    assert float(first["probe_test_auroc"]) == pytest.approx(0.62) and float(first["saa_minority"]) == 20 and float(first["saa_majority"]) == 10
-    assert float(first["probe_test_balanced_train_accuracy"]) == pytest.approx(0.91) and "--seed 0" in first["command"]
-    assert rows[2]["probe_test_accuracy"] == "" and float(rows[2]["finetune_test_accuracy"]) == pytest.approx(0.71)
+    assert (
+        first["path"] == "digits/99-1/supmin/seed0"
+        and first["commit"] == "abc1234"
+        and first["device"] == "a device"
+        and first["lr"] == "0.05"
+    )
+    assert (
+        float(first["probe_test_auroc"]) == pytest.approx(0.62)
+        and float(first["saa_minority"]) == 20
+        and float(first["saa_majority"]) == 10
+    )
+    assert (
+        float(first["probe_test_balanced_train_accuracy"]) == pytest.approx(0.91)
+        and "--seed 0" in first["command"]
+    )
+    assert rows[2]["probe_test_accuracy"] == "" and float(
+        rows[2]["finetune_test_accuracy"]
+    ) == pytest.approx(0.71)
     summary = {row["label"]: row for row in read_csv(out / "summary.csv")}
-    assert float(summary["supmin"]["balanced_accuracy_percent_mean"]) == pytest.approx(65) and summary["supmin"]["n"] == "2"
+    assert (
+        float(summary["supmin"]["balanced_accuracy_percent_mean"]) == pytest.approx(65)
+        and summary["supmin"]["n"] == "2"
+    )
     assert float(summary["supmin"]["balanced_accuracy_percent_std"]) == pytest.approx(math.sqrt(50))
-    assert summary["focal"]["saa_minority_mean"] == "not run" and summary["focal"]["scored_by"] == "from scratch"
+    assert (
+        summary["focal"]["saa_minority_mean"] == "not run"
+        and summary["focal"]["scored_by"] == "from scratch"
+    )
 
 
 def test_provenance_is_read_from_the_runs(tmp_path):
@@ -299,19 +628,42 @@ def test_provenance_is_read_from_the_runs(tmp_path):
         for seed in range(2):
             make_run(tmp_path, method, seed, probe=0.6)
     text = report.markdown(list(groups_of(tmp_path).values()), [], [], "report.py runs")
-    assert "`python pretrain.py subsets/digits/99-1.json --method {supcon,supmin} --seed {0,1}`" in text
-    assert "hardware: a device; torch 2.11; commit abc1234" in text and "arch resnet18, epochs 30, batch size 256, size 32" in text
+    assert (
+        "`python pretrain.py subsets/digits/99-1.json --method {supcon,supmin} --seed {0,1}`"
+        in text
+    )
+    assert (
+        "hardware: a device; torch 2.11; commit abc1234" in text
+        and "arch resnet18, epochs 30, batch size 256, size 32" in text
+    )
 
 
 def test_commands_of_other_forms_stay_apart():
-    assert report.command_shapes(["python a.py x --seed 0", "python a.py x --seed 1", "python a.py x", "python b.py x --seed 0"]) == [
-        "python a.py x --seed {0,1}", "python a.py x", "python b.py x --seed 0"]
-    assert report.command_shapes([f"python p.py runs/{m}/seed{s}" for m in "ab" for s in (0, 1)]) == ["python p.py runs/{a,b}/{seed0,seed1}"]
+    assert report.command_shapes(
+        [
+            "python a.py x --seed 0",
+            "python a.py x --seed 1",
+            "python a.py x",
+            "python b.py x --seed 0",
+        ]
+    ) == ["python a.py x --seed {0,1}", "python a.py x", "python b.py x --seed 0"]
+    assert report.command_shapes(
+        [f"python p.py runs/{m}/seed{s}" for m in "ab" for s in (0, 1)]
+    ) == ["python p.py runs/{a,b}/{seed0,seed1}"]
 
 
 def test_terminal_table_fits(tmp_path):
     for seed in range(2):
-        make_run(tmp_path, "supmin", seed, probe=0.97, saa=[99, 100 - seed], cac=[100, 100 - seed], majority_supervision=0.25, finetune=0.9)
+        make_run(
+            tmp_path,
+            "supmin",
+            seed,
+            probe=0.97,
+            saa=[99, 100 - seed],
+            cac=[100, 100 - seed],
+            majority_supervision=0.25,
+            finetune=0.9,
+        )
     make_run(tmp_path, "supmin", 5, majority_supervision=0.25)
     text = report.terminal_tables(list(groups_of(tmp_path).values()))
     assert max(map(len, text.splitlines())) <= 120
@@ -322,19 +674,24 @@ def test_headline_says_what_the_numbers_say(tmp_path):
     for method, saa, probe, loss in (("supcon", 1.0, 0.6, 6.2), ("supmin", 12.0, 0.8, 5.0)):
         make_run(tmp_path, method, saa=[saa, saa + 1], probe=probe, loss=loss)
         make_run(tmp_path, method, ratio="50-50", saa=[80, 80], probe=0.99)
-    line, = report.headlines(list(groups_of(tmp_path).values()))
+    (line,) = report.headlines(list(groups_of(tmp_path).values()))
     gap = math.log(511) - 6.2
-    assert line == ("digits 99-1 (1 seed), SAA over both classes: supcon 1.5 %, supmin 12.5 %; CAC: supcon 1.5 %, supmin 1.5 %; balanced accuracy: supcon 60.0 %, supmin 80.0 %. "
-                    f"The final loss nearest to its collapse value is that of supcon, {gap:.3f} nats below it.")
+    assert line == (
+        "digits 99-1 (1 seed), SAA over both classes: supcon 1.5 %, supmin 12.5 %; CAC: supcon 1.5 %, supmin 1.5 %; balanced accuracy: supcon 60.0 %, supmin 80.0 %. "
+        f"The final loss nearest to its collapse value is that of supcon, {gap:.3f} nats below it."
+    )
 
 
 def test_line_fit_against_scikit_learn():
     from sklearn.linear_model import LinearRegression
+
     rng = np.random.default_rng(1)
     x = rng.uniform(50, 90, 25)
     y = 0.7 * x + rng.normal(0, 5, 25)
     model = LinearRegression().fit(x[:, None], y)
-    assert report.line_fit(x, y) == pytest.approx((model.coef_[0], model.intercept_, model.score(x[:, None], y)))
+    assert report.line_fit(x, y) == pytest.approx(
+        (model.coef_[0], model.intercept_, model.score(x[:, None], y))
+    )
     assert report.line_fit(x, y)[2] == pytest.approx(np.corrcoef(x, y)[0, 1] ** 2)
 
 
@@ -357,7 +714,7 @@ def test_r_squared_in_the_title_or_why_not(tmp_path):
 
 def test_natural_ratio_is_placed_by_its_counts(tmp_path):
     path = make_run(tmp_path, ratio="natural", probe=0.6, minority=0, subset="../subset.json")
-    row, = report.collect(tmp_path)
+    (row,) = report.collect(tmp_path)
     assert row["minority_percent"] is None and "digits natural" in report.left_out([row])[0]
     write(path.parent / "subset.json", {"counts": {"train": {"0": 30, "1": 90}}})
     assert report.collect(tmp_path)[0]["minority_percent"] == 25
@@ -365,14 +722,27 @@ def test_natural_ratio_is_placed_by_its_counts(tmp_path):
 
 def test_figures_are_drawn_and_not_blank(tmp_path, monkeypatch, capsys):
     from matplotlib.image import imread
+
     rng = np.random.default_rng(0)
     for ratio in ("99-1", "50-50"):
         for method in ("supcon", "supmin"):
             for seed in range(2):
-                make_run(tmp_path, method, seed, ratio, probe=rng.uniform(0.5, 0.9), saa=list(rng.uniform(0, 50, 2)), cac=list(rng.uniform(50, 90, 2)), embedding=seed == 1)
+                make_run(
+                    tmp_path,
+                    method,
+                    seed,
+                    ratio,
+                    probe=rng.uniform(0.5, 0.9),
+                    saa=list(rng.uniform(0, 50, 2)),
+                    cac=list(rng.uniform(50, 90, 2)),
+                    embedding=seed == 1,
+                )
     make_run(tmp_path, "ce", 0, finetune=0.7)
     call(monkeypatch, tmp_path)
-    printed, text = capsys.readouterr().out, (tmp_path / "report/report.md").read_text(encoding="utf-8")
+    printed, text = (
+        capsys.readouterr().out,
+        (tmp_path / "report/report.md").read_text(encoding="utf-8"),
+    )
     for name in ("overview_digits", "accuracy", "saa_cac", "cac_accuracy", "embeddings_digits"):
         pixels = imread(tmp_path / "report" / f"{name}.png")
         assert min(pixels.shape[:2]) > 200 and pixels[..., :3].std() > 0.05, name
@@ -384,7 +754,10 @@ def test_figures_without_data_are_named(tmp_path, monkeypatch, capsys):
     make_run(tmp_path, probe=0.6)
     call(monkeypatch, tmp_path)
     printed = capsys.readouterr().out
-    assert {path.name for path in (tmp_path / "report").glob("*.png")} == {"overview_digits.png", "accuracy.png"}
+    assert {path.name for path in (tmp_path / "report").glob("*.png")} == {
+        "overview_digits.png",
+        "accuracy.png",
+    }
     for name in ("saa_cac.png", "cac_accuracy.png", "embeddings_digits.png"):
         assert f"{name}: not drawn" in printed
 
@@ -394,24 +767,35 @@ def test_lines_hold_the_means_and_every_seed(tmp_path):
         for seed, value in enumerate(values):
             make_run(tmp_path, "supmin", seed, ratio, probe=value)
     groups = report.group(report.collect(tmp_path))
-    ax, = report.accuracy_figure(groups, {"supmin": dict(color="k", marker="o", ls="-")}).axes
+    (ax,) = report.accuracy_figure(groups, {"supmin": dict(color="k", marker="o", ls="-")}).axes
     lines = [line.get_ydata() for line in ax.get_lines()]
     assert any(len(y) == 2 and np.allclose(y, [55, 80]) for y in lines)
-    assert any(np.allclose(y, [50, 60]) for y in lines) and any(np.allclose(y, [90, 70]) for y in lines)
+    assert any(np.allclose(y, [50, 60]) for y in lines) and any(
+        np.allclose(y, [90, 70]) for y in lines
+    )
     assert ax.containers[0].lines[0].get_xdata() == pytest.approx([1, 50])
 
 
 def test_embedding_is_the_lowest_seed_that_has_one(tmp_path):
     for seed in (0, 3, 10):
         make_run(tmp_path, seed=seed, embedding=seed > 0)
-    g, = report.group(report.collect(tmp_path))
+    (g,) = report.group(report.collect(tmp_path))
     row, xy, rare, _ = report.embedding_of(g, tmp_path)
     assert row["seed"] == 3 and xy.shape == (40, 2) and rare.sum() == 20
 
 
-@pytest.mark.parametrize("name, text", [("config.json", "{"), ("probe.json", "{"), ("probe.json", '{"test": {"accuracy": 1}}'), ("finetune.json", "[]"),
-                                        ("metrics.json", '{"saa": [1]}'), ("config.json", '{"method": "supcon", "dataset": "digits"}'),
-                                        ("embedding.npz", "no zip")])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("config.json", "{"),
+        ("probe.json", "{"),
+        ("probe.json", '{"test": {"accuracy": 1}}'),
+        ("finetune.json", "[]"),
+        ("metrics.json", '{"saa": [1]}'),
+        ("config.json", '{"method": "supcon", "dataset": "digits"}'),
+        ("embedding.npz", "no zip"),
+    ],
+)
 def test_a_damaged_file_is_named(tmp_path, monkeypatch, name, text):
     make_run(tmp_path, seed=0, probe=0.6, saa=[1, 1])
     path = make_run(tmp_path, seed=1) / name

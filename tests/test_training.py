@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from conftest import call, equal, log_of, one_line, run_script
 from scipy.stats import hypergeom
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
@@ -19,7 +20,6 @@ import finetune
 import linear_probe
 import pretrain
 from common import ContrastiveModel, UserError, load_run, load_subset, supcon_loss
-from conftest import call, equal, log_of, one_line, run_script
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +31,28 @@ def run(workplace):
 
 # pre-training ---------------------------------------------------------------------------------------------------------
 
+
 def test_a_run_leaves_its_files_and_returns_at_once_when_repeated(run, capsys):
-    assert {path.name for path in run.iterdir()} == {".lock", "config.json", "log.jsonl", "checkpoint.pt", "encoder.pt", "curves.png"}
+    assert {path.name for path in run.iterdir()} == {
+        ".lock",
+        "config.json",
+        "log.jsonl",
+        "checkpoint.pt",
+        "encoder.pt",
+        "curves.png",
+    }
     header = json.loads((run / "log.jsonl").read_text().splitlines()[0])
-    assert {"command", "commit", "device", "torch", "torchvision"} <= header.keys() and "pretrain.py" in header["command"]
-    assert json.loads((run / "config.json").read_text())["sha256"] == load_subset("subsets/digits/99-1.json").sha256
+    assert {
+        "command",
+        "commit",
+        "device",
+        "torch",
+        "torchvision",
+    } <= header.keys() and "pretrain.py" in header["command"]
+    assert (
+        json.loads((run / "config.json").read_text())["sha256"]
+        == load_subset("subsets/digits/99-1.json").sha256
+    )
     before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
     call(pretrain, "subsets/digits/99-1.json", "--method", "supmin", "--smoke", "--device", "cpu")
     assert "finished already" in capsys.readouterr().out
@@ -44,15 +61,39 @@ def test_a_run_leaves_its_files_and_returns_at_once_when_repeated(run, capsys):
 
 def test_encoder_loads_into_torchvision(run):
     network = torchvision.models.resnet18()
-    loaded = network.load_state_dict(torch.load(run / "encoder.pt", weights_only=True), strict=False)
+    loaded = network.load_state_dict(
+        torch.load(run / "encoder.pt", weights_only=True), strict=False
+    )
     assert loaded.missing_keys == ["fc.weight", "fc.bias"] and not loaded.unexpected_keys
 
 
-@pytest.mark.parametrize("method, flags", [("ntxent", []), ("supcon", ["--amp", "bf16"]), ("supmin", ["--majority-supervision", 0.5]), ("suppro", ["--margin", 0.5])])
+@pytest.mark.parametrize(
+    "method, flags",
+    [
+        ("ntxent", []),
+        ("supcon", ["--amp", "bf16"]),
+        ("supmin", ["--majority-supervision", 0.5]),
+        ("suppro", ["--margin", 0.5]),
+    ],
+)
 def test_every_method_is_repeatable(workplace, method, flags):
     for name in "ab":
-        call(pretrain, "subsets/digits/95-5.json", "--method", method, "--smoke", "--watch-every", 0, "--out", f"{method}/{name}", *flags)
-    a, b = ([common.load_tensors(f"{method}/{name}/{file}.pt") for file in ("checkpoint", "encoder")] for name in "ab")
+        call(
+            pretrain,
+            "subsets/digits/95-5.json",
+            "--method",
+            method,
+            "--smoke",
+            "--watch-every",
+            0,
+            "--out",
+            f"{method}/{name}",
+            *flags,
+        )
+    a, b = (
+        [common.load_tensors(f"{method}/{name}/{file}.pt") for file in ("checkpoint", "encoder")]
+        for name in "ab"
+    )
     assert equal(a, b) and log_of(Path(method, "a")) == log_of(Path(method, "b"))
     if method == "suppro":
         assert torch.equal(a[0]["method"]["prototypes"][0], -a[0]["method"]["prototypes"][1])
@@ -60,23 +101,46 @@ def test_every_method_is_repeatable(workplace, method, flags):
 
 @pytest.mark.parametrize("k", [1, 4, 8])
 def test_batches_are_filled_up_with_minority_images(k):
-    is_minority = np.arange(200) % 25 == 0                                                       # 8 of 200
+    is_minority = np.arange(200) % 25 == 0  # 8 of 200
     batches = common.shuffled_batches(200, 16, common.seeded(3))
     filled = common.with_minority(batches, is_minority, k, common.seeded(4))
     assert [len(batch) for batch in filled] == [16] * 12
     for before, after in zip(batches, filled):
-        assert is_minority[after].sum() == max(k, is_minority[before].sum()) and len(set(after)) == 16
+        assert (
+            is_minority[after].sum() == max(k, is_minority[before].sum()) and len(set(after)) == 16
+        )
         stays = before == after
         assert not is_minority[before[~stays]].any() and is_minority[after[~stays]].all()
-    assert k == 1 or set(np.concatenate(filled)) >= set(np.flatnonzero(is_minority))             # the remainder of an epoch sits out
+    assert k == 1 or set(np.concatenate(filled)) >= set(
+        np.flatnonzero(is_minority)
+    )  # the remainder of an epoch sits out
 
 
 def test_a_run_with_minority_images_in_every_batch(workplace, monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr(pretrain, "supcon_loss", lambda z, labels, temperature: (seen.append(labels), supcon_loss(z, labels, temperature))[1])
-    call(pretrain, "subsets/digits/99-1.json", "--method", "supcon", "--smoke", "--minority-per-batch", 5, "--out", "filled")
+    monkeypatch.setattr(
+        pretrain,
+        "supcon_loss",
+        lambda z, labels, temperature: (seen.append(labels), supcon_loss(z, labels, temperature))[
+            1
+        ],
+    )
+    call(
+        pretrain,
+        "subsets/digits/99-1.json",
+        "--method",
+        "supcon",
+        "--smoke",
+        "--minority-per-batch",
+        5,
+        "--out",
+        "filled",
+    )
     assert len(seen) == 2 and all((labels == 1).sum() >= 5 for labels in seen)
-    assert "filled up to 5 in each" in capsys.readouterr().out and json.loads(Path("filled/config.json").read_text())["minority_per_batch"] == 5
+    assert (
+        "filled up to 5 in each" in capsys.readouterr().out
+        and json.loads(Path("filled/config.json").read_text())["minority_per_batch"] == 5
+    )
 
 
 def test_another_seed_gives_other_weights_on_the_same_rows(run, workplace):
@@ -84,7 +148,9 @@ def test_another_seed_gives_other_weights_on_the_same_rows(run, workplace):
     other = run.with_name("seed1")
     assert not equal(*(common.load_tensors(folder / "encoder.pt") for folder in (run, other)))
     one, two = (load_run(folder)[1] for folder in (run, other))
-    assert one.sha256 == two.sha256 and all(np.array_equal(one.splits[split], two.splits[split]) for split in common.SPLITS)
+    assert one.sha256 == two.sha256 and all(
+        np.array_equal(one.splits[split], two.splits[split]) for split in common.SPLITS
+    )
 
 
 def test_overfitting_one_batch_with_the_real_network_reaches_the_floor():
@@ -93,25 +159,41 @@ def test_overfitting_one_batch_with_the_real_network_reaches_the_floor():
     model = ContrastiveModel("resnet18")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for _ in range(40):
-        z = model(torch.cat([images, images + 0.1 * torch.randn_like(images)])).unflatten(0, (2, -1)).transpose(0, 1)
+        z = (
+            model(torch.cat([images, images + 0.1 * torch.randn_like(images)]))
+            .unflatten(0, (2, -1))
+            .transpose(0, 1)
+        )
         loss = supcon_loss(z, labels, 0.1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss.item() == pytest.approx(math.log(15), abs=0.02)  # log|P|: 8 images of 2 views, less the anchor itself
+    assert loss.item() == pytest.approx(
+        math.log(15), abs=0.02
+    )  # log|P|: 8 images of 2 views, less the anchor itself
 
 
 def test_watch_counts_minority_images_per_batch_and_flags_collapse(workplace, capsys):
-    subset, args = load_subset("subsets/digits/99-1.json"), SimpleNamespace(temperature=0.1, margin=1.0)
+    subset, args = (
+        load_subset("subsets/digits/99-1.json"),
+        SimpleNamespace(temperature=0.1, margin=1.0),
+    )
     model = SimpleNamespace(dim=8)
     pretrain.describe_batches(subset, 256, pretrain.SupPro(args, subset, model, common.seeded(0)))
     assert "no fixed collapse value" in capsys.readouterr().out
     pretrain.describe_batches(subset, 256, pretrain.SupCon(args, subset, model, common.seeded(0)))
     out = capsys.readouterr().out
     assert f"none in {hypergeom(626, 6, 256).pmf(0):.1%}" in out and "log(511) = 6.236" in out
-    z = torch.nn.functional.normalize(torch.randn(200, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    z = torch.nn.functional.normalize(
+        torch.randn(200, 8, generator=torch.Generator().manual_seed(0)), dim=1
+    )
     labels = (z[:, 0] > 0).long()
-    assert pretrain.knn_balanced_accuracy(z, labels) > 75 > 60 > pretrain.knn_balanced_accuracy(z, torch.arange(200) % 2)
+    assert (
+        pretrain.knn_balanced_accuracy(z, labels)
+        > 75
+        > 60
+        > pretrain.knn_balanced_accuracy(z, torch.arange(200) % 2)
+    )
 
 
 def test_watch_tells_a_collapse_from_a_spread_embedding(workplace):
@@ -125,13 +207,26 @@ def test_watch_tells_a_collapse_from_a_spread_embedding(workplace):
     class Pixels(torch.nn.Module):
         def forward(self, x):
             return torch.nn.functional.normalize(x[:, 0].flatten(1), dim=1)
-    for network, loss, collapsed in ((Constant(), common.collapse_value(64), True), (Pixels(), common.collapse_value(64), False), (Constant(), 3.0, False)):
-        stats = {"collapse_gap": common.collapse_value(64) - loss, **pretrain.watch(network, subset, torch.device("cpu"), args)}
-        assert pretrain.has_collapsed(stats) == collapsed and not pretrain.has_collapsed({**stats, "collapse_gap": None})
-    assert stats["val_saa"] == pytest.approx([100 / 357] * 2, abs=1e-3)                          # chance: one of the 357 other views
+
+    for network, loss, collapsed in (
+        (Constant(), common.collapse_value(64), True),
+        (Pixels(), common.collapse_value(64), False),
+        (Constant(), 3.0, False),
+    ):
+        stats = {
+            "collapse_gap": common.collapse_value(64) - loss,
+            **pretrain.watch(network, subset, torch.device("cpu"), args),
+        }
+        assert pretrain.has_collapsed(stats) == collapsed and not pretrain.has_collapsed(
+            {**stats, "collapse_gap": None}
+        )
+    assert stats["val_saa"] == pytest.approx(
+        [100 / 357] * 2, abs=1e-3
+    )  # chance: one of the 357 other views
 
 
 # probe and fine-tuning ------------------------------------------------------------------------------------------------
+
 
 def test_probe_equals_scikit_learn_on_torchvision_features(run, workplace):
     before = (run / "encoder.pt").read_bytes()
@@ -142,16 +237,27 @@ def test_probe_equals_scikit_learn_on_torchvision_features(run, workplace):
     network = torchvision.models.resnet18()
     network.load_state_dict(torch.load(run / "encoder.pt", weights_only=True), strict=False)
     network.fc = torch.nn.Identity()
-    x = common.center_view(torch.from_numpy(subset.images[:].copy()).permute(0, 3, 1, 2), torch.from_numpy(subset.sizes), subset.size)
+    x = common.center_view(
+        torch.from_numpy(subset.images[:].copy()).permute(0, 3, 1, 2),
+        torch.from_numpy(subset.sizes),
+        subset.size,
+    )
     with torch.no_grad():
         x = network.eval()(common.normalize(x, subset.mean, subset.std)).double().numpy()
     balanced = load_subset("subsets/digits/50-50.json")
-    for key, ending, train in (("test", "", subset.splits["train"]), ("test_balanced_train", "_balanced_train", balanced.splits["train"])):
+    for key, ending, train in (
+        ("test", "", subset.splits["train"]),
+        ("test_balanced_train", "_balanced_train", balanced.splits["train"]),
+    ):
         mean, std = x[train].mean(0), x[train].std(0, ddof=1) + 1e-12
-        fitted = LogisticRegression(C=probe["chosen" + ending]["C"], class_weight="balanced", max_iter=5000, tol=1e-6)
+        fitted = LogisticRegression(
+            C=probe["chosen" + ending]["C"], class_weight="balanced", max_iter=5000, tol=1e-6
+        )
         fitted.fit((x[train] - mean) / std, subset.labels[train])
         test = subset.splits["test"]
-        theirs = balanced_accuracy_score(subset.labels[test], fitted.predict((x[test] - mean) / std))
+        theirs = balanced_accuracy_score(
+            subset.labels[test], fitted.predict((x[test] - mean) / std)
+        )
         assert probe[key]["balanced_accuracy"] == pytest.approx(theirs, abs=0.01)
         assert set(probe[key]) == {"accuracy", "balanced_accuracy", "auroc", "f1"}
 
@@ -161,14 +267,25 @@ def test_the_fits_of_the_probe_are_scikit_learns(n, dim, minority):
     """Correlated, one feature copied, one constant; more rows than features, and fewer; classes that overlap, and that do not."""
     draw = np.random.default_rng(0)
     y = (np.arange(n) < minority).astype(int)
-    x = draw.normal(size=(n, dim // 2)) @ draw.normal(size=(dim // 2, dim)) + 0.1 * draw.normal(size=(n, dim)) + y[:, None]
+    x = (
+        draw.normal(size=(n, dim // 2)) @ draw.normal(size=(dim // 2, dim))
+        + 0.1 * draw.normal(size=(n, dim))
+        + y[:, None]
+    )
     x = (x - x.mean(0)) / x.std(0)
     x[:, 1], x[:, 2] = x[:, 0], 0
-    for C, w in zip(linear_probe.STRENGTHS, linear_probe.logistic_regressions(torch.from_numpy(x).float(), y, linear_probe.STRENGTHS)):
-        fitted = LogisticRegression(C=C, class_weight="balanced", solver="newton-cholesky", tol=1e-10).fit(x, y)
+    for C, w in zip(
+        linear_probe.STRENGTHS,
+        linear_probe.logistic_regressions(torch.from_numpy(x).float(), y, linear_probe.STRENGTHS),
+    ):
+        fitted = LogisticRegression(
+            C=C, class_weight="balanced", solver="newton-cholesky", tol=1e-10
+        ).fit(x, y)
         p = (torch.from_numpy(x) @ w[:-1] + w[-1]).sigmoid().numpy()
         np.testing.assert_allclose(p, fitted.predict_proba(x)[:, 1], atol=2e-3)
-        assert np.linalg.norm(w[:-1].numpy() - fitted.coef_[0]) <= 5e-3 * np.linalg.norm(fitted.coef_[0])
+        assert np.linalg.norm(w[:-1].numpy() - fitted.coef_[0]) <= 5e-3 * np.linalg.norm(
+            fitted.coef_[0]
+        )
 
 
 def test_a_probe_that_touches_the_encoder_is_caught(run, workplace, monkeypatch):
@@ -177,6 +294,7 @@ def test_a_probe_that_touches_the_encoder_is_caught(run, workplace, monkeypatch)
     def careless(encoder, *args):
         encoder.bn1.running_mean += 1e-6
         return fit(encoder, *args)
+
     monkeypatch.setattr(linear_probe, "fit_cached", careless)
     with pytest.raises(RuntimeError, match="leave frozen"):
         call(linear_probe, run, "--out", "careless")
@@ -187,8 +305,26 @@ def test_a_real_run_takes_the_place_of_a_smoke_run_and_of_nothing_else(run, work
     shutil.copytree(run, "runs/digits/99-1/supmin/seed7")
     place = Path("runs/digits/99-1/supmin/seed7")
     (place / "notes.txt").write_text("mine")
-    call(pretrain, "subsets/digits/99-1.json", "--method", "supmin", "--arch", "resnet18", "--size", 16, "--epochs", 1, "--batch-size", 313, "--out", place)
-    assert json.loads((place / "config.json").read_text())["epochs"] == 1 and (place / "notes.txt").exists()
+    call(
+        pretrain,
+        "subsets/digits/99-1.json",
+        "--method",
+        "supmin",
+        "--arch",
+        "resnet18",
+        "--size",
+        16,
+        "--epochs",
+        1,
+        "--batch-size",
+        313,
+        "--out",
+        place,
+    )
+    assert (
+        json.loads((place / "config.json").read_text())["epochs"] == 1
+        and (place / "notes.txt").exists()
+    )
     with pytest.raises(UserError, match="smoke False there, True now"):
         call(pretrain, "subsets/digits/99-1.json", "--method", "supmin", "--smoke", "--out", place)
 
@@ -198,7 +334,11 @@ def test_reference_protocol_keeps_the_other_probe_and_trains(run, workplace):
     before = common.load_tensors(run / "probe.pt")
     call(linear_probe, run, "--protocol", "reference", "--epochs", 3)
     probe = json.loads((run / "probe.json").read_text())
-    assert probe["protocol"] == "reference" and 1 <= probe["chosen"]["epoch"] <= 3 and not equal(before, common.load_tensors(run / "probe.pt"))
+    assert (
+        probe["protocol"] == "reference"
+        and 1 <= probe["chosen"]["epoch"] <= 3
+        and not equal(before, common.load_tensors(run / "probe.pt"))
+    )
     assert json.loads((run / "probe_cached.json").read_text())["protocol"] == "cached"
 
 
@@ -216,34 +356,57 @@ def test_balanced_subset_made_later_is_probed(run, workplace):
 
 
 def test_predict_writes_a_probability_for_every_image(run, workplace):
-    from sklearn.datasets import load_digits
     from PIL import Image
+    from sklearn.datasets import load_digits
+
     Path("new/a folder").mkdir(parents=True, exist_ok=True)
     for i, scan in enumerate(load_digits().images[:4]):
         Image.fromarray((scan * 255 / 16).astype(np.uint8)).save(f"new/a folder/ziffer ä {i}.png")
     for script, args in ((linear_probe, ()), (finetune, ("--smoke",))):
         call(script, run, *args, "--predict", "new", "--csv", "new.csv")
         lines = Path("new.csv").read_text(encoding="utf-8").splitlines()
-        assert lines[0] == "file,p_5-9,predicted" and len(lines) == 5 and lines[1].startswith("a folder/ziffer ä 0.png,")
+        assert (
+            lines[0] == "file,p_5-9,predicted"
+            and len(lines) == 5
+            and lines[1].startswith("a folder/ziffer ä 0.png,")
+        )
         for line in lines[1:]:
             _, p, predicted = line.split(",")
             assert 0 <= float(p) <= 1 and predicted == ("5-9" if float(p) > 0.5 else "0-4")
     Path("new/a folder/kaputt.jpg").write_bytes(b"not a picture")
     Path("new/broken.jpg").write_bytes(b"not a picture")
-    with pytest.raises(UserError, match="kaputt.jpg: cannot be read as an image .*, and 1 more like it; empty cells in new.csv"):
+    with pytest.raises(
+        UserError,
+        match="kaputt.jpg: cannot be read as an image .*, and 1 more like it; empty cells in new.csv",
+    ):
         call(linear_probe, run, "--predict", "new", "--csv", "new.csv")
     with_broken = Path("new.csv").read_text(encoding="utf-8").splitlines()
-    assert [line for line in with_broken if line.endswith(",,")] == ["a folder/kaputt.jpg,,", "broken.jpg,,"]
+    assert [line for line in with_broken if line.endswith(",,")] == [
+        "a folder/kaputt.jpg,,",
+        "broken.jpg,,",
+    ]
     assert len(with_broken) == 7 and with_broken[2].startswith("a folder/ziffer ä 0.png,0.")
-    with pytest.raises(UserError, match="--predict nowhere: no such folder"):                          # before any probe is trained
+    with pytest.raises(
+        UserError, match="--predict nowhere: no such folder"
+    ):  # before any probe is trained
         call(linear_probe, "runs/no/run", "--predict", "nowhere", "--csv", "new.csv")
 
 
 # mistakes -------------------------------------------------------------------------------------------------------------
 
+
 def test_mistakes_are_one_line_and_exit_code_2(run, workplace):
-    one_line(run_script("pretrain.py", "subsets/digits/99-1.json", "--method", "supcom", cwd=workplace, code=2), "supcom", "supcon")
-    one_line(run_script("linear_probe.py", "runs/nowhere", cwd=workplace, code=2), "runs/nowhere/config.json")
+    one_line(
+        run_script(
+            "pretrain.py", "subsets/digits/99-1.json", "--method", "supcom", cwd=workplace, code=2
+        ),
+        "supcom",
+        "supcon",
+    )
+    one_line(
+        run_script("linear_probe.py", "runs/nowhere", cwd=workplace, code=2),
+        "runs/nowhere/config.json",
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -252,19 +415,39 @@ def test_cuda_asked_for_and_absent(workplace):
         call(pretrain, "subsets/digits/99-1.json", "--device", "cuda", "--smoke")
 
 
-@pytest.mark.parametrize("args, words", [
-    (["subsets/digits/98-2.json"], "98-2.json: no such file.*make_subsets.py"),
-    (["subsets/digits/99-1.json", "--batch-size", "627"], "--batch-size 627: .*only 626"),
-    (["subsets/digits/99-1.json", "--arch", "vgg16"], "vgg16.*resnet50"),
-    (["subsets/digits/99-1.json", "--method", "supcon", "--margin", "1"], "--margin.*suppro"),
-    (["subsets/digits/99-1.json", "--method", "supmin", "--majority-supervision", "1.5"], "--majority-supervision 1.5"),
-    (["subsets/digits/99-1.json", "--epochs", "0"], "--epochs"),
-    (["subsets/digits/99-1.json", "--amp", "fp16"], "--amp fp16"),
-    (["subsets/digits/99-1.json", "--lr", "nan"], "--lr"),
-    (["subsets/digits/99-1.json", "--minority-per-batch", "7", "--batch-size", "64"], "--minority-per-batch 7: .*use 6 or less"),
-    (["subsets/digits/99-1.json", "--method", "paco", "--minority-per-batch", "2", "--batch-size", "64"], "--minority-per-batch: paco corrects"),
-    (["subsets/digits/index.csv"], "index.csv: not a JSON file"),
-])
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["subsets/digits/98-2.json"], "98-2.json: no such file.*make_subsets.py"),
+        (["subsets/digits/99-1.json", "--batch-size", "627"], "--batch-size 627: .*only 626"),
+        (["subsets/digits/99-1.json", "--arch", "vgg16"], "vgg16.*resnet50"),
+        (["subsets/digits/99-1.json", "--method", "supcon", "--margin", "1"], "--margin.*suppro"),
+        (
+            ["subsets/digits/99-1.json", "--method", "supmin", "--majority-supervision", "1.5"],
+            "--majority-supervision 1.5",
+        ),
+        (["subsets/digits/99-1.json", "--epochs", "0"], "--epochs"),
+        (["subsets/digits/99-1.json", "--amp", "fp16"], "--amp fp16"),
+        (["subsets/digits/99-1.json", "--lr", "nan"], "--lr"),
+        (
+            ["subsets/digits/99-1.json", "--minority-per-batch", "7", "--batch-size", "64"],
+            "--minority-per-batch 7: .*use 6 or less",
+        ),
+        (
+            [
+                "subsets/digits/99-1.json",
+                "--method",
+                "paco",
+                "--minority-per-batch",
+                "2",
+                "--batch-size",
+                "64",
+            ],
+            "--minority-per-batch: paco corrects",
+        ),
+        (["subsets/digits/index.csv"], "index.csv: not a JSON file"),
+    ],
+)
 def test_pretrain_refuses(workplace, args, words):
     with pytest.raises(UserError, match=words) as error:
         call(pretrain, *args, "--device", "cpu", "--out", "refused")
@@ -277,13 +460,26 @@ def test_other_settings_and_foreign_checkpoints_are_refused_and_nothing_is_lost(
         call(pretrain, "subsets/digits/99-1.json", "--method", "supmin", "--smoke", "--epochs", 3)
     assert (run / "checkpoint.pt").read_bytes() == before
     shutil.copytree(run, "foreign")
-    for content, words in ((b"not a checkpoint", "not a checkpoint"), (before[: len(before) // 2], "not a checkpoint")):
+    for content, words in (
+        (b"not a checkpoint", "not a checkpoint"),
+        (before[: len(before) // 2], "not a checkpoint"),
+    ):
         Path("foreign/checkpoint.pt").write_bytes(content)
         Path("foreign/encoder.pt").write_bytes(content)
         config = json.loads(Path("foreign/config.json").read_text())
-        Path("foreign/config.json").write_text(json.dumps({**config, "subset": "../subsets/digits/99-1.json"}))
+        Path("foreign/config.json").write_text(
+            json.dumps({**config, "subset": "../subsets/digits/99-1.json"})
+        )
         with pytest.raises(UserError, match=words):
-            call(pretrain, "subsets/digits/99-1.json", "--method", "supmin", "--smoke", "--out", "foreign")
+            call(
+                pretrain,
+                "subsets/digits/99-1.json",
+                "--method",
+                "supmin",
+                "--smoke",
+                "--out",
+                "foreign",
+            )
         with pytest.raises(UserError, match="encoder.pt: not a checkpoint"):
             call(linear_probe, "foreign")
     torch.save(torchvision.models.resnet34().state_dict(), "foreign/encoder.pt")
@@ -304,13 +500,16 @@ def test_changed_or_cut_images_are_noticed(run, workplace):
         call(pretrain, "damaged/subsets/digits/99-1.json", "--smoke", "--out", "damaged/run")
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda r: r["splits"]["train"].append(10 ** 6), "out of range"),
-    (lambda r: r["splits"]["train"].append(r["splits"]["train"][0]), "doubled"),
-    (lambda r: r["counts"]["val"].update({"0": 1}), "disagree"),
-    (lambda r: r.pop("classes"), "not a subset"),
-    (lambda r: r.update(recipe="strong"), "does not fit"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda r: r["splits"]["train"].append(10**6), "out of range"),
+        (lambda r: r["splits"]["train"].append(r["splits"]["train"][0]), "doubled"),
+        (lambda r: r["counts"]["val"].update({"0": 1}), "disagree"),
+        (lambda r: r.pop("classes"), "not a subset"),
+        (lambda r: r.update(recipe="strong"), "does not fit"),
+    ],
+)
 def test_a_subset_file_edited_by_hand_is_refused(workplace, change, words):
     record = json.loads(Path("subsets/digits/99-1.json").read_text())
     change(record)
@@ -321,4 +520,16 @@ def test_a_subset_file_edited_by_hand_is_refused(workplace, change, words):
 
 def test_an_output_that_cannot_be_written_is_one_line(workplace):
     Path("a file").write_text("")
-    one_line(run_script("pretrain.py", "subsets/digits/99-1.json", "--smoke", "--out", "a file/run", cwd=workplace, code=2), "a file", "--out")
+    one_line(
+        run_script(
+            "pretrain.py",
+            "subsets/digits/99-1.json",
+            "--smoke",
+            "--out",
+            "a file/run",
+            cwd=workplace,
+            code=2,
+        ),
+        "a file",
+        "--out",
+    )

@@ -18,13 +18,23 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse whose complaints are UserErrors, one line like any other mistake; --smoke replaces defaults, never what was typed."""
 
     def __init__(self, description, smoke=None):
-        super().__init__(description=description, usage="%(prog)s", allow_abbrev=False,
-                         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=118))
+        super().__init__(
+            description=description,
+            usage="%(prog)s",
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.HelpFormatter(
+                prog, max_help_position=30, width=118
+            ),
+        )
         self.smoke = smoke or {}
 
     def add_argument(self, *flags, help, **options):
         if not flags[0].startswith("-"):
-            self.usage += " " + options.get("metavar", flags[0]) + (" ..." if options.get("nargs") in ("+", "*") else "")
+            self.usage += (
+                " "
+                + options.get("metavar", flags[0])
+                + (" ..." if options.get("nargs") in ("+", "*") else "")
+            )
         if options.get("default") not in (None, argparse.SUPPRESS):
             help += f" (default: {options['default']})"
         return super().add_argument(*flags, help=help, **options)
@@ -43,16 +53,20 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def at_least(low, kind=int):
     """An argparse type: a number of `kind` that is not below `low`."""
+
     def number(text):
         value = kind(text)
         if not low <= value < float("inf"):
             raise argparse.ArgumentTypeError(f"{text} is not a number from {low} up")
         return value
+
     number.__name__ = kind.__name__
     return number
 
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]          # USR1: SLURM before it pre-empts
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+]  # USR1: SLURM before it pre-empts
 
 
 class Stopped(KeyboardInterrupt):
@@ -76,7 +90,9 @@ class Stop:
         return self
 
     def note(self, number, frame):
-        if self.number and time.monotonic() - self.at > 2:       # sooner, it is the same one: to a process and to its group
+        if (
+            self.number and time.monotonic() - self.at > 2
+        ):  # sooner, it is the same one: to a process and to its group
             raise Stopped(number)
         if not self.number:
             self.number, self.at = number, time.monotonic()
@@ -104,16 +120,33 @@ def cli(main):
     except UserError as error:
         status, message = 2, str(error)
     except Stopped as stopped:
-        status, message = 128 + stopped.number, f"{stopped}; the same command goes on from what is finished"
+        status, message = (
+            128 + stopped.number,
+            f"{stopped}; the same command goes on from what is finished",
+        )
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":            # torch's; not imported here
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; not imported here
             raise
         status, message = 1, "out of GPU memory; use a smaller --batch-size"
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-            status, message = 2, f"{error.filename}: {error.strerror}; choose a place you may write to with --out"
+        if error.errno in (
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+            errno.ENOENT,
+            errno.ENOTDIR,
+            errno.EEXIST,
+            errno.EISDIR,
+        ):
+            status, message = (
+                2,
+                f"{error.filename}: {error.strerror}; choose a place you may write to with --out",
+            )
         elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            status, message = 1, f"{error.filename or 'output'}: {error.strerror}; free some space and give the same command again"
+            status, message = (
+                1,
+                f"{error.filename or 'output'}: {error.strerror}; free some space and give the same command again",
+            )
         else:
             raise
     else:
@@ -121,11 +154,19 @@ def cli(main):
     finally:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-    if status == 1 or os.environ.get("LOCAL_RANK", "0") == "0":   # torchrun's processes meet the same: the first of a machine tells
+    if (
+        status == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+    ):  # torchrun's processes meet the same: the first of a machine tells
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     sys.exit(status)
 
 
 def command_line(others=()):
     """The command as typed, without the words in `others`."""
-    return shlex.join(["python", Path(sys.argv[0]).name, *(word for word in sys.argv[1:] if word not in map(str, others))])
+    return shlex.join(
+        [
+            "python",
+            Path(sys.argv[0]).name,
+            *(word for word in sys.argv[1:] if word not in map(str, others)),
+        ]
+    )

@@ -21,31 +21,43 @@ from utils.cli import SIGNALS, Stopped, UserError
 
 def together(main):
     """A script's main() for each of the processes that torchrun has started; only the first one prints. UserError where one is lost."""
+
     @functools.wraps(main)
     def joined(*args):
         if os.environ.get("WORLD_SIZE", "1") == "1":
             return main(*args)
         if not {"LOCAL_RANK", "LOCAL_WORLD_SIZE"} <= os.environ.keys():
-            raise UserError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but not from torchrun; start with torchrun, or unset it")
-        handlers = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}         # no Python runs while torch waits for the others
+            raise UserError(
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but not from torchrun; start with torchrun, or unset it"
+            )
+        handlers = {
+            number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS
+        }  # no Python runs while torch waits for the others
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         except (ValueError, RuntimeError) as error:
-            raise UserError(f"the processes of torchrun do not find each other ({' '.join(str(error).split())}); see its --rdzv-endpoint") from None
+            raise UserError(
+                f"the processes of torchrun do not find each other ({' '.join(str(error).split())}); see its --rdzv-endpoint"
+            ) from None
         for number, handler in handlers.items():
             signal.signal(number, handler)
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
             try:
                 main(*args)
             except Stopped as stopped:
-                if stopped.within:                               # all have stopped; after an error of one, the others would be waited for
+                if (
+                    stopped.within
+                ):  # all have stopped; after an error of one, the others would be waited for
                     dist.destroy_process_group()
                 raise
             except RuntimeError as error:
                 if "gloo" not in str(error):
                     raise
-                raise UserError("another process of this run has ended; the same command goes on from the last checkpoint") from None
+                raise UserError(
+                    "another process of this run has ended; the same command goes on from the last checkpoint"
+                ) from None
             dist.destroy_process_group()
+
     return joined
 
 
@@ -108,9 +120,11 @@ def gather(x):
     """[..., n, D] of this process's images -> [..., N, D] of all images, in their order; with gradient."""
     if processes() == 1:
         return x
-    everything = at_least_float32(x).new_zeros(*x.shape[:-2], x.shape[-2] * processes(), x.shape[-1])
+    everything = at_least_float32(x).new_zeros(
+        *x.shape[:-2], x.shape[-2] * processes(), x.shape[-1]
+    )
     everything[..., own(), :] = at_least_float32(x)
-    return _Sum.apply(everything)                                # zeros but for the own rows: exact
+    return _Sum.apply(everything)  # zeros but for the own rows: exact
 
 
 def sum_gradients(parameters):
@@ -119,7 +133,9 @@ def sum_gradients(parameters):
     if processes() > 1:
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
-        for gradient, total in zip(gradients, flat.split([gradient.numel() for gradient in gradients])):
+        for gradient, total in zip(
+            gradients, flat.split([gradient.numel() for gradient in gradients])
+        ):
             gradient.copy_(total.view_as(gradient))
 
 
@@ -145,16 +161,18 @@ def synchronised(model):
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """nn.BatchNorm2d over the images of all processes, on the CPU, where torch.nn.SyncBatchNorm does not run. Every process has as many."""
 
-    def forward(self, x):                                        # [n, C, H, W]
+    def forward(self, x):  # [n, C, H, W]
         if not self.training:
             return super().forward(x)
         wide = at_least_float32(x)
         var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
-        means, variances = gather(torch.stack([mean, var])[:, None])                             # [processes, C]
+        means, variances = gather(torch.stack([mean, var])[:, None])  # [processes, C]
         mean, var = means.mean(0), variances.mean(0) + means.var(0, correction=0)
         n = processes() * x.numel() / len(mean)
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean.detach(), self.momentum)
         self.running_var.lerp_(var.detach() * n / (n - 1), self.momentum)
         scale = self.weight / (var + self.eps).sqrt()
-        return ((wide - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+        return ((wide - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]).to(
+            x.dtype
+        )

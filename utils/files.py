@@ -36,7 +36,7 @@ def whole(path):
         part.unlink(missing_ok=True)
 
 
-HELD = []                                                         # open lock files; the system lets go of them when the process ends
+HELD = []  # open lock files; the system lets go of them when the process ends
 
 
 def hold(folder, what=""):
@@ -45,11 +45,15 @@ def hold(folder, what=""):
     what: not all of it, but what is written there under this name.
     """
     import fcntl
+
     Path(folder).mkdir(parents=True, exist_ok=True)
     try:
         file = open(Path(folder) / f".lock{what}", "a")
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EROFS):            # who may not write there cannot disturb: what is finished can be read
+        if error.errno in (
+            errno.EACCES,
+            errno.EROFS,
+        ):  # who may not write there cannot disturb: what is finished can be read
             return
         raise
     try:
@@ -57,8 +61,12 @@ def hold(folder, what=""):
     except OSError as error:
         file.close()
         if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise UserError(f"{folder}: cannot be locked ({error.strerror}); choose a folder on another disk with --out") from None
-        raise UserError(f"{folder}: another process is at work in it; wait until it has ended, or choose another folder with --out") from None
+            raise UserError(
+                f"{folder}: cannot be locked ({error.strerror}); choose a folder on another disk with --out"
+            ) from None
+        raise UserError(
+            f"{folder}: another process is at work in it; wait until it has ended, or choose another folder with --out"
+        ) from None
     HELD.append(file)
 
 

@@ -17,11 +17,18 @@ from utils.cli import UserError, command_line
 from utils.distributed import processes
 from utils.files import hold, naming, read_json, read_log, whole, write_json
 
+
 def provenance(device, others=()):
     """What a number needs beside it: command, versions, commit, hardware. others: further runs of the same command."""
+
     def git(*words):
         try:
-            done = subprocess.run(["git", "-C", Path(__file__).parents[1], *words], capture_output=True, text=True, timeout=10)
+            done = subprocess.run(
+                ["git", "-C", Path(__file__).parents[1], *words],
+                capture_output=True,
+                text=True,
+                timeout=10,
+            )
         except (OSError, subprocess.TimeoutExpired):
             return ""
         return done.stdout.strip() if done.returncode == 0 else ""
@@ -29,14 +36,38 @@ def provenance(device, others=()):
     commit = git("rev-parse", "--short", "HEAD")
     if commit and git("status", "--porcelain", "--untracked-files=no"):
         commit += "-dirty"
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    hardware = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     hardware += f", {processes()} processes" if processes() > 1 else ""
-    return {"command": command_line(others), "commit": commit or "unknown", "device": hardware, "python": platform.python_version(),
-            "torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": np.__version__}
+    return {
+        "command": command_line(others),
+        "commit": commit or "unknown",
+        "device": hardware,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+    }
 
 
-RUN_FILES = ("config.json", "log.jsonl", "checkpoint.pt", "encoder.pt", "curves.png", "probe.json", "probe.pt", "metrics.json",
-             "embedding.png", "embedding.npz", "finetune.json", "classifier.pt", "not-finite.json")
+RUN_FILES = (
+    "config.json",
+    "log.jsonl",
+    "checkpoint.pt",
+    "encoder.pt",
+    "curves.png",
+    "probe.json",
+    "probe.pt",
+    "metrics.json",
+    "embedding.png",
+    "embedding.npz",
+    "finetune.json",
+    "classifier.pt",
+    "not-finite.json",
+)
 
 
 def start_run(folder, config, device):
@@ -54,16 +85,32 @@ def start_run(folder, config, device):
             for name in RUN_FILES:
                 (folder / name).unlink(missing_ok=True)
             old = config
-        differ = [f"{key} {old.get(key)!r} there, {config.get(key)!r} now" for key in {**old, **config} if old.get(key) != config.get(key)]
+        differ = [
+            f"{key} {old.get(key)!r} there, {config.get(key)!r} now"
+            for key in {**old, **config}
+            if old.get(key) != config.get(key)
+        ]
         if differ:
-            raise UserError(f"{folder}: made with other settings ({'; '.join(differ[:4])}); delete it or choose another folder with --out")
+            raise UserError(
+                f"{folder}: made with other settings ({'; '.join(differ[:4])}); delete it or choose another folder with --out"
+            )
     if not (folder / "log.jsonl").exists():
         with whole(folder / "log.jsonl") as part:
-            part.write_text(json.dumps({**provenance(device), "data_sha256": config["sha256"]}) + "\n", encoding="utf-8")
+            part.write_text(
+                json.dumps({**provenance(device), "data_sha256": config["sha256"]}) + "\n",
+                encoding="utf-8",
+            )
     if not (folder / "config.json").exists():
         write_json(folder / "config.json", config)
-    (folder / "not-finite.json").unlink(missing_ok=True)         # of a try before
-    print(f"{folder}\n  " + "  ".join(f"{key}={value}" for key, value in config.items() if key not in ("sha256", "rows_sha256", "classes", "subset")))
+    (folder / "not-finite.json").unlink(missing_ok=True)  # of a try before
+    print(
+        f"{folder}\n  "
+        + "  ".join(
+            f"{key}={value}"
+            for key, value in config.items()
+            if key not in ("sha256", "rows_sha256", "classes", "subset")
+        )
+    )
 
 
 def log_line(folder, **values):
@@ -82,7 +129,7 @@ def rewind_log(folder, epoch):
 def save_tensors(path, state):
     """Save tensors and builtins so that torch.load(weights_only=True) reads them."""
     buffer = io.BytesIO()
-    torch.save(state, buffer)                                    # straight to the disk, it would not say that the disk is full
+    torch.save(state, buffer)  # straight to the disk, it would not say that the disk is full
     with whole(path) as part:
         part.write_bytes(buffer.getbuffer())
 
@@ -92,9 +139,13 @@ def load_tensors(path, keys=()):
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; finish pretrain.py (or finetune.py) on this run first") from None
-    except Exception as error:          # torch reports a damaged or foreign file in many ways; all of them mean the same here
-        raise UserError(f"{path}: not a checkpoint of this kit ({type(error).__name__}); delete it to start again") from None
+        raise UserError(
+            f"{path}: no such file; finish pretrain.py (or finetune.py) on this run first"
+        ) from None
+    except Exception as error:  # torch reports a damaged or foreign file in many ways; all of them mean the same here
+        raise UserError(
+            f"{path}: not a checkpoint of this kit ({type(error).__name__}); delete it to start again"
+        ) from None
     if not isinstance(state, dict) or any(key not in state for key in keys):
         raise UserError(f"{path}: not the checkpoint expected here; delete it to start again")
     return state
@@ -106,19 +157,25 @@ def pick_device(name, deterministic=False):
     deterministic: torch takes only algorithms that give the same bits every time, as they do on a CPU anyway.
     """
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")                               # cuBLAS asks for it, before it is used
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # cuBLAS asks for it, before it is used
         torch.use_deterministic_algorithms(True)
     if os.environ.get("WORLD_SIZE", "1") != "1" and processes() == 1:
         raise UserError("runs on one device; start it with python, not with torchrun")
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device is visible to torch; use --device cpu or auto")
+        raise UserError(
+            "--device cuda: no CUDA device is visible to torch; use --device cpu or auto"
+        )
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     if processes() == 1:
         return torch.device("cuda")
     there, wanted = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
     if wanted > there:
-        raise UserError(f"torchrun has started {wanted} processes on a machine with {there} GPUs; use --nproc-per-node {there}")
+        raise UserError(
+            f"torchrun has started {wanted} processes on a machine with {there} GPUs; use --nproc-per-node {there}"
+        )
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     torch.cuda.set_device(device)
     return device
@@ -126,17 +183,23 @@ def pick_device(name, deterministic=False):
 
 def seeded(*numbers):
     """A CPU torch.Generator from any integers, e.g. seeded(seed, epoch): each epoch has its own, so a resumed run needs no state."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+    return torch.Generator().manual_seed(
+        int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    )
 
 
 def load_exactly(module, state, path):
     """load_state_dict with exactly the expected keys, shapes and (of a network) dtypes, else a UserError that names the file."""
     try:
-        if isinstance(module, nn.Module) and any(tensor.dtype != state[name].dtype for name, tensor in module.state_dict().items()):
+        if isinstance(module, nn.Module) and any(
+            tensor.dtype != state[name].dtype for name, tensor in module.state_dict().items()
+        ):
             raise TypeError
         module.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError, KeyError, ValueError):
-        raise UserError(f"{path}: holds other weights than this run's network; delete it to start again") from None
+        raise UserError(
+            f"{path}: holds other weights than this run's network; delete it to start again"
+        ) from None
 
 
 def state_sha256(module):
@@ -153,8 +216,15 @@ def save_checkpoint(folder, parts, epoch, config, within=None):
 
     within: where in that epoch, from Stopped.within; None at its start.
     """
-    save_tensors(Path(folder) / "checkpoint.pt",
-                 {**{name: part.state_dict() for name, part in parts.items()}, "epoch": epoch, "config": config, "within": within})
+    save_tensors(
+        Path(folder) / "checkpoint.pt",
+        {
+            **{name: part.state_dict() for name, part in parts.items()},
+            "epoch": epoch,
+            "config": config,
+            "within": within,
+        },
+    )
 
 
 def resume(folder, parts, config):
@@ -164,12 +234,17 @@ def resume(folder, parts, config):
         return 0, None
     checkpoint = load_tensors(path, keys=[*parts, "epoch", "config"])
     if checkpoint["config"] != config:
-        raise UserError(f"{path}: belongs to a run with other settings; delete it or choose another folder with --out")
+        raise UserError(
+            f"{path}: belongs to a run with other settings; delete it or choose another folder with --out"
+        )
     for name, part in parts.items():
         load_exactly(part, checkpoint[name], path)
     epoch, within = checkpoint["epoch"], checkpoint.get("within")
-    if not (type(epoch) is int and epoch >= 0) :
+    if not (type(epoch) is int and epoch >= 0):
         raise UserError(f"{path}: not the checkpoint expected here; delete it to start again")
     if epoch < config["epochs"]:
-        print(f"  goes on after epoch {epoch} of {config['epochs']}" + (f" and {within['step']} steps" if within else ""))
+        print(
+            f"  goes on after epoch {epoch} of {config['epochs']}"
+            + (f" and {within['step']} steps" if within else "")
+        )
     return epoch, within
