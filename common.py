@@ -32,8 +32,8 @@ from datasets.augment import (  # noqa: F401
     rotate,
     shift_hue,
 )
-from datasets.loader import ImageBatches  # noqa: F401
-from datasets.sources import SPLITS, images_to_predict, printable, read_image, squeeze  # noqa: F401
+from datasets.loader import ImageReader  # noqa: F401
+from datasets.sources import SPLITS, list_prediction_images, printable, read_image, squeeze  # noqa: F401
 from datasets.subset import Subset, load_subset  # noqa: F401
 from losses import (  # noqa: F401
     antipodal_prototypes,
@@ -46,23 +46,32 @@ from losses import (  # noqa: F401
     supmin_loss,
     suppro_loss,
 )
-from utils.cli import ArgumentParser, Stop, Stopped, UserError, at_least, cli, command_line  # noqa: F401
-from utils.distributed import at_least_float32, gather, highest, processes, rank, sum_gradients
-from utils.files import hold, naming, read_json, read_log, sha256, whole, write_json  # noqa: F401
+from utils.cli import ArgumentParser, Stop, Stopped, UserError, command_line, number_from, run_main  # noqa: F401
+from utils.distributed import (
+    all_reduce_max,
+    at_least_float32,
+    gather_views,
+    rank,
+    sum_gradients,
+    world_size,
+)
+from utils.files import atomic_write, lock_folder, naming, read_json, read_log, sha256, write_json  # noqa: F401
 from utils.runs import (  # noqa: F401
-    load_exactly,
+    load_strict,
     load_tensors,
     log_line,
+    make_generator,
+    module_sha256,
     pick_device,
     provenance,
     resume,
     rewind_log,
     save_checkpoint,
     save_tensors,
-    seeded,
     start_run,
-    state_sha256,
 )
+
+cli = run_main
 
 # ------------------------------------------------------------------------------------------------------------------
 # model: a torchvision ResNet, the projection head, and finding a finished encoder again
@@ -106,8 +115,8 @@ class ContrastiveModel(nn.Module):
         if not self.training:
             return self.encode(x)
         if not self.chunk:
-            return gather(self.encode(x))
-        return gather(
+            return gather_views(self.encode(x))
+        return gather_views(
             torch.cat(
                 [
                     checkpoint(
@@ -115,9 +124,9 @@ class ContrastiveModel(nn.Module):
                         part,
                         use_reentrant=False,
                         preserve_rng_state=False,
-                        context_fn=lambda: (nullcontext(), buffers_kept(self.encoder)),
+                        context_fn=lambda: (nullcontext(), preserve_buffers(self.encoder)),
                     )
-                    for part in x.split(self.chunk // processes(), dim=-4)
+                    for part in x.split(self.chunk // world_size(), dim=-4)
                 ],
                 dim=-2,
             )
@@ -134,7 +143,7 @@ class ContrastiveModel(nn.Module):
 
 
 @contextmanager
-def buffers_kept(network):
+def preserve_buffers(network):
     """Its buffers leave the block as they entered it: batch norm counts no image twice."""
     before = [buffer.clone() for buffer in network.buffers()]
     try:
@@ -202,8 +211,12 @@ def load_run(folder, smoke=False):
         raise UserError(
             f"{folder}: holds a classifier alone, which was trained on another run's encoder; give that run"
         )
-    load_exactly(encoder, load_tensors(folder / "encoder.pt"), folder / "encoder.pt")
-    return config, subset.shrink() if smoke else subset, encoder.eval().requires_grad_(False)
+    load_strict(encoder, load_tensors(folder / "encoder.pt"), folder / "encoder.pt")
+    return (
+        config,
+        subset.limit_for_smoke() if smoke else subset,
+        encoder.eval().requires_grad_(False),
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -217,7 +230,7 @@ class Epoch:
     def __init__(self, number, seed, draw, device, stop):
         """draw: generator -> batches, lists of positions. The generator is the epoch's own: order, augmentation and draws repeat."""
         self.number, self.stop, self.started = number, stop, time.time()
-        self.generator = seeded(seed, number)
+        self.generator = make_generator(seed, number)
         self.batches = draw(self.generator)
         self.resumed, stop.within = stop.within, None
         self.done, self.skipped = 0, 0
@@ -236,7 +249,7 @@ class Epoch:
         """Backward and one step of the optimizer; Stopped, with what a checkpoint needs, if a signal has asked any process for it."""
         scale = scaler.get_scale()
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss / processes()).backward()
+        scaler.scale(loss / world_size()).backward()
         sum_gradients(p for group in optimizer.param_groups for p in group["params"])
         scaler.step(optimizer)
         scaler.update()
@@ -246,7 +259,7 @@ class Epoch:
             0 if overflow else loss.detach()
         )  # no .item() here: it would wait for the GPU
         self.done += 1
-        signal = highest(self.stop.number or 0)
+        signal = all_reduce_max(self.stop.number or 0)
         if signal:
             within = {
                 "step": self.done,
@@ -355,7 +368,7 @@ def shuffled_batches(n, batch_size, generator):
     ]
 
 
-def with_minority(batches, is_minority, k, generator):
+def guarantee_minority(batches, is_minority, k, generator):
     """The same batches, in which minority images take the place of majority images until each holds k of them, none twice in a batch.
 
     batches: arrays of positions, as shuffled_batches gives them; is_minority bool [n], true k times at least. An image may thus be seen in
@@ -389,7 +402,7 @@ def embed(network, subset, rows, device, batch_size=256, views=0, generator=None
     batches = list(np.array_split(np.arange(len(rows)), -(-len(rows) // batch_size)))
     out = []
     for positions, images in tqdm(
-        ImageBatches(subset.images, rows, device)(batches),
+        ImageReader(subset.images, rows, device)(batches),
         total=len(batches),
         desc=desc,
         disable=desc is None,
@@ -429,7 +442,7 @@ def predict_folder(network, subset, folder, files, csv_path, device):
 
     side, channels, bad = subset.images.shape[1], subset.images.shape[3], []
     network.eval()
-    with whole(csv_path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(csv_path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["file", f"p_{subset.classes[subset.minority]}", "predicted"])
         for path in tqdm(files, desc="predict", leave=False):
@@ -462,7 +475,7 @@ def predict_folder(network, subset, folder, files, csv_path, device):
         raise UserError(f"{bad[0]}{more}; empty cells in {csv_path}; remove it or repair it")
 
 
-def scores(probabilities, labels, minority):
+def classification_scores(probabilities, labels, minority):
     """Test scores as fractions. probabilities [n] of label 1; labels [n]; f1 and auroc take the minority as the positive class.
 
     Predictions are argmax (0.5). UserError when a class has no image, since AUROC is not defined then.

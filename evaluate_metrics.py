@@ -24,16 +24,16 @@ from tqdm import tqdm
 from common import (
     ContrastiveModel,
     embed,
-    load_exactly,
     load_run,
+    load_strict,
     load_tensors,
+    make_generator,
+    module_sha256,
     pick_device,
     provenance,
-    seeded,
-    state_sha256,
 )
-from utils.cli import ArgumentParser, UserError, at_least, cli
-from utils.files import hold, read_json, sha256, whole, write_json
+from utils.cli import ArgumentParser, UserError, number_from, run_main
+from utils.files import atomic_write, lock_folder, read_json, sha256, write_json
 
 
 def parse_args():
@@ -73,9 +73,9 @@ def parse_args():
         help="2-D map of the embedding",
     )
     parser.add_argument(
-        "--batch-size", type=at_least(1), default=256, help="images embedded at a time"
+        "--batch-size", type=number_from(1), default=256, help="images embedded at a time"
     )
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the augmented views")
+    parser.add_argument("--seed", type=number_from(0), default=0, help="of the augmented views")
     parser.add_argument(
         "--device",
         choices=["auto", "cpu", "cuda"],
@@ -229,7 +229,7 @@ def entropy_uniformity(z, labels, repeats=5, generator=None):
     rows = F.normalize(rows, dim=1)
     classes = [torch.cat([labels == c] * len(z)) for c in (0, 1)]  # bool [M] each
     _need_two_rows(classes[0].sum(), classes[1].sum())
-    generator = generator or seeded(0)
+    generator = generator or make_generator(0)
     total = torch.zeros(2, dtype=torch.float64, device=rows.device)
     for _ in range(repeats):
         place = _nearest_random_point(rows, 10 * len(rows), generator)
@@ -378,7 +378,7 @@ def evaluate(source, out, facts, spaces, args, device):
     if finished(out / "metrics.json", facts):
         print(f"finished already: {out / 'metrics.json'}")
         return
-    hold(out, "-metrics")
+    lock_folder(out, "-metrics")
     labels, embeddings = spaces()  # {space: (z [V, n, D], evaluation view [n, D])}
     try:
         values = {
@@ -432,8 +432,8 @@ def open_run(run, args, device):
     if "projection_dim" in config:
         model = ContrastiveModel(config["arch"], config["projection_dim"])
         checkpoint = run / "checkpoint.pt"
-        load_exactly(model, load_tensors(checkpoint, keys=("model",))["model"], checkpoint)
-        if state_sha256(model.encoder) != state_sha256(encoder):
+        load_strict(model, load_tensors(checkpoint, keys=("model",))["model"], checkpoint)
+        if module_sha256(model.encoder) != module_sha256(encoder):
             raise UserError(
                 f"{run}: checkpoint.pt and encoder.pt hold different encoders; finish the run with pretrain.py first"
             )
@@ -447,13 +447,20 @@ def open_run(run, args, device):
         **settings(args, labels, subset.classes, subset.minority, 2, title),
         "split": "test",
         "batch_size": args.batch_size,
-        "encoder_sha256": state_sha256(encoder),
+        "encoder_sha256": module_sha256(encoder),
     }
 
     def spaces():
         network = encoder.to(device)
         views = embed(
-            network, subset, rows, device, args.batch_size, 2, seeded(args.seed), "two views"
+            network,
+            subset,
+            rows,
+            device,
+            args.batch_size,
+            2,
+            make_generator(args.seed),
+            "two views",
         )  # [2, n, D]
         plain = embed(
             network, subset, rows, device, args.batch_size, desc="evaluation view"
@@ -629,7 +636,7 @@ def draw(out, rows, labels, classes, minority, method, seed, title):
         if name == "PCA"
         else np.inf
     )
-    with whole(out / "embedding.npz") as part, open(part, "wb") as file:
+    with atomic_write(out / "embedding.npz") as part, open(part, "wb") as file:
         np.savez(
             file, xy=xy.astype(np.float32), labels=labels, minority=minority, map=name, limit=limit
         )
@@ -656,7 +663,7 @@ def draw(out, rows, labels, classes, minority, method, seed, title):
     else:
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit))
     axes.legend(loc="best", framealpha=0.8)
-    with whole(out / "embedding.png") as part:
+    with atomic_write(out / "embedding.png") as part:
         figure.savefig(part, format="png", dpi=150)
 
 
@@ -689,4 +696,4 @@ def flat_map(rows, method):
 
 
 if __name__ == "__main__":
-    cli(main)
+    run_main(main)

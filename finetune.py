@@ -34,17 +34,19 @@ from baselines import (
 )
 from common import (
     Epoch,
-    ImageBatches,
+    ImageReader,
     augment,
     center_view,
     class_weights,
+    classification_scores,
     embed,
     focal_loss,
-    load_exactly,
     load_run,
+    load_strict,
     load_subset,
     load_tensors,
     log_line,
+    module_sha256,
     normalize,
     pick_device,
     precision,
@@ -55,14 +57,12 @@ from common import (
     rewind_log,
     save_checkpoint,
     save_tensors,
-    scores,
     shuffled_batches,
     start_run,
-    state_sha256,
     warmup_cosine,
 )
-from datasets.sources import images_to_predict
-from utils.cli import ArgumentParser, Stop, Stopped, UserError, at_least, cli
+from datasets.sources import list_prediction_images
+from utils.cli import ArgumentParser, Stop, Stopped, UserError, number_from, run_main
 from utils.files import read_json, write_json
 
 RETRAIN_EPOCHS = {"crt": 10, "lws": 5, "tau_norm": 0}  # Kang et al. 2020; tau_norm trains nothing
@@ -82,7 +82,9 @@ def parse_args():
         choices=["ce", "weighted_ce", "focal", "ldam_drw", "logit_adjusted"],
         help="weights, margins, priors: from the training rows (default: weighted_ce)",
     )
-    parser.add_argument("--gamma", type=at_least(0, float), help="of the focal loss (default: 2)")
+    parser.add_argument(
+        "--gamma", type=number_from(0, float), help="of the focal loss (default: 2)"
+    )
     parser.add_argument(
         "--retrain",
         choices=RETRAIN_EPOCHS,
@@ -105,7 +107,7 @@ def parse_args():
     )
     parser.add_argument(
         "--head-lr",
-        type=at_least(0, float),
+        type=number_from(0, float),
         metavar="LR",
         help="learning rate of the head (default: --lr)",
     )
@@ -121,7 +123,7 @@ def parse_args():
     )
     parser.add_argument(
         "--fraction",
-        type=at_least(0, float),
+        type=number_from(0, float),
         default=1.0,
         metavar="F",
         help="share of the training images of each class, up to 1",
@@ -134,21 +136,21 @@ def parse_args():
     parser.add_argument("--arch", help="from scratch: any torchvision ResNet (default: resnet50)")
     parser.add_argument(
         "--size",
-        type=at_least(8),
+        type=number_from(8),
         metavar="S",
         help="side of what the network sees, pixels (default: the run's or subset's)",
     )
     parser.add_argument(
         "--epochs",
-        type=at_least(1),
+        type=number_from(1),
         help="passes over the training images (default: 100; crt: 10, lws: 5)",
     )
     parser.add_argument(
-        "--batch-size", type=at_least(2), help="images (default: 256; --retrain: the run's)"
+        "--batch-size", type=number_from(2), help="images (default: 256; --retrain: the run's)"
     )
     parser.add_argument(
         "--lr",
-        type=at_least(0, float),
+        type=number_from(0, float),
         help="of Adam (default: 0.0001), of SGD (crt, lws: 0.2 batch size / 512); cosine",
     )
     parser.add_argument(
@@ -170,11 +172,15 @@ def parse_args():
     )
     parser.add_argument(
         "--seed",
-        type=at_least(0),
+        type=number_from(0),
         help="of weights, order and augmentation; never of the data (default: the run's, or 0)",
     )
     parser.add_argument(
-        "--save-every", type=at_least(1), default=1, metavar="E", help="epochs between checkpoints"
+        "--save-every",
+        type=number_from(1),
+        default=1,
+        metavar="E",
+        help="epochs between checkpoints",
     )
     parser.add_argument(
         "--predict",
@@ -192,7 +198,7 @@ def parse_args():
         "--smoke", action="store_true", help="tiny network, a few images, two epochs of two steps"
     )
     args = parser.parse_args()
-    args.new_images = images_to_predict(args.predict, args.csv)
+    args.new_images = list_prediction_images(args.predict, args.csv)
     if not args.source.exists():
         raise UserError(
             f"{args.source}: no such run folder or subset file; pretrain.py makes runs, make_subsets.py subsets"
@@ -355,7 +361,7 @@ def main():
             "projection_dim" in run and not args.out and not args.retrain
         )  # a supervised run has one of its own there
         summary = (args.source if beside_encoder else out) / "finetune.json"
-        options["encoder_sha256"] = state_sha256(encoder)
+        options["encoder_sha256"] = module_sha256(encoder)
         if args.retrain:
             options, origin = (
                 {"method": args.retrain, **options},
@@ -381,11 +387,11 @@ def main():
     kept = (
         nn.ParameterList(encoder.parameters()) if args.bn_train else encoder
     )  # what has to stay, if the encoder is frozen
-    kept_sha256 = state_sha256(kept)
+    kept_sha256 = module_sha256(kept)
 
     subset.size = args.size or subset.size
     amp, autocast, scaler = precision(device, args.amp, subset.size)
-    rows = training_rows(subset.shrink() if args.smoke else subset, args)
+    rows = training_rows(subset.limit_for_smoke() if args.smoke else subset, args)
     if args.batch_size > len(rows):
         raise UserError(
             f"--batch-size {args.batch_size}: only {len(rows)} training images of {subset.path} are left; "
@@ -438,7 +444,7 @@ def main():
         choose_tau(model, best, subset, out, device, args)
         save_checkpoint(out, parts, len(TAUS), config)
 
-    train = ImageBatches(subset.images, rows, device)
+    train = ImageReader(subset.images, rows, device)
     steps = min(len(rows) // args.batch_size, 2 if args.smoke else math.inf)
     with (
         tqdm(
@@ -492,7 +498,7 @@ def main():
 
     # what validation chose, on the test split
     model.load_state_dict(best.weights)
-    if args.train == "head" and state_sha256(kept) != kept_sha256:
+    if args.train == "head" and module_sha256(kept) != kept_sha256:
         raise RuntimeError("training the head changed the encoder it was to leave frozen")
     settings = {
         **options,
@@ -607,7 +613,7 @@ def load_classifier(head, args, run, encoder_sha256):
             raise UserError(
                 f"{folder}: was made with {', '.join(other)}; move it away, since {way_out}"
             )
-    load_exactly(head, load_tensors(folder / "classifier.pt"), folder / "classifier.pt")
+    load_strict(head, load_tensors(folder / "classifier.pt"), folder / "classifier.pt")
     return {} if made_with is run else settings_of(made_with, "classifier")
 
 
@@ -629,13 +635,13 @@ def load_network(folder):
     frozen = not (folder / "encoder.pt").exists()
     _, subset, encoder = load_run(folder.parent if frozen else folder)
     subset.size = config["size"]
-    if frozen and state_sha256(encoder) != config.get("encoder_sha256"):
+    if frozen and module_sha256(encoder) != config.get("encoder_sha256"):
         raise UserError(
             f"{folder}: its encoder is not the one in {folder.parent}; move the folder back into its run"
         )
     head = HEADS[config["head"]](encoder.dim)
     head = LearnableScale(head) if config.get("method") == "lws" else head
-    load_exactly(head, load_tensors(folder / "classifier.pt"), folder / "classifier.pt")
+    load_strict(head, load_tensors(folder / "classifier.pt"), folder / "classifier.pt")
     return Classifier(encoder, head, frozen=True).eval(), subset
 
 
@@ -739,7 +745,7 @@ def choose_tau(model, best, subset, out, device, args):
     model.head.bias.zero_()
     for i, tau in enumerate(TAUS):
         model.head.weight.copy_(tau_normalized(weight, tau))
-        validation = scores(
+        validation = classification_scores(
             model.head(features).double().softmax(1)[:, 1].cpu(),
             subset.labels[rows],
             subset.minority,
@@ -754,8 +760,10 @@ def evaluate(model, subset, split, device, args):
     """Scores of one split, from the evaluation view."""
     rows = subset.splits[split]
     logits = embed(model, subset, rows, device, args.batch_size)
-    return scores(logits.double().softmax(1)[:, 1], subset.labels[rows], subset.minority)
+    return classification_scores(
+        logits.double().softmax(1)[:, 1], subset.labels[rows], subset.minority
+    )
 
 
 if __name__ == "__main__":
-    cli(main)
+    run_main(main)

@@ -20,27 +20,27 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from common import (
-    ImageBatches,
+    ImageReader,
     augment,
     class_weights,
+    classification_scores,
     embed,
-    load_exactly,
     load_run,
+    load_strict,
     load_subset,
     load_tensors,
+    make_generator,
+    module_sha256,
     normalize,
     pick_device,
     predict_folder,
     provenance,
     save_tensors,
-    scores,
-    seeded,
-    state_sha256,
     warmup_cosine,
 )
-from datasets.sources import images_to_predict
-from utils.cli import ArgumentParser, UserError, at_least, cli
-from utils.files import hold, read_json, write_json
+from datasets.sources import list_prediction_images
+from utils.cli import ArgumentParser, UserError, number_from, run_main
+from utils.files import lock_folder, read_json, write_json
 
 
 def parse_args():
@@ -58,13 +58,15 @@ def parse_args():
         default="cached",
         help="cached: convex fit on features; reference: Adam, augmented",
     )
-    parser.add_argument("--epochs", type=at_least(1), default=100, help="reference protocol only")
     parser.add_argument(
-        "--batch-size", type=at_least(1), default=1024, help="images, of the reference protocol"
+        "--epochs", type=number_from(1), default=100, help="reference protocol only"
+    )
+    parser.add_argument(
+        "--batch-size", type=number_from(1), default=1024, help="images, of the reference protocol"
     )
     parser.add_argument(
         "--seed",
-        type=at_least(0),
+        type=number_from(0),
         default=0,
         help="reference protocol: of weights, order and augmentation",
     )
@@ -90,7 +92,7 @@ def parse_args():
         "--smoke", action="store_true", help="a few images; two strengths, or two epochs"
     )
     args = parser.parse_args()
-    args.new_images = images_to_predict(args.predict, args.csv)
+    args.new_images = list_prediction_images(args.predict, args.csv)
     if len(args.runs) > 1 and (args.out or args.predict):
         raise UserError("--out and --predict: are meant for one run; give a single run folder")
     return args
@@ -118,7 +120,7 @@ def main():
         settings = {
             "protocol": args.protocol,
             "smoke": args.smoke,
-            "encoder_sha256": state_sha256(encoder),
+            "encoder_sha256": module_sha256(encoder),
             "balanced_sha256": balanced_sha256,
             **(
                 {"epochs": args.epochs, "batch_size": args.batch_size, "seed": args.seed}
@@ -133,7 +135,7 @@ def main():
             probe_run(encoder, subset, balanced, out, settings, device, args, facts)
         if args.predict:
             probe = nn.Linear(encoder.dim, 2)
-            load_exactly(probe, load_tensors(out / "probe.pt"), out / "probe.pt")
+            load_strict(probe, load_tensors(out / "probe.pt"), out / "probe.pt")
             predict_folder(
                 nn.Sequential(encoder, probe.to(device)),
                 subset,
@@ -151,12 +153,12 @@ def main():
 
 def probe_run(encoder, subset, balanced, out, settings, device, args, facts):
     """Train both probes of one run, read the test split once for each, write probe.json and probe.pt."""
-    hold(out, "-probe")
+    lock_folder(out, "-probe")
     val, test = (
         features(encoder, subset, subset.splits[split], device, args, desc=split)
         for split in ("val", "test")
     )
-    fit = fit_cached if args.protocol == "cached" else fit_reference
+    fit = fit_logistic_regression if args.protocol == "cached" else fit_adam
     result = {"test": None, "val": None, "test_balanced_train": None, "val_balanced_train": None}
     for ending, rows in (("", subset.splits["train"]), ("_balanced_train", balanced)):
         if rows is not None:
@@ -177,7 +179,7 @@ def probe_run(encoder, subset, balanced, out, settings, device, args, facts):
             print(
                 "no probe on balanced rows: there is no 50-50 subset beside this one; make_subsets.py --ratios 50-50 adds it"
             )
-    if state_sha256(encoder) != settings["encoder_sha256"]:
+    if module_sha256(encoder) != settings["encoder_sha256"]:
         raise RuntimeError("the probe changed the encoder it was to leave frozen")
     write_json(
         out / "probe.json",
@@ -219,7 +221,7 @@ def balanced_rows(subset, smoke):
     )  # its images.npy is the one that was verified with the run
     if sibling.sha256 != subset.sha256:
         return None, None
-    return (sibling.shrink() if smoke else sibling).splits["train"], sibling.rows_sha256
+    return (sibling.limit_for_smoke() if smoke else sibling).splits["train"], sibling.rows_sha256
 
 
 def features(encoder, subset, rows, device, args, desc):
@@ -231,13 +233,13 @@ def features(encoder, subset, rows, device, args, desc):
 
 def probe_scores(probe, x, y, subset):
     with torch.no_grad():
-        return scores(probe.cpu()(x).double().softmax(1)[:, 1], y, subset.minority)
+        return classification_scores(probe.cpu()(x).double().softmax(1)[:, 1], y, subset.minority)
 
 
 # the two protocols: each returns a Linear on the raw features and what validation chose -------------------------------
 
 
-def fit_cached(encoder, subset, rows, val, device, args):
+def fit_logistic_regression(encoder, subset, rows, val, device, args):
     """Logistic regression with balanced class weights on standardised features of the evaluation view; C by validation AUROC."""
     x, y = features(encoder, subset, rows, device, args, desc="train")
     return best_logistic_regression(
@@ -260,7 +262,9 @@ def best_logistic_regression(x, y, x_val, y_val, minority, strengths):
             total=len(strengths),
         ),
     ):
-        auroc = scores((x_val.double() @ w[:-1] + w[-1]).sigmoid(), y_val, minority)["auroc"]
+        auroc = classification_scores((x_val.double() @ w[:-1] + w[-1]).sigmoid(), y_val, minority)[
+            "auroc"
+        ]
         if auroc > best_auroc:  # a tie keeps the stronger regularisation
             best, best_auroc, chosen = w, auroc, {"C": strength, "val_auroc": auroc}
     weight = best[:-1] / std  # undo the standardisation: the probe takes raw features
@@ -321,17 +325,17 @@ def logistic_regressions(x, y, strengths):
         yield w
 
 
-def fit_reference(encoder, subset, rows, val, device, args):
+def fit_adam(encoder, subset, rows, val, device, args):
     """Adam on freshly augmented images, cosine without warm-up, cross entropy with balanced class weights; epoch by validation AUROC."""
     labels = torch.from_numpy(subset.labels)
     torch.manual_seed(args.seed)
     probe = nn.Linear(encoder.dim, 2).to(device)
     optimizer = torch.optim.Adam(probe.parameters(), lr=LR)
     weights = class_weights(np.bincount(subset.labels[rows], minlength=2)).to(device)
-    train = ImageBatches(subset.images, rows, device)
+    train = ImageReader(subset.images, rows, device)
     best_auroc = -1.0
     for epoch in tqdm(range(args.epochs), desc="epochs", leave=False):
-        generator = seeded(args.seed, epoch)
+        generator = make_generator(args.seed, epoch)
         optimizer.param_groups[0]["lr"] = warmup_cosine(epoch, args.epochs, LR, warmup_epochs=0)
         order = torch.randperm(len(rows), generator=generator).numpy()
         for positions, images in train(np.array_split(order, -(-len(rows) // args.batch_size))):
@@ -346,7 +350,7 @@ def fit_reference(encoder, subset, rows, val, device, args):
             loss.backward()
             optimizer.step()
         with torch.no_grad():
-            auroc = scores(
+            auroc = classification_scores(
                 probe(val[0].to(device)).softmax(1)[:, 1].cpu(), val[1], subset.minority
             )["auroc"]
         if auroc > best_auroc:
@@ -366,4 +370,4 @@ def print_scores(result, subset):
 
 
 if __name__ == "__main__":
-    cli(main)
+    run_main(main)

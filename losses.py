@@ -77,7 +77,7 @@ def suppro_loss(z, labels, prototypes, temperature=0.07, margin=1.0):
     one per class. Returns a scalar (nats).
     """
     labels = labels.long().repeat(z.shape[1])  # [V*N]
-    rows = view_rows(z)  # [V*N, D]
+    rows = flatten_views(z)  # [V*N, D]
     prototypes = prototypes.detach().to(rows)
     own, other = ((rows * prototypes[c]).sum(1) for c in (labels, 1 - labels))  # cosines, [V*N]
     margins = (
@@ -142,7 +142,7 @@ def focal_loss(logits, targets, gamma=2.0, weights=None):
 # the pieces of equation (1) ---------------------------------------------------------------------------------------
 
 
-def view_rows(z):
+def flatten_views(z):
     """[N, V, D] -> [V*N, D], view-major, in float32 or better."""
     if z.ndim != 3 or z.shape[0] < 1 or z.shape[1] < 2:
         raise ValueError(
@@ -177,7 +177,7 @@ def _contrast(z, group, temperature, pull=False, s_own=0.0):
     """
     if isinstance(temperature, torch.Tensor) and temperature.requires_grad:
         raise ValueError("the temperature is a number; it gets no gradient")
-    rows, group = view_rows(z), group.repeat(z.shape[1])  # [V*N, D], [V*N]
+    rows, group = flatten_views(z), group.repeat(z.shape[1])  # [V*N, D], [V*N]
     size = torch.zeros_like(rows[:, 0]).index_add(0, group, torch.ones_like(rows[:, 0]))[
         group
     ]  # of the row's group, [V*N]

@@ -44,8 +44,8 @@ from datasets.sources import (
     squeeze,
     true_size,
 )
-from utils.cli import SIGNALS, ArgumentParser, UserError, at_least, cli, command_line
-from utils.files import hold, naming, read_json, sha256, whole, write_json
+from utils.cli import SIGNALS, ArgumentParser, UserError, command_line, number_from, run_main
+from utils.files import atomic_write, lock_folder, naming, read_json, sha256, write_json
 
 RATIOS = ("99-1", "95-5", "50-50", "natural")
 CHUNK = 32  # images per job of a worker and per line of the journal
@@ -232,7 +232,7 @@ def pack(source, folder, side, workers):
     done = read_journal(journal, path, head)
     if not done:
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-        with whole(journal) as part:
+        with atomic_write(journal) as part:
             part.write_text(json.dumps(head) + "\n")
     offset = np.lib.format.open_memmap(path, mode="r").offset
     starts = [start for start in range(0, n, CHUNK) if start not in done]
@@ -453,7 +453,7 @@ def contact_sheet(path, title, images, sizes, rows, labels, classes):
             va="center",
             parse_math=False,
         )
-    with warnings.catch_warnings(), whole(path) as part:
+    with warnings.catch_warnings(), atomic_write(path) as part:
         warnings.filterwarnings(
             "ignore", message="Glyph"
         )  # a class name in letters that the font lacks
@@ -587,7 +587,7 @@ def make(args):
         plan(
             source.labels, source.split, source, args
         )  # what cannot work fails before the long work
-        hold(folder)
+        lock_folder(folder)
         records = finished(folder, settings, args.skip_bad)  # by another process, just now
         if records:
             clear(folder)
@@ -610,7 +610,7 @@ def make(args):
     minority, rows = plan(labels, split, source, args)
     new = {ratio: drawn for ratio, drawn in rows.items() if ratio not in records}
     if new:
-        hold(folder)
+        lock_folder(folder)
         more = records_of(
             folder.name,
             images_path,
@@ -859,21 +859,21 @@ def parse_args():
     )
     p.add_argument(
         "--seed",
-        type=at_least(0),
+        type=number_from(0),
         default=0,
         metavar="K",
         help="of splits and draws; the model's seed is another",
     )
     p.add_argument(
         "--size",
-        type=at_least(1),
+        type=number_from(1),
         metavar="S",
         help="pixels of what the network sees (default: 224, digits 32, infarction 128, "
         "npz its own); MedMNIST: which file",
     )
     p.add_argument(
         "--store-size",
-        type=at_least(1),
+        type=number_from(1),
         metavar="S",
         help="largest side stored, pixels (default: size * 10/7 for photographs)",
     )
@@ -890,7 +890,7 @@ def parse_args():
     )
     p.add_argument(
         "--workers",
-        type=at_least(1),
+        type=number_from(1),
         metavar="N",
         help="processes that decode (default: all cores)",
     )
@@ -949,7 +949,7 @@ def main():
 
 
 if __name__ == "__main__":
-    cli(main)
+    run_main(main)
 
 # Expected printout of `python make_subsets.py digits`:
 #

@@ -21,14 +21,16 @@ from baselines import BCL, KCL, SBCL, TSC, PaCo
 from common import (
     ContrastiveModel,
     Epoch,
-    ImageBatches,
+    ImageReader,
     Method,
     antipodal_prototypes,
     augment,
     draw_supervised_majority,
     embed,
+    guarantee_minority,
     load_subset,
     log_line,
+    make_generator,
     normalize,
     ntxent_loss,
     pick_device,
@@ -37,28 +39,26 @@ from common import (
     rewind_log,
     save_checkpoint,
     save_tensors,
-    seeded,
     shuffled_batches,
     start_run,
     supcon_loss,
     supmin_loss,
     suppro_loss,
     warmup_cosine,
-    with_minority,
 )
 from evaluate_metrics import class_alignment_consistency, sample_alignment_accuracy
-from utils.cli import ArgumentParser, Stop, Stopped, UserError, at_least, cli
+from utils.cli import ArgumentParser, Stop, Stopped, UserError, number_from, run_main
 from utils.distributed import (
-    check_alike,
-    first_alone,
-    own,
-    processes,
+    assert_same_on_all_ranks,
+    broadcast_buffers,
+    convert_sync_batchnorm,
+    local_slice,
+    on_rank_zero,
     rank,
-    share_buffers,
-    synchronised,
-    together,
+    torchrun_main,
+    world_size,
 )
-from utils.files import read_log, whole
+from utils.files import atomic_write, read_log
 
 OPTIONS = {  # of each method: the flags that it reads, and their defaults
     "ntxent": {},
@@ -90,13 +90,13 @@ def parse_args(words=None):
     parser.add_argument("--method", choices=OPTIONS, default="supmin", help="what is contrasted")
     parser.add_argument(
         "--majority-supervision",
-        type=at_least(0, float),
+        type=number_from(0, float),
         metavar="R",
         help="supmin: share of majority images supervised too, 0 to 1 (default: 0)",
     )
     parser.add_argument(
         "--margin",
-        type=at_least(0, float),
+        type=number_from(0, float),
         metavar="M",
         help="suppro: prototypes pull until cosine M/2 (default: 1)",
     )
@@ -108,24 +108,24 @@ def parse_args(words=None):
     )
     parser.add_argument(
         "--k",
-        type=at_least(0),
+        type=number_from(0),
         help="kcl, tsc: positives drawn per anchor (default: 3; as published 6)",
     )
     parser.add_argument(
         "--queue",
-        type=at_least(0),
+        type=number_from(0),
         metavar="K",
         help="kcl, tsc, paco: keys kept to compare with (default: 0, in batch; paco: 1024)",
     )
     parser.add_argument(
         "--alpha",
-        type=at_least(0, float),
+        type=number_from(0, float),
         metavar="A",
         help="paco: weight of a same-class row (default: 0.4 / their number)",
     )
     parser.add_argument(
         "--recluster-every",
-        type=at_least(1),
+        type=number_from(1),
         metavar="E",
         help="sbcl: epochs between clusterings (default: 10)",
     )
@@ -137,42 +137,42 @@ def parse_args(words=None):
     )
     parser.add_argument(
         "--size",
-        type=at_least(8),
+        type=number_from(8),
         metavar="S",
         help="side of what the network sees, pixels (default: the subset's)",
     )
     parser.add_argument(
         "--temperature",
-        type=at_least(1e-3, float),
+        type=number_from(1e-3, float),
         help="of the similarities (default: 0.07; paco: 0.2)",
     )
     parser.add_argument("--arch", default="resnet50", help="any torchvision ResNet")
     parser.add_argument(
-        "--epochs", type=at_least(1), default=100, help="passes over the training images"
+        "--epochs", type=number_from(1), default=100, help="passes over the training images"
     )
     parser.add_argument(
         "--batch-size",
-        type=at_least(2),
+        type=number_from(2),
         default=256,
         help="images; each gives two views (bcl: three)",
     )
     parser.add_argument(
         "--chunk",
-        type=at_least(2),
+        type=number_from(2),
         metavar="IMAGES",
         help="of the batch in the network at a time: the loss sees all, memory and batch norm so many",
     )
     parser.add_argument(
         "--minority-per-batch",
-        type=at_least(1),
+        type=number_from(1),
         metavar="K",
         help="at least K minority images in a batch (default: as they come)",
     )
     parser.add_argument(
-        "--lr", type=at_least(0, float), default=0.0625, help="of SGD, reached after the warm-up"
+        "--lr", type=number_from(0, float), default=0.0625, help="of SGD, reached after the warm-up"
     )
     parser.add_argument(
-        "--warmup-epochs", type=at_least(0), default=10, help="linear warm-up, then cosine"
+        "--warmup-epochs", type=number_from(0), default=10, help="linear warm-up, then cosine"
     )
     parser.add_argument(
         "--amp",
@@ -193,19 +193,23 @@ def parse_args(words=None):
     )
     parser.add_argument(
         "--seed",
-        type=at_least(0),
+        type=number_from(0),
         default=0,
         help="of weights, order and augmentation; never of the data",
     )
     parser.add_argument(
         "--watch-every",
-        type=at_least(0),
+        type=number_from(0),
         default=5,
         metavar="E",
         help="epochs between looks at the embedding; 0: never",
     )
     parser.add_argument(
-        "--save-every", type=at_least(1), default=1, metavar="E", help="epochs between checkpoints"
+        "--save-every",
+        type=number_from(1),
+        default=1,
+        metavar="E",
+        help="epochs between checkpoints",
     )
     parser.add_argument(
         "--out", type=Path, help="run folder (default: runs/<dataset>/<ratio>/<method>/seed<k>)"
@@ -305,7 +309,7 @@ METHODS = {
 }
 
 
-@together
+@torchrun_main
 def main():
     args = parse_args()
     device = pick_device(args.device, args.deterministic)
@@ -313,23 +317,23 @@ def main():
     subset.size = args.size or subset.size
     out = args.out or Path("runs", subset.name, subset.ratio, args.method, f"seed{args.seed}")
     amp, autocast, scaler = precision(device, args.amp, subset.size)
-    rows = subset.shrink().splits["train"] if args.smoke else subset.splits["train"]
+    rows = subset.limit_for_smoke().splits["train"] if args.smoke else subset.splits["train"]
     if args.batch_size > len(rows):
         raise UserError(
             f"--batch-size {args.batch_size}: {subset.path} has only {len(rows)} training images; use --batch-size {len(rows)} or less"
         )
-    if args.batch_size % processes():
+    if args.batch_size % world_size():
         raise UserError(
-            f"--batch-size {args.batch_size}: is shared by {processes()} processes; use a multiple of {processes()}"
+            f"--batch-size {args.batch_size}: is shared by {world_size()} processes; use a multiple of {world_size()}"
         )
     if args.chunk and (
-        args.batch_size % min(args.chunk, args.batch_size) or args.chunk % processes()
+        args.batch_size % min(args.chunk, args.batch_size) or args.chunk % world_size()
     ):
         raise UserError(
             f"--chunk {args.chunk}: has to divide --batch-size {args.batch_size}"
             + (
-                f" and to be a multiple of {processes()}, the number of processes"
-                if processes() > 1
+                f" and to be a multiple of {world_size()}, the number of processes"
+                if world_size() > 1
                 else ""
             )
         )
@@ -373,23 +377,25 @@ def main():
 
     # network, method, optimizer
     torch.manual_seed(args.seed)
-    model = synchronised(ContrastiveModel(args.arch, PROJECTION_DIM, args.chunk).to(device))
-    method = METHODS[args.method](args, subset, model, seeded(args.seed)).to(device)
+    model = convert_sync_batchnorm(
+        ContrastiveModel(args.arch, PROJECTION_DIM, args.chunk).to(device)
+    )
+    method = METHODS[args.method](args, subset, model, make_generator(args.seed)).to(device)
     learned = [p for p in [*model.parameters(), *method.parameters()] if p.requires_grad]
     optimizer = torch.optim.SGD(learned, lr=args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
 
     # a new run, or the same one from its last checkpoint
-    first_alone(start_run, out, config, device)
+    on_rank_zero(start_run, out, config, device)
     parts = {"model": model, "method": method, "optimizer": optimizer, "scaler": scaler}
     epoch, within = resume(out, parts, config)
-    check_alike(
+    assert_same_on_all_ranks(
         (device.type, config, epoch, within and within["step"]),
         f"{out}: not all processes see this folder as it is, or the same command; use a disk that they share",
     )
     if epoch == args.epochs and (out / "encoder.pt").exists():
         print(f"finished already: {out / 'encoder.pt'}")
         return
-    first_alone(rewind_log, out, epoch)
+    on_rank_zero(rewind_log, out, epoch)
     describe_batches(subset, args.batch_size, method, args.minority_per_batch)
     if args.warmup_epochs > args.epochs:
         print(
@@ -397,7 +403,7 @@ def main():
         )
 
     # training
-    train = ImageBatches(subset.images, rows, device)
+    train = ImageReader(subset.images, rows, device)
     steps = min(len(rows) // args.batch_size, 2 if args.smoke else math.inf)
     with (
         tqdm(
@@ -428,7 +434,7 @@ def main():
                 )
             except Stopped as stopped:
                 if stopped.within:
-                    first_alone(save_checkpoint, out, parts, epoch, config, stopped.within)
+                    on_rank_zero(save_checkpoint, out, parts, epoch, config, stopped.within)
                 raise
             if rank() > 0:
                 continue
@@ -466,14 +472,14 @@ def train_one_epoch(
         batches = shuffled_batches(len(train.rows), args.batch_size, generator)[:steps]
         is_minority = subset.labels[train.rows] == subset.minority
         return (
-            with_minority(batches, is_minority, args.minority_per_batch, generator)
+            guarantee_minority(batches, is_minority, args.minority_per_batch, generator)
             if args.minority_per_batch
             else batches
         )
 
     progress = Epoch(epoch, args.seed, draw, train.device, stop)
     method.start_epoch(epoch, model, bool(progress.resumed))
-    share_buffers(method)
+    broadcast_buffers(method)
     first, end = method.phase(epoch, args.epochs)
     if epoch == first and not progress.resumed:
         optimizer.state.clear()  # no momentum of the phase before
@@ -481,7 +487,7 @@ def train_one_epoch(
     for group in optimizer.param_groups:
         group["lr"] = lr
     bar.update(progress.done)
-    for positions, images in train(progress.batches[progress.done :], own()):
+    for positions, images in train(progress.batches[progress.done :], local_slice()):
         batch = train.rows[positions]
         sizes = torch.from_numpy(subset.sizes[batch])
         labels = torch.from_numpy(subset.labels[batch]).to(train.device, non_blocking=True)
@@ -493,7 +499,7 @@ def train_one_epoch(
                 subset.size,
                 progress.generator,
                 view in method.strong,
-                own(),
+                local_slice(),
             )
             for view in range(method.views)
         ]
@@ -532,7 +538,13 @@ def watch(model, subset, device, args):
     if len(rows) > WATCHED:
         rows = np.sort(np.random.default_rng(0).choice(rows, WATCHED, replace=False))
     z = embed(
-        model, subset, rows, device, args.chunk or args.batch_size, views=2, generator=seeded(0)
+        model,
+        subset,
+        rows,
+        device,
+        args.chunk or args.batch_size,
+        views=2,
+        generator=make_generator(0),
     )  # the same views at every look
     labels = torch.from_numpy(subset.labels[rows])
     return {
@@ -649,9 +661,9 @@ def draw_curves(out, collapsed):
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
-    with whole(out / "curves.png") as part:
+    with atomic_write(out / "curves.png") as part:
         figure.savefig(part, dpi=120)
 
 
 if __name__ == "__main__":
-    cli(main)
+    run_main(main)

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from reporting import claims
-from utils.cli import ArgumentParser, UserError, cli, command_line
-from utils.files import read_json, read_log, whole
+from utils.cli import ArgumentParser, UserError, command_line, run_main
+from utils.files import atomic_write, read_json, read_log
 
 DATASETS = (
     "digits",
@@ -186,7 +186,7 @@ def main():
     notes = missing if from_archive else missing + unlisted(args.runs)
     head = {"command": command_line(), "claims": judged, "figures": figures, "notes": notes}
     for name, text in {"runs.jsonl": archive(head, runs), **tables(head, rows, groups)}.items():
-        with whole(out / name) as part:
+        with atomic_write(out / name) as part:
             part.write_text(text, encoding="utf-8")
 
     print(terminal_tables(groups))
@@ -1181,7 +1181,7 @@ def draw_figures(groups, runs, out, judged):
         if figure is None:
             missing.append(f"{name}: not drawn, nothing measured for it yet")
             continue
-        with whole(out / name) as part:
+        with atomic_write(out / name) as part:
             figure.savefig(part, dpi=130)
         there.append(name)
     return there, missing
@@ -1602,4 +1602,4 @@ def bar_panel(ax, part, keys, title):
 
 
 if __name__ == "__main__":
-    cli(main)
+    run_main(main)

@@ -17,8 +17,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from common import Method, embed, seeded
-from losses import antipodal_prototypes, check_labels, collapse_value, supcon_loss, view_rows
+from common import Method, embed, make_generator
+from losses import antipodal_prototypes, check_labels, collapse_value, flatten_views, supcon_loss
 from utils.distributed import at_least_float32
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def sbcl_loss(
     """
     check_labels(z, labels)
     check_labels(z, subclasses)
-    rows = view_rows(z)
+    rows = flatten_views(z)
     with torch.autocast(z.device.type, enabled=False):
         s = rows @ rows.T
     others = ~torch.eye(len(s), dtype=torch.bool, device=s.device)
@@ -292,7 +292,7 @@ class SBCL(Method):
     def start_epoch(self, epoch, model, resumed=False):
         self.warming_up = epoch < self.warmup
         if not self.warming_up and not resumed and (epoch - self.warmup) % self.every == 0:
-            self.recluster(model, seeded(self.seed, epoch, 1))
+            self.recluster(model, make_generator(self.seed, epoch, 1))
         self.facts = {
             "subclasses": self.numbers,
             "supcon_warmup": self.warming_up,
@@ -354,7 +354,7 @@ def bcl_loss(z, labels, centres, temperature=0.07):
     """
     check_labels(z, labels)
     with torch.autocast(z.device.type, enabled=False):
-        rows = view_rows(z)
+        rows = flatten_views(z)
         s = rows @ torch.cat([rows, centres.to(rows)]).T / temperature  # [V*N, V*N + 2]
     label = torch.cat(
         [labels.repeat(z.shape[1]), torch.arange(2, device=labels.device)]
@@ -430,7 +430,7 @@ def paco_loss(
     if anchor_views == 1:
         z = torch.stack([z[:, 0], z[:, 1].detach()], dim=1)
     with torch.autocast(z.device.type, enabled=False):
-        rows = view_rows(z)
+        rows = flatten_views(z)
         s = (
             rows[: anchor_views * len(z)]
             @ torch.cat([rows, queue.detach().to(rows)]).T
@@ -517,7 +517,7 @@ def _contrast_set(z, labels, positives, temperature, queue=None, targets=None):
     check_labels(z, labels)
     with torch.autocast(z.device.type, enabled=False):
         if queue is None:
-            anchors = view_rows(z)
+            anchors = flatten_views(z)
             cosines, contrast = (
                 anchors @ anchors.T,
                 ~torch.eye(len(anchors), dtype=torch.bool, device=z.device),

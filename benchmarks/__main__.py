@@ -43,23 +43,23 @@ from common import (
     SPLITS,
     ArgumentParser,
     ContrastiveModel,
-    ImageBatches,
+    ImageReader,
     Stop,
     Subset,
     UserError,
     antipodal_prototypes,
-    at_least,
     augment,
-    cli,
+    classification_scores,
     load_subset,
     log_line,
+    make_generator,
     normalize,
     ntxent_loss,
+    number_from,
     pick_device,
     precision,
     provenance,
-    scores,
-    seeded,
+    run_main,
     sha256,
     supcon_loss,
     supmin_loss,
@@ -98,20 +98,20 @@ def parse_args():
     )
     parser.add_argument(
         "--size",
-        type=at_least(8),
+        type=number_from(8),
         default=224,
         metavar="S",
         help="methods, losses, profile: side of what the network sees, pixels",
     )
     parser.add_argument(
         "--batch-size",
-        type=at_least(2),
+        type=number_from(2),
         default=256,
         help="methods, losses, pipeline, profile: images",
     )
     parser.add_argument(
         "--steps",
-        type=at_least(1),
+        type=number_from(1),
         default=5,
         help="methods, pipeline, profile: timed together, in each round",
     )
@@ -123,11 +123,11 @@ def parse_args():
     )
     parser.add_argument(
         "--rows",
-        type=at_least(1000),
+        type=number_from(1000),
         default=20000,
         help="metrics: embeddings, half of them second views",
     )
-    parser.add_argument("--rounds", type=at_least(1), default=5, help="turns of every form")
+    parser.add_argument("--rounds", type=number_from(1), default=5, help="turns of every form")
     parser.add_argument(
         "--device",
         choices=["auto", "cpu", "cuda"],
@@ -184,7 +184,7 @@ def methods(args, device):
     """Time per training step of each, relative to SupCon."""
     _, autocast, scaler = precision(device, args.amp, args.size)
     subset = made_up_subset(args.batch_size * args.steps, args.size)
-    train = ImageBatches(subset.images, subset.splits["train"], device)
+    train = ImageReader(subset.images, subset.splits["train"], device)
     runs, seconds = {}, {form: [] for form in FORMS}
     for form in FORMS:
         runs[form] = training(form, args, device, subset)
@@ -252,7 +252,7 @@ def training(form, args, device, subset):
     )
     torch.manual_seed(0)
     model = ContrastiveModel(args.arch, pretrain.PROJECTION_DIM).to(device)
-    method = pretrain.METHODS[options.method](options, subset, model, seeded(0)).to(device)
+    method = pretrain.METHODS[options.method](options, subset, model, make_generator(0)).to(device)
     optimizer = torch.optim.SGD(
         [p for p in [*model.parameters(), *method.parameters()] if p.requires_grad],
         lr=1e-3,
@@ -290,7 +290,7 @@ def made_up_subset(images, size, minority_share=0.05):
 # losses
 # ------------------------------------------------------------------------------------------------------------------
 
-PROTOTYPES = antipodal_prototypes(DIM, seeded(0))
+PROTOTYPES = antipodal_prototypes(DIM, make_generator(0))
 LOSSES = {
     "masked": lambda z, y: masked_loss(z, y),
     "ntxent": lambda z, y: ntxent_loss(z),
@@ -686,7 +686,7 @@ def step_ratios(args, device, subset, folder):
     """Throughput of the same steps on one batch of finished views: (of pretrain.py's epoch, its line of the log included; under torch.compile)."""
     _, autocast, scaler = precision(device, args.amp, subset.size)
     options, model, method, optimizer = training("supcon", args, device, subset)
-    train = ImageBatches(subset.images, subset.splits["train"], device)
+    train = ImageReader(subset.images, subset.splits["train"], device)
     views = torch.randn(2, args.batch_size, 3, subset.size, subset.size, device=device)
     labels = torch.arange(args.batch_size, device=device) % 2
 
@@ -736,12 +736,12 @@ def view_ratios(args, device, subset, root):
     rows, recipe, generator = (
         subset.splits["train"][: args.batch_size * args.steps],
         RECIPES[subset.recipe],
-        seeded(0),
+        make_generator(0),
     )
     with open(subset.path.with_name("index.csv"), newline="", encoding="utf-8") as file:
         names = [row["source"] for row in csv.DictReader(file)]
     train, batches = (
-        ImageBatches(subset.images, rows, device),
+        ImageReader(subset.images, rows, device),
         np.split(np.arange(len(rows)), args.steps),
     )
     transform = v2.Compose(
@@ -818,7 +818,7 @@ def profile(args, device):
     """The operators (on a GPU: kernels) that take most of SupCon's training steps, and the share of the time in which the device computes."""
     _, autocast, scaler = precision(device, args.amp, args.size)
     subset = made_up_subset(args.batch_size * args.steps, args.size)
-    train = ImageBatches(subset.images, subset.splits["train"], device)
+    train = ImageReader(subset.images, subset.splits["train"], device)
     options, model, method, optimizer = training("supcon", args, device, subset)
     with tqdm(total=2 * args.steps, unit="step") as bar:
 
@@ -943,7 +943,7 @@ def plain_logistic_regression(x, y, x_val, y_val, minority, strengths):
     }
     x, x_val = x.double().numpy(), x_val.double().numpy()
     aurocs = {
-        C: scores(fit.fit(x, y).predict_proba(x_val)[:, 1], y_val, minority)["auroc"]
+        C: classification_scores(fit.fit(x, y).predict_proba(x_val)[:, 1], y_val, minority)["auroc"]
         for C, fit in fits.items()
     }
     C = max(strengths, key=aurocs.get)
@@ -958,7 +958,7 @@ def made_up_features(dim, counts, minority_share):
 
     Mixtures of dim / 4 hidden factors of falling weight, and noise; the minority differs in the mean of a tenth of them.
     """
-    generator, factors = seeded(0), dim // 4
+    generator, factors = make_generator(0), dim // 4
     mix = (
         torch.randn(factors, dim, generator=generator)
         / torch.arange(1, factors + 1).sqrt()[:, None]
@@ -1091,7 +1091,7 @@ def numpy_entropy(rows, labels):
 
 def made_up_embeddings(rows, device, minority_share=0.05):
     """Unit vectors z [N, 2, D] whose views are near each other, `rows` in all, and labels [N]."""
-    generator, n = seeded(0), rows // 2
+    generator, n = make_generator(0), rows // 2
     z = torch.randn(n, 1, DIM, generator=generator) + 0.7 * torch.randn(
         n, 2, DIM, generator=generator
     )
@@ -1152,4 +1152,4 @@ BENCHMARKS = {
 }
 
 if __name__ == "__main__":
-    cli(main)
+    run_main(main)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 
-class ImageBatches:
+class ImageReader:
     """uint8 images of some rows of a subset, one batch at a time on the device.
 
     On CUDA they are kept resident if they fill less than half of the free memory. Otherwise they stay in the mapped

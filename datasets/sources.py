@@ -92,7 +92,7 @@ def image_files(folder, suffixes=IMAGE_SUFFIXES):
     return sorted(found, key=lambda path: path.as_posix())
 
 
-def images_to_predict(folder, csv_path):
+def list_prediction_images(folder, csv_path):
     """The images below --predict, found before any long work; none without --predict. UserError for one flag without the other, or no image."""
     if (folder is None) != (csv_path is None):
         raise UserError(

@@ -38,7 +38,7 @@ class Subset:
     def train_counts(self):
         return [self.counts["train"]["0"], self.counts["train"]["1"]]
 
-    def shrink(self, per_class=16):
+    def limit_for_smoke(self, per_class=16):
         """For --smoke: keep at most so many rows of each class in every split."""
         for split, rows in self.splits.items():
             kept = [rows[self.labels[rows] == c][:per_class] for c in (0, 1)]

@@ -186,13 +186,13 @@ def make(tmp_path, monkeypatch, capsys, handlers):
 
     def call(*words, code=0):
         import make_subsets
-        from common import cli
+        from common import run_main
 
         monkeypatch.setattr(sys, "argv", ["make_subsets.py", *map(str, words)])
         done = Done()
         done.returncode = 0
         try:
-            cli(make_subsets.main)
+            run_main(make_subsets.main)
         except SystemExit as stop:
             done.returncode = stop.code
         done.stdout, done.stderr = capsys.readouterr()

@@ -19,9 +19,9 @@ from common import (
     draw_crops,
     draw_jitter,
     grayscale,
+    make_generator,
     normalize,
     rotate,
-    seeded,
     shift_hue,
     squeeze,
 )
@@ -29,7 +29,7 @@ from common import (
 
 def photos(n=6, height=48, width=48, channels=3):
     """Smooth random pictures with some contrast, uint8 [n, C, H, W]."""
-    x = torch.rand(n, channels, height // 6, width // 6, generator=seeded(height, width))
+    x = torch.rand(n, channels, height // 6, width // 6, generator=make_generator(height, width))
     return (tv.resize(x, [height, width], antialias=True) * 255).round().to(torch.uint8)
 
 
@@ -40,7 +40,7 @@ def sizes_of(images):
 @pytest.mark.parametrize("size", [20, 48, 70])  # smaller, equal and larger than the crops
 def test_crop_flip_resize_equals_torchvision(size):
     images = photos()
-    boxes = draw_crops(sizes_of(images), (0.2, 1.0), seeded(0))
+    boxes = draw_crops(sizes_of(images), (0.2, 1.0), make_generator(0))
     flips = torch.tensor([True, False] * 3)
     ours = crop_resize(images / 255, boxes, sizes_of(images), size, flips)
     for image, box, flip, view in zip(images, boxes.int().tolist(), flips, ours):
@@ -81,7 +81,7 @@ def test_photographs_that_are_not_square_lose_little_by_being_squeezed():
                 crop_resize(square, box[None], size, 224),
                 tv.resized_crop(photo, *box.int().tolist(), [224, 224], antialias=True),
             )
-            for box in draw_crops(size.expand(12, 2), (0.2, 1.0), seeded(1))
+            for box in draw_crops(size.expand(12, 2), (0.2, 1.0), make_generator(1))
         ]
         views.append(
             (
@@ -109,18 +109,20 @@ def test_crop_boxes_are_distributed_as_torchvisions(height, width):
         [v2.RandomResizedCrop.make_params(v2.RandomResizedCrop(8, area), [image]) for _ in range(n)]
     )
     theirs = np.array([[p["top"], p["left"], p["height"], p["width"]] for p in theirs])
-    ours = draw_crops(torch.tensor([[height, width]]).expand(n, 2), area, seeded(0)).numpy()
+    ours = draw_crops(torch.tensor([[height, width]]).expand(n, 2), area, make_generator(0)).numpy()
     for column, name in enumerate(("top", "left", "height", "width")):
         assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-3, name
     assert ks_2samp(ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3]).pvalue > 1e-3
-    wrong = draw_crops(torch.tensor([[height, width]]).expand(n, 2), (0.25, 1.0), seeded(0)).numpy()
+    wrong = draw_crops(
+        torch.tensor([[height, width]]).expand(n, 2), (0.25, 1.0), make_generator(0)
+    ).numpy()
     if height == width:  # the test can tell 0.2 from 0.25
         assert ks_2samp(wrong[:, 2] * wrong[:, 3], theirs[:, 2] * theirs[:, 3]).pvalue < 1e-3
 
 
 def test_color_jitter_equals_torchvision():
     x = photos(24) / 255
-    p = draw_jitter(24, (0.4, 0.4, 0.4, 0.1), 1.0, seeded(0))
+    p = draw_jitter(24, (0.4, 0.4, 0.4, 0.1), 1.0, make_generator(0))
     operations = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
     ours = color_jitter(x, **p)
     assert len({tuple(order.tolist()) for order in p["order"]}) > 5  # every image in its own order
@@ -134,7 +136,7 @@ def test_color_jitter_equals_torchvision():
 
 
 def test_jitter_parameters_lie_in_their_ranges_and_leave_a_fifth_alone():
-    p = draw_jitter(5000, (0.4, 0.3, 0.2, 0.1), 0.8, seeded(0))
+    p = draw_jitter(5000, (0.4, 0.3, 0.2, 0.1), 0.8, make_generator(0))
     for name, strength, neutral in (
         ("brightness", 0.4, 1),
         ("contrast", 0.3, 1),
@@ -177,11 +179,13 @@ def test_rotation_equals_torchvision():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_views_have_their_shape_range_and_seed(recipe, channels):
     images = photos(16, channels=channels)
-    view = augment(images, sizes_of(images), recipe, 24, seeded(0))
+    view = augment(images, sizes_of(images), recipe, 24, make_generator(0))
     assert view.shape == (16, channels, 24, 24) and view.min() >= 0 and view.max() <= 1 + 1e-5
-    assert torch.equal(view, augment(images, sizes_of(images), recipe, 24, seeded(0)))
-    assert not torch.equal(view, augment(images, sizes_of(images), recipe, 24, seeded(1)))
-    same = augment(images[:1].expand(16, -1, -1, -1), sizes_of(images), recipe, 24, seeded(0))
+    assert torch.equal(view, augment(images, sizes_of(images), recipe, 24, make_generator(0)))
+    assert not torch.equal(view, augment(images, sizes_of(images), recipe, 24, make_generator(1)))
+    same = augment(
+        images[:1].expand(16, -1, -1, -1), sizes_of(images), recipe, 24, make_generator(0)
+    )
     assert len(torch.unique(same.flatten(1), dim=0)) == 16  # every image draws its own parameters
     assert normalize(view, [0.5] * channels, [0.2] * channels).shape == (16, 3, 24, 24)
 
@@ -191,8 +195,8 @@ def test_natural_view_equals_the_usual_pipeline_on_8_bit_pictures():
     image = photos(1, 64, 64)
     pil = Image.fromarray(image[0].permute(1, 2, 0).numpy())
     box, p = (
-        draw_crops(torch.tensor([[64, 64]]), (0.2, 1.0), seeded(5)),
-        draw_jitter(1, (0.4, 0.4, 0.4, 0.0), 1.0, seeded(6)),
+        draw_crops(torch.tensor([[64, 64]]), (0.2, 1.0), make_generator(5)),
+        draw_jitter(1, (0.4, 0.4, 0.4, 0.0), 1.0, make_generator(6)),
     )
     ours = crop_resize(image / 255, box, torch.tensor([[64, 64]]), 32)
     theirs = tv.resized_crop(pil, *box[0].int().tolist(), [32, 32], antialias=True)
@@ -218,11 +222,14 @@ def test_center_crops_keep_the_reference_numbers():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_strong_views_add_randaugment_and_leave_the_global_generator_alone(channels):
-    images = torch.randint(256, (6, channels, 24, 24), generator=seeded(0), dtype=torch.uint8)
+    images = torch.randint(
+        256, (6, channels, 24, 24), generator=make_generator(0), dtype=torch.uint8
+    )
     sizes = torch.full((6, 2), 24)
     before = torch.get_rng_state()
     plain, strong, again = (
-        augment(images, sizes, "natural", 16, seeded(1), strong) for strong in (False, True, True)
+        augment(images, sizes, "natural", 16, make_generator(1), strong)
+        for strong in (False, True, True)
     )
     assert torch.equal(torch.get_rng_state(), before) and torch.equal(strong, again)
     assert (
@@ -234,7 +241,7 @@ def test_strong_views_add_randaugment_and_leave_the_global_generator_alone(chann
     assert (
         sum(not torch.allclose(a, b, atol=1 / 255) for a, b in zip(plain, strong)) >= 4
     )  # two operations each; identity is among them
-    assert not torch.equal(strong, augment(images, sizes, "natural", 16, seeded(2), True))
+    assert not torch.equal(strong, augment(images, sizes, "natural", 16, make_generator(2), True))
 
 
 @pytest.mark.parametrize(
@@ -242,11 +249,11 @@ def test_strong_views_add_randaugment_and_leave_the_global_generator_alone(chann
 )
 def test_parts_of_a_batch_are_seen_as_in_the_whole(recipe, strong):
     """As processes that share a batch see it: every third image, and parameters of all."""
-    images, sizes = photos(8, 24, 24), torch.randint(20, 60, (8, 2), generator=seeded(0))
-    generator = seeded(1)
+    images, sizes = photos(8, 24, 24), torch.randint(20, 60, (8, 2), generator=make_generator(0))
+    generator = make_generator(1)
     whole = augment(images, sizes, recipe, 16, generator, strong)
     for first in range(3):
-        part, other = slice(first, None, 3), seeded(1)
+        part, other = slice(first, None, 3), make_generator(1)
         view = augment(images[part], sizes, recipe, 16, other, strong, part)
         torch.testing.assert_close(
             view, whole[part], atol=1.01 / 255 if strong else 1e-5, rtol=0

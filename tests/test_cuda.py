@@ -17,7 +17,7 @@ import finetune
 import linear_probe
 import losses
 import pretrain
-from common import ImageBatches, seeded
+from common import ImageReader, make_generator
 from datasets.augment import RECIPES, augment
 
 pytestmark = pytest.mark.skipif(
@@ -34,7 +34,7 @@ def test_images_on_the_gpu_are_those_of_the_file(free, monkeypatch):
     if free == "none":
         monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (0, 0))
     train, batches = (
-        ImageBatches(images, np.arange(10, 50), GPU),
+        ImageReader(images, np.arange(10, 50), GPU),
         [np.arange(at, at + 8) for at in (0, 16, 32)],
     )
     assert (train.resident is None) == (free == "none")
@@ -46,11 +46,11 @@ def test_images_on_the_gpu_are_those_of_the_file(free, monkeypatch):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_views_are_the_same(recipe):
     images, sizes = (
-        torch.randint(0, 256, (9, 3, 40, 40), dtype=torch.uint8, generator=seeded(0)),
+        torch.randint(0, 256, (9, 3, 40, 40), dtype=torch.uint8, generator=make_generator(0)),
         torch.full((9, 2), 40),
     )
     here, there = (
-        augment(images.to(device), sizes, recipe, 32, seeded(1)) for device in ("cpu", GPU)
+        augment(images.to(device), sizes, recipe, 32, make_generator(1)) for device in ("cpu", GPU)
     )
     torch.testing.assert_close(there.cpu(), here, atol=1e-4, rtol=0)
 
@@ -59,12 +59,14 @@ def test_views_are_the_same(recipe):
 def test_losses_and_gradients_are_the_same(name):
     labels, prototypes = (
         torch.arange(300) % 5 == 0,
-        losses.antipodal_prototypes(16, seeded(0)).double(),
+        losses.antipodal_prototypes(16, make_generator(0)).double(),
     )
     seen = []
     for device in ("cpu", GPU):
         z = (
-            F.normalize(torch.randn(300, 2, 16, dtype=torch.float64, generator=seeded(1)), dim=2)
+            F.normalize(
+                torch.randn(300, 2, 16, dtype=torch.float64, generator=make_generator(1)), dim=2
+            )
             .to(device)
             .requires_grad_()
         )
@@ -82,7 +84,7 @@ def test_losses_and_gradients_are_the_same(name):
 
 def test_metrics_are_the_same():
     z, labels = (
-        F.normalize(torch.randn(2, 400, 8, generator=seeded(0)).double(), dim=2),
+        F.normalize(torch.randn(2, 400, 8, generator=make_generator(0)).double(), dim=2),
         (torch.arange(400) % 10 == 0).long(),
     )
     here, there = (
@@ -96,7 +98,9 @@ def test_metrics_are_the_same():
 def test_kcl_draws_of_the_own_class_alone():
     labels = (torch.arange(60) % 4 == 0).long()
     for device in ("cpu", GPU):
-        drawn = baselines._draw(labels.to(device)[:, None] == labels.to(device), 5, seeded(0)).cpu()
+        drawn = baselines._draw(
+            labels.to(device)[:, None] == labels.to(device), 5, make_generator(0)
+        ).cpu()
         assert (drawn.sum(1) == 5).all() and not (drawn & (labels[:, None] != labels)).any()
 
 

@@ -22,9 +22,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 import common
 import finetune
 import pretrain
-from common import ContrastiveModel, Epoch, Stop, Stopped, UserError, load_subset, seeded
-from utils import cli as run
+from common import ContrastiveModel, Epoch, Stop, Stopped, UserError, load_subset, make_generator
 from utils import distributed
+from utils.cli import run_main
 
 SUBSET = "subsets/digits/95-5.json"
 CHUNKED = {"supmin": 4, "kcl queue": 4, "bcl": 4, "paco gpaco": 4}  # forms also tried with --chunk
@@ -54,19 +54,19 @@ def step_of(form, chunk=None):
         patch("common.resnet", common.resnet if form == "supmin" else small),
         patch("baselines.subclass_numbers", lambda counts: [3, 1]),
     ):
-        model = distributed.synchronised(ContrastiveModel("resnet18", 16, chunk))
-        method = second_phase(args, load_subset(SUBSET).shrink(), model).double()
+        model = distributed.convert_sync_batchnorm(ContrastiveModel("resnet18", 16, chunk))
+        method = second_phase(args, load_subset(SUBSET).limit_for_smoke(), model).double()
     model.double()
-    x = torch.randn(method.views, 8, 3, 8, 8, generator=seeded(1), dtype=torch.float64)
+    x = torch.randn(method.views, 8, 3, 8, 8, generator=make_generator(1), dtype=torch.float64)
     parts = torch.nn.ModuleDict({"model": model, "method": method})
     optimizer = torch.optim.SGD([p for p in parts.parameters() if p.requires_grad], lr=0.0)
     progress = Epoch(0, 0, lambda generator: [np.arange(8)], torch.device("cpu"), Stop())
     loss = method(
         model,
-        x[:, distributed.own()],
+        x[:, distributed.local_slice()],
         torch.tensor([0, 0, 1, 0, 0, 1, 0, 0]),
         torch.arange(8),
-        seeded(2),
+        make_generator(2),
     )
     progress.step(loss, optimizer, torch.amp.GradScaler("cpu", enabled=False))
     return {
@@ -123,7 +123,7 @@ PRETRAIN = SimpleNamespace(
 # what both of the two processes do; they tell what they saw, and the tests below compare ------------------------------------
 
 
-@distributed.together
+@distributed.torchrun_main
 def pair():
     torch.set_num_threads(1)
     rank, told = distributed.rank(), {}
@@ -158,7 +158,7 @@ def pair():
 
     buffers = torch.nn.BatchNorm1d(2)
     buffers.running_mean += rank
-    distributed.share_buffers(buffers)
+    distributed.broadcast_buffers(buffers)
     told["mean"] = buffers.running_mean.tolist()
 
     # mistakes
@@ -293,11 +293,11 @@ def test_a_process_that_dies_is_one_line_of_the_others(monkeypatch):
         UserError,
         match="another process of this run has ended; the same command goes on from the last checkpoint",
     ):
-        distributed.together(alone)()
+        distributed.torchrun_main(alone)()
     handler = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr("torch.distributed.init_process_group", lambda backend: alone())
     with pytest.raises(UserError, match="the processes of torchrun do not find each other"):
-        distributed.together(alone)()
+        distributed.torchrun_main(alone)()
     signal.signal(signal.SIGTERM, handler)
 
 
@@ -336,7 +336,7 @@ def in_chunks(chunk, x, plain=False, still=False):
 
 @pytest.fixture(scope="module")
 def images():
-    return torch.randn(2, 12, 3, 8, 8, generator=seeded(0), dtype=torch.float64)
+    return torch.randn(2, 12, 3, 8, 8, generator=make_generator(0), dtype=torch.float64)
 
 
 def test_chunks_are_one_graph_over_them(images):
@@ -409,4 +409,4 @@ def test_a_run_in_chunks_is_another_run(workplace):
 
 
 if __name__ == "__main__":
-    run.cli(pair)
+    run_main(pair)

@@ -225,7 +225,7 @@ def test_predictions_know_no_margin_and_no_prior(workplace, loss, head):
     subset.size, rows = 16, subset.splits["test"]
     network = network_of(Path("bare", loss), head)
     logits = common.embed(network, subset, rows, torch.device("cpu"))
-    assert common.scores(
+    assert common.classification_scores(
         logits.double().softmax(1)[:, 1], subset.labels[rows], subset.minority
     ) == pytest.approx(read(f"bare/{loss}/finetune.json")["test"])
     if head == "cosine":
@@ -429,7 +429,7 @@ def test_every_retraining_of_either_kind_of_run(classified, trained, way):
         )
         assert 0 <= result["test"]["auroc"] <= 1 and result[
             "encoder_sha256"
-        ] == common.state_sha256(load_run(source)[2])
+        ] == common.module_sha256(load_run(source)[2])
         assert (source / way / "classifier.pt").exists() and not (
             source / way / "encoder.pt"
         ).exists()
@@ -519,7 +519,7 @@ def test_tau_normalisation_by_hand(trained):
     ):  # the joint classifier without its bias, unit rows, and the end of the grid
         network.head.weight.data = weight / weight.norm(dim=1, keepdim=True) ** power
         logits = common.embed(network, subset, rows, torch.device("cpu"))
-        expected = common.scores(
+        expected = common.classification_scores(
             logits.double().softmax(1)[:, 1], subset.labels[rows], subset.minority
         )
         assert {f"val_{key}": value for key, value in expected.items()} == pytest.approx(

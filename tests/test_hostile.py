@@ -138,7 +138,7 @@ def test_a_checkpoint_with_anything_in_it(tmp_path, data):
     path.write_bytes(damaged(data, file.getvalue()))
     try:
         loaded = common.load_tensors(path, keys=state)
-        common.load_exactly(torch.nn.Linear(3, 2), loaded["model"], path)
+        common.load_strict(torch.nn.Linear(3, 2), loaded["model"], path)
     except UserError as error:
         assert str(path) in str(error)
 

@@ -87,7 +87,7 @@ def work(folder, script, *words):
     import torch
 
     torch.set_num_threads(1)
-    common.cli(__import__(script).main)
+    common.run_main(__import__(script).main)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import common
 import make_subsets
 import pretrain
 from baselines import SBCL, TSC, sbcl_loss
-from common import Stopped, UserError, load_subset, seeded
+from common import Stopped, UserError, load_subset, make_generator
 
 FORMS = {
     "ntxent": "",
@@ -104,7 +104,7 @@ def test_stopped_or_not_a_run_ends_the_same_to_the_last_bit(workplace, monkeypat
 def second_phase(args, subset, model):
     """The method in its last epoch: TSC with its targets, SBCL with sub-classes (of eval views of 8 px: they are only to be there)."""
     subset.size = 8
-    method = pretrain.METHODS[args.method](args, subset, model, seeded(0))
+    method = pretrain.METHODS[args.method](args, subset, model, make_generator(0))
     for epoch in (0, args.epochs // 2, args.epochs - 1):
         method.start_epoch(epoch, model)
     return method
@@ -137,11 +137,11 @@ def test_a_batch_without_minority_or_with_one_image_of_it_trains(
     )
     args = pretrain.parse_args()
     method = second_phase(args, subset, network)
-    x = torch.rand(method.views, 8, 3, 24, 24, generator=seeded(1))
+    x = torch.rand(method.views, 8, 3, 24, 24, generator=make_generator(1))
     for labels in ([0] * 8, [0] * 7 + [1], [1] * 8):
         network.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-            loss = method(network, x, torch.tensor(labels), torch.arange(8), seeded(2))
+            loss = method(network, x, torch.tensor(labels), torch.arange(8), make_generator(2))
         loss.backward()
         assert (
             loss.dtype == torch.float32
@@ -208,7 +208,9 @@ def test_targets_go_to_the_nearer_centroid_and_stay(workplace, network, monkeypa
             "4",
         ],
     )
-    method = TSC(pretrain.parse_args(), load_subset("subsets/digits/99-1.json"), network, seeded(0))
+    method = TSC(
+        pretrain.parse_args(), load_subset("subsets/digits/99-1.json"), network, make_generator(0)
+    )
     before = method.targets.clone()
     for _ in range(60):
         method.follow_centroids(before.flip(0), torch.tensor([0, 1]))
@@ -241,7 +243,7 @@ def test_subclasses_part_the_classes_and_stay_until_the_next_clustering(
     args, subset = pretrain.parse_args(), load_subset("subsets/digits/99-1.json")
     subset.size = 16
     labels = torch.from_numpy(subset.labels[subset.splits["train"]])
-    method = SBCL(args, subset, network, seeded(0))
+    method = SBCL(args, subset, network, make_generator(0))
     method.start_epoch(0, network)
     assert method.facts["supcon_warmup"] and torch.equal(method.subclasses, labels)
     method.start_epoch(10, network)
@@ -260,9 +262,12 @@ def test_subclasses_part_the_classes_and_stay_until_the_next_clustering(
     assert torch.equal(before, method.subclasses)
     for variant in pretrain.VARIANTS["sbcl"]:
         args.variant = variant
-        one, other = SBCL(args, subset, network, seeded(0)), SBCL(args, subset, network, seeded(0))
-        one.recluster(network, seeded(1))
-        other.recluster(network, seeded(1))
+        one, other = (
+            SBCL(args, subset, network, make_generator(0)),
+            SBCL(args, subset, network, make_generator(0)),
+        )
+        one.recluster(network, make_generator(1))
+        other.recluster(network, make_generator(1))
         assert torch.equal(one.subclasses, other.subclasses)
         if variant == "code":
             assert one.coarse_temperatures[1] == pytest.approx(
@@ -288,7 +293,7 @@ def test_subclasses_are_looked_up_by_the_image(workplace, network, monkeypatch):
     positions = torch.tensor([5, 600, 17, 3, 44, 610, 80, 9])
     labels = torch.from_numpy(method.subset.labels[method.rows])[positions]
     method.subclasses[positions] = torch.tensor([1, 2, 1, 3, 3, 4, 1, 5])
-    x = torch.rand(2, 8, 3, 8, 8, generator=seeded(1))
+    x = torch.rand(2, 8, 3, 8, 8, generator=make_generator(1))
     expected = sbcl_loss(
         network(x).transpose(0, 1),
         labels,
@@ -296,7 +301,7 @@ def test_subclasses_are_looked_up_by_the_image(workplace, network, monkeypatch):
         0.07,
         method.coarse_temperatures,
     )
-    assert method(network, x, labels, positions, seeded(0)).item() == pytest.approx(
+    assert method(network, x, labels, positions, make_generator(0)).item() == pytest.approx(
         expected.item(), rel=1e-5
     )
 
@@ -309,7 +314,7 @@ def test_the_partition_does_not_depend_on_the_order_of_the_images(workplace, net
         [np.flatnonzero(subset.labels == 0)[:300], np.flatnonzero(subset.labels == 1)[:100]]
     )
     subset.counts["train"] = {"0": 300, "1": 100}
-    groups = torch.nn.functional.normalize(torch.randn(4, 128, generator=seeded(5)), dim=1)
+    groups = torch.nn.functional.normalize(torch.randn(4, 128, generator=make_generator(5)), dim=1)
     point = {row: groups[i // 100] for i, row in enumerate(subset.splits["train"])}
     monkeypatch.setattr(
         "baselines.embed",
@@ -320,10 +325,10 @@ def test_the_partition_does_not_depend_on_the_order_of_the_images(workplace, net
         subset.splits["train"] = (
             subset.splits["train"][order] if len(found) else subset.splits["train"]
         )
-        method = SBCL(pretrain.parse_args(), subset, network, seeded(0))
+        method = SBCL(pretrain.parse_args(), subset, network, make_generator(0))
         parts = []
         for number in range(20):  # k-means may start two centres in one group; some start has none
-            method.recluster(network, seeded(number))
+            method.recluster(network, make_generator(number))
             parts.append(
                 {
                     frozenset(subset.splits["train"][method.subclasses.numpy() == c])
@@ -350,7 +355,7 @@ def test_clustering_comes_anew_every_so_many_epochs(workplace, network, monkeypa
         ],
     )
     method = SBCL(
-        pretrain.parse_args(), load_subset("subsets/digits/99-1.json"), network, seeded(0)
+        pretrain.parse_args(), load_subset("subsets/digits/99-1.json"), network, make_generator(0)
     )
     seen = []
     monkeypatch.setattr(method, "recluster", lambda model, generator: seen.append(epoch))
@@ -365,16 +370,16 @@ def test_a_collapsed_network_gives_no_temperature_from_rounding(workplace, netwo
         ["pretrain.py", "subsets/digits/99-1.json", "--method", "sbcl", "--variant", "paper"],
     )
     method = SBCL(
-        pretrain.parse_args(), load_subset("subsets/digits/99-1.json"), network, seeded(0)
+        pretrain.parse_args(), load_subset("subsets/digits/99-1.json"), network, make_generator(0)
     )
     for noise in (0, 1e-8):
         z = torch.nn.functional.normalize(
             torch.ones(len(method.rows), 128)
-            + noise * torch.randn(len(method.rows), 128, generator=seeded(1)),
+            + noise * torch.randn(len(method.rows), 128, generator=make_generator(1)),
             dim=1,
         )
         monkeypatch.setattr("baselines.embed", lambda *args, **options: z)
-        method.recluster(network, seeded(0))
+        method.recluster(network, make_generator(0))
         torch.testing.assert_close(method.coarse_temperatures, torch.full((2,), 0.07 * np.e))
 
 
@@ -458,13 +463,13 @@ def test_a_method_overfits_one_batch(workplace, network, monkeypatch, form):
         momentum=0.9,
     )
     labels = torch.tensor([0] * 12 + [1] * 4)
-    x = torch.rand(16, 3, 8, 8, generator=seeded(1)) + labels[:, None, None, None] * torch.rand(
-        3, 8, 8, generator=seeded(2)
-    )
-    x = (x + 0.1 * torch.randn(method.views, 16, 3, 8, 8, generator=seeded(3)) - 0.7) / 0.4
+    x = torch.rand(16, 3, 8, 8, generator=make_generator(1)) + labels[
+        :, None, None, None
+    ] * torch.rand(3, 8, 8, generator=make_generator(2))
+    x = (x + 0.1 * torch.randn(method.views, 16, 3, 8, 8, generator=make_generator(3)) - 0.7) / 0.4
     losses = []
     for step in range(25):
-        loss = method(model, x, labels, torch.arange(16), seeded(step))
+        loss = method(model, x, labels, torch.arange(16), make_generator(step))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

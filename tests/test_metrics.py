@@ -17,8 +17,8 @@ from common import (
     UserError,
     embed,
     load_subset,
+    make_generator,
     save_tensors,
-    seeded,
     sha256,
     write_json,
 )
@@ -85,7 +85,7 @@ def test_metrics_equal_the_reference(case):
 def test_entropy_uniformity_has_the_mean_of_the_reference(case):
     z, labels, f, _ = reference(case)
     repeats = 40
-    peu = entropy_uniformity(z, labels, repeats, seeded(1)).numpy()
+    peu = entropy_uniformity(z, labels, repeats, make_generator(1)).numpy()
     for c in (0, 1):
         assert (
             abs(peu[c] - f[f"peu_{c}_mean"])
@@ -360,7 +360,7 @@ def test_a_run_as_its_user_evaluates_it(run, tmp_path, monkeypatch, capsys):
             subset.splits["test"],
             torch.device("cpu"),
             views=2,
-            generator=seeded(0),
+            generator=make_generator(0),
         )
         for network in (model, model.encoder)
     )
@@ -489,7 +489,7 @@ def test_mistakes_end_in_one_line_and_the_import_is_light(tmp_path):
     (tmp_path / "z.npz").write_text("no archive")
     (tmp_path / "light.py").write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport evaluate_metrics\n"
-        "assert not {'matplotlib', 'sklearn'} & set(sys.modules)\nevaluate_metrics.cli(evaluate_metrics.main)"
+        "assert not {'matplotlib', 'sklearn'} & set(sys.modules)\nevaluate_metrics.run_main(evaluate_metrics.main)"
     )
     one_line(
         run_script(tmp_path / "light.py", "--embeddings", "z.npz", cwd=tmp_path, code=2),

@@ -41,7 +41,7 @@ def parse(command, monkeypatch):
         Path, "exists", lambda path: True
     )  # a run folder or a subset file, by its name
     for module in (linear_probe, finetune):
-        monkeypatch.setattr(module, "images_to_predict", lambda folder, csv_path: [])
+        monkeypatch.setattr(module, "list_prediction_images", lambda folder, csv_path: [])
     monkeypatch.setattr(Path, "is_dir", lambda path: not path.suffix)
     monkeypatch.setattr(sys, "argv", [script, *words])
     return SCRIPTS[script].parse_args()

@@ -97,11 +97,13 @@ def make_run(
             path / "probe.json",
             {
                 "protocol": protocol,
-                "test": scores(probe),
-                "val": scores(0.5),
+                "test": classification_scores(probe),
+                "val": classification_scores(0.5),
                 "smoke": False,
                 "epochs": 100,
-                "test_balanced_train": None if balanced_train is None else scores(balanced_train),
+                "test_balanced_train": None
+                if balanced_train is None
+                else classification_scores(balanced_train),
             },
         )
     if finetune is not None:
@@ -111,8 +113,8 @@ def make_run(
                 "loss": "weighted_ce",
                 "train": "all",
                 "augment": True,
-                "test": scores(finetune),
-                "val": scores(0.5),
+                "test": classification_scores(finetune),
+                "val": classification_scores(0.5),
             },
         )
     if saa is not None or cac is not None:
@@ -145,7 +147,7 @@ def write(path, data):
     path.write_text(json.dumps(data))
 
 
-def scores(value):
+def classification_scores(value):
     return {
         "accuracy": value + 0.01,
         "balanced_accuracy": value,
@@ -486,7 +488,7 @@ def test_other_ways_of_measuring_are_never_averaged(tmp_path):
             "balanced_batches": True,
             "fraction": 0.5,
             "bn_train": True,
-            "test": scores(0.5),
+            "test": classification_scores(0.5),
         },
     )
     assert (

@@ -49,7 +49,7 @@ def exit_code(script, *words):
     """As the command line ends."""
     argv, sys.argv = sys.argv, [f"{script.__name__}.py", *map(str, words)]
     try:
-        common.cli(script.main)
+        common.run_main(script.main)
     except SystemExit as end:
         return end.code
     finally:
@@ -259,7 +259,7 @@ def test_a_folder_belongs_to_one_living_process(workplace, script, words):
     assert [path.name for path in Path("shared").iterdir()] == [".lock"]
     other.kill()  # a dead process holds nothing
     other.wait()
-    files.hold("shared")
+    files.lock_folder("shared")
     Path("shared/.lock").unlink()
 
 

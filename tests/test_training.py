@@ -102,8 +102,8 @@ def test_every_method_is_repeatable(workplace, method, flags):
 @pytest.mark.parametrize("k", [1, 4, 8])
 def test_batches_are_filled_up_with_minority_images(k):
     is_minority = np.arange(200) % 25 == 0  # 8 of 200
-    batches = common.shuffled_batches(200, 16, common.seeded(3))
-    filled = common.with_minority(batches, is_minority, k, common.seeded(4))
+    batches = common.shuffled_batches(200, 16, common.make_generator(3))
+    filled = common.guarantee_minority(batches, is_minority, k, common.make_generator(4))
     assert [len(batch) for batch in filled] == [16] * 12
     for before, after in zip(batches, filled):
         assert (
@@ -179,9 +179,13 @@ def test_watch_counts_minority_images_per_batch_and_flags_collapse(workplace, ca
         SimpleNamespace(temperature=0.1, margin=1.0),
     )
     model = SimpleNamespace(dim=8)
-    pretrain.describe_batches(subset, 256, pretrain.SupPro(args, subset, model, common.seeded(0)))
+    pretrain.describe_batches(
+        subset, 256, pretrain.SupPro(args, subset, model, common.make_generator(0))
+    )
     assert "no fixed collapse value" in capsys.readouterr().out
-    pretrain.describe_batches(subset, 256, pretrain.SupCon(args, subset, model, common.seeded(0)))
+    pretrain.describe_batches(
+        subset, 256, pretrain.SupCon(args, subset, model, common.make_generator(0))
+    )
     out = capsys.readouterr().out
     assert f"none in {hypergeom(626, 6, 256).pmf(0):.1%}" in out and "log(511) = 6.236" in out
     z = torch.nn.functional.normalize(
@@ -289,13 +293,13 @@ def test_the_fits_of_the_probe_are_scikit_learns(n, dim, minority):
 
 
 def test_a_probe_that_touches_the_encoder_is_caught(run, workplace, monkeypatch):
-    fit = linear_probe.fit_cached
+    fit = linear_probe.fit_logistic_regression
 
     def careless(encoder, *args):
         encoder.bn1.running_mean += 1e-6
         return fit(encoder, *args)
 
-    monkeypatch.setattr(linear_probe, "fit_cached", careless)
+    monkeypatch.setattr(linear_probe, "fit_logistic_regression", careless)
     with pytest.raises(RuntimeError, match="leave frozen"):
         call(linear_probe, run, "--out", "careless")
     assert not Path("careless/probe.json").exists()

@@ -51,7 +51,7 @@ class ArgumentParser(argparse.ArgumentParser):
         return parsed
 
 
-def at_least(low, kind=int):
+def number_from(low, kind=int):
     """An argparse type: a number of `kind` that is not below `low`."""
 
     def number(text):
@@ -108,7 +108,7 @@ def stop_now(number, frame):
     raise Stopped(number)
 
 
-def cli(main):
+def run_main(main):
     """Call a script's main(). A UserError or a path that cannot be written ends as one line and exit code 2, a signal as 128 + its number.
 
     Afterwards, as while torch is loaded between two calls, a signal ends the process at once and without a word.

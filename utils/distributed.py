@@ -19,7 +19,7 @@ import torch.nn as nn
 from utils.cli import SIGNALS, Stopped, UserError
 
 
-def together(main):
+def torchrun_main(main):
     """A script's main() for each of the processes that torchrun has started; only the first one prints. UserError where one is lost."""
 
     @functools.wraps(main)
@@ -65,40 +65,40 @@ def at_least_float32(x):
     return x if x.dtype == torch.float64 else x.float()
 
 
-def processes():
+def world_size():
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank():
     """Number of this process; 0 reads and writes the run's folder, watches and prints."""
-    return dist.get_rank() if processes() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def own():
+def local_slice():
     """Which images of a batch are this process's. Every so-many-th, so that a part of the batch is spread over all processes, too."""
-    return slice(rank(), None, processes())
+    return slice(rank(), None, world_size())
 
 
-def first_alone(function, *args):
+def on_rank_zero(function, *args):
     """Process 0 calls it, while the others wait."""
     if rank() == 0:
         function(*args)
-    highest(0)
+    all_reduce_max(0)
 
 
-def highest(number):
+def all_reduce_max(number):
     """The highest of the processes' whole numbers. Waits for all processes, but for no GPU."""
-    if processes() == 1:
+    if world_size() == 1:
         return number
     number = torch.tensor(number)
     dist.all_reduce(number, op=dist.ReduceOp.MAX)
     return number.item()
 
 
-def check_alike(what, way_out):
+def assert_same_on_all_ranks(what, way_out):
     """UserError with `way_out` unless all processes give the same, which can be pickled."""
-    if processes() > 1:
-        given = [None] * processes()
+    if world_size() > 1:
+        given = [None] * world_size()
         dist.all_gather_object(given, what)
         if any(other != given[0] for other in given):
             raise UserError(way_out)
@@ -116,21 +116,21 @@ class _Sum(torch.autograd.Function):
     backward = forward
 
 
-def gather(x):
+def gather_views(x):
     """[..., n, D] of this process's images -> [..., N, D] of all images, in their order; with gradient."""
-    if processes() == 1:
+    if world_size() == 1:
         return x
     everything = at_least_float32(x).new_zeros(
-        *x.shape[:-2], x.shape[-2] * processes(), x.shape[-1]
+        *x.shape[:-2], x.shape[-2] * world_size(), x.shape[-1]
     )
-    everything[..., own(), :] = at_least_float32(x)
+    everything[..., local_slice(), :] = at_least_float32(x)
     return _Sum.apply(everything)  # zeros but for the own rows: exact
 
 
 def sum_gradients(parameters):
     """Of loss / processes(), whose sum is the gradient of the loss."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if processes() > 1:
+    if world_size() > 1:
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
         for gradient, total in zip(
@@ -139,16 +139,16 @@ def sum_gradients(parameters):
             gradient.copy_(total.view_as(gradient))
 
 
-def share_buffers(module):
+def broadcast_buffers(module):
     """Give every process the buffers of the first: what a GPU computes twice may differ in its last bits, and a choice made by it wholly."""
-    if processes() > 1:
+    if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
 
 
-def synchronised(model):
+def convert_sync_batchnorm(model):
     """The model, with batch norm over the images of all processes; the keys of its state_dict stay."""
-    if processes() == 1:
+    if world_size() == 1:
         return model
     if next(model.parameters()).is_cuda:
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -166,9 +166,9 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         wide = at_least_float32(x)
         var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
-        means, variances = gather(torch.stack([mean, var])[:, None])  # [processes, C]
+        means, variances = gather_views(torch.stack([mean, var])[:, None])  # [processes, C]
         mean, var = means.mean(0), variances.mean(0) + means.var(0, correction=0)
-        n = processes() * x.numel() / len(mean)
+        n = world_size() * x.numel() / len(mean)
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean.detach(), self.momentum)
         self.running_var.lerp_(var.detach() * n / (n - 1), self.momentum)

@@ -21,7 +21,7 @@ def naming(path):
 
 
 @contextmanager
-def whole(path):
+def atomic_write(path):
     """Yield a temporary path beside `path`, moved to `path` when the block succeeds: no half-written files, even if the machine dies."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def whole(path):
 HELD = []  # open lock files; the system lets go of them when the process ends
 
 
-def hold(folder, what=""):
+def lock_folder(folder, what=""):
     """Make `folder` and keep it for this process until it ends, however it ends. UserError while another process holds it.
 
     what: not all of it, but what is written there under this name.
@@ -71,7 +71,7 @@ def hold(folder, what=""):
 
 
 def write_json(path, data):
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 

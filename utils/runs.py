@@ -14,8 +14,8 @@ import torch.nn as nn
 import torchvision
 
 from utils.cli import UserError, command_line
-from utils.distributed import processes
-from utils.files import hold, naming, read_json, read_log, whole, write_json
+from utils.distributed import world_size
+from utils.files import atomic_write, lock_folder, naming, read_json, read_log, write_json
 
 
 def provenance(device, others=()):
@@ -41,7 +41,7 @@ def provenance(device, others=()):
         if device.type == "cuda"
         else f"CPU, {torch.get_num_threads()} threads"
     )
-    hardware += f", {processes()} processes" if processes() > 1 else ""
+    hardware += f", {world_size()} processes" if world_size() > 1 else ""
     return {
         "command": command_line(others),
         "commit": commit or "unknown",
@@ -77,7 +77,7 @@ def start_run(folder, config, device):
     gives way to a real one.
     """
     folder = Path(folder)
-    hold(folder)
+    lock_folder(folder)
     if (folder / "config.json").exists():
         old = read_json(folder / "config.json", "delete the folder or choose another with --out")
         if old.get("smoke") and not config["smoke"]:
@@ -95,7 +95,7 @@ def start_run(folder, config, device):
                 f"{folder}: made with other settings ({'; '.join(differ[:4])}); delete it or choose another folder with --out"
             )
     if not (folder / "log.jsonl").exists():
-        with whole(folder / "log.jsonl") as part:
+        with atomic_write(folder / "log.jsonl") as part:
             part.write_text(
                 json.dumps({**provenance(device), "data_sha256": config["sha256"]}) + "\n",
                 encoding="utf-8",
@@ -122,7 +122,7 @@ def log_line(folder, **values):
 def rewind_log(folder, epoch):
     """Drop what was logged of `epoch` and later, before a run goes on from that epoch."""
     kept = [line for line in read_log(folder) if line.get("epoch", -1) < epoch]
-    with whole(Path(folder) / "log.jsonl") as part:
+    with atomic_write(Path(folder) / "log.jsonl") as part:
         part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
 
@@ -130,7 +130,7 @@ def save_tensors(path, state):
     """Save tensors and builtins so that torch.load(weights_only=True) reads them."""
     buffer = io.BytesIO()
     torch.save(state, buffer)  # straight to the disk, it would not say that the disk is full
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(buffer.getbuffer())
 
 
@@ -161,7 +161,7 @@ def pick_device(name, deterministic=False):
             "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
         )  # cuBLAS asks for it, before it is used
         torch.use_deterministic_algorithms(True)
-    if os.environ.get("WORLD_SIZE", "1") != "1" and processes() == 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1" and world_size() == 1:
         raise UserError("runs on one device; start it with python, not with torchrun")
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError(
@@ -169,7 +169,7 @@ def pick_device(name, deterministic=False):
         )
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    if processes() == 1:
+    if world_size() == 1:
         return torch.device("cuda")
     there, wanted = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
     if wanted > there:
@@ -181,14 +181,14 @@ def pick_device(name, deterministic=False):
     return device
 
 
-def seeded(*numbers):
+def make_generator(*numbers):
     """A CPU torch.Generator from any integers, e.g. seeded(seed, epoch): each epoch has its own, so a resumed run needs no state."""
     return torch.Generator().manual_seed(
         int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
     )
 
 
-def load_exactly(module, state, path):
+def load_strict(module, state, path):
     """load_state_dict with exactly the expected keys, shapes and (of a network) dtypes, else a UserError that names the file."""
     try:
         if isinstance(module, nn.Module) and any(
@@ -202,7 +202,7 @@ def load_exactly(module, state, path):
         ) from None
 
 
-def state_sha256(module):
+def module_sha256(module):
     """sha256 over every tensor of a module, batch-norm statistics included: equal means bit-identical."""
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
@@ -238,7 +238,7 @@ def resume(folder, parts, config):
             f"{path}: belongs to a run with other settings; delete it or choose another folder with --out"
         )
     for name, part in parts.items():
-        load_exactly(part, checkpoint[name], path)
+        load_strict(part, checkpoint[name], path)
     epoch, within = checkpoint["epoch"], checkpoint.get("within")
     if not (type(epoch) is int and epoch >= 0):
         raise UserError(f"{path}: not the checkpoint expected here; delete it to start again")
