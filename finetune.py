@@ -36,6 +36,7 @@ from common import (
     Epoch,
     ImageReader,
     augment,
+    build_encoder,
     center_view,
     class_weights,
     classification_scores,
@@ -52,7 +53,6 @@ from common import (
     precision,
     predict_folder,
     provenance,
-    resnet,
     resume,
     rewind_log,
     save_checkpoint,
@@ -371,7 +371,7 @@ def main():
         args.seed = args.seed or 0
         torch.manual_seed(args.seed)
         arch = args.arch or ("resnet18" if args.smoke else "resnet50")
-        subset, encoder = load_subset(args.source), resnet(arch)
+        subset, encoder = load_subset(args.source), build_encoder(arch)
         out = args.out or Path("runs", subset.name, subset.ratio, args.loss, f"seed{args.seed}")
         summary, options = out / "finetune.json", {"method": args.loss, **options}
     head = HEADS[args.head](encoder.dim)

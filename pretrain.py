@@ -146,7 +146,11 @@ def parse_args(words=None):
         type=number_from(1e-3, float),
         help="of the similarities (default: 0.07; paco: 0.2)",
     )
-    parser.add_argument("--arch", default="resnet50", help="any torchvision ResNet")
+    parser.add_argument(
+        "--arch",
+        default="resnet50",
+        help="resnet8 to resnet56 (CIFAR ResNets) or any torchvision ResNet",
+    )
     parser.add_argument(
         "--epochs", type=number_from(1), default=100, help="passes over the training images"
     )

@@ -191,7 +191,7 @@ def test_logit_adjustment_with_equal_counts_is_cross_entropy():
 
 def network_of(folder, head, arch="resnet18"):
     """The network that a supervised run left in encoder.pt and classifier.pt."""
-    encoder = common.resnet(arch)
+    encoder = common.build_encoder(arch)
     encoder.load_state_dict(torch.load(folder / "encoder.pt", weights_only=True))
     head = finetune.HEADS[head](encoder.dim)
     head.load_state_dict(torch.load(folder / "classifier.pt", weights_only=True))
