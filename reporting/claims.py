@@ -453,7 +453,7 @@ def by_batch_size(runs, place, method):
 
 
 def overhead(runs):
-    path = Path(__file__).parent / "results" / "benchmark" / "methods.json"
+    path = Path(__file__).parents[1] / "results" / "benchmark" / "methods.json"
     if not path.is_file():
         return []
     times = json.loads(path.read_text(encoding="utf-8"))["methods"]
