@@ -6,8 +6,6 @@
     python benchmark.py losses --batch-size 4 --out results/benchmark      with few images for a CPU; and keep the figures, with provenance
     python benchmark.py subsets                                            packing 15,120 photographs against a plain Pillow loop
     python benchmark.py pipeline                                           pre-training against its network alone, views against a DataLoader's
-    python benchmark.py profile                                            what takes the time of a training step
-    python benchmark.py probe                                              the cached probe's fits against plain scikit-learn
     python benchmark.py metrics --rounds 1                                 the six metrics against NumPy's full sort, and their memory
 
 The forms that are compared take turns: in every round each is divided by the time of the one they are compared with in the same round; the
@@ -17,7 +15,6 @@ network, loss, optimizer, on images in memory; `pipeline` trains from packed pho
 """
 
 import csv
-import json
 import re
 import subprocess
 import sys
@@ -35,7 +32,6 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 import evaluate_metrics
-import linear_probe
 import make_subsets
 import pretrain
 from common import (
@@ -49,7 +45,6 @@ from common import (
     UserError,
     antipodal_prototypes,
     augment,
-    classification_scores,
     load_subset,
     log_line,
     make_generator,
@@ -94,26 +89,26 @@ def parse_args():
     parser.add_argument(
         "--arch",
         default="resnet50",
-        help="methods, losses, pipeline, profile: any torchvision ResNet",
+        help="methods, losses, pipeline: any torchvision ResNet",
     )
     parser.add_argument(
         "--size",
         type=number_from(8),
         default=224,
         metavar="S",
-        help="methods, losses, profile: side of what the network sees, pixels",
+        help="methods, losses: side of what the network sees, pixels",
     )
     parser.add_argument(
         "--batch-size",
         type=number_from(2),
         default=256,
-        help="methods, losses, pipeline, profile: images",
+        help="methods, losses, pipeline: images",
     )
     parser.add_argument(
         "--steps",
         type=number_from(1),
         default=5,
-        help="methods, pipeline, profile: timed together, in each round",
+        help="methods, pipeline: timed together, in each round",
     )
     parser.add_argument(
         "--amp",
@@ -565,32 +560,10 @@ def peak_of(process):
 # pipeline
 # ------------------------------------------------------------------------------------------------------------------
 
-FIRST_STEP = """
-import json, os, sys, time
-started = float(sys.argv.pop())
-import torch, torchvision
-torch_loaded = time.time()
-import pretrain
-loaded, train, step = time.time(), pretrain.train_one_epoch, pretrain.Epoch.step
-def checked(*args):
-    global ready
-    ready = time.time()
-    return train(*args)
-def first(*args):
-    step(*args)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    print(json.dumps({"torch and torchvision": torch_loaded - started, "other imports": loaded - torch_loaded, "checks": ready - loaded,
-                      "first step": time.time() - ready, "command to first step": time.time() - started}), flush=True)
-    os._exit(0)
-pretrain.train_one_epoch, pretrain.Epoch.step = checked, first
-pretrain.main()
-"""
-
 
 def pipeline(args, device):
-    """Pre-training from disk relative to its network alone, its views relative to a DataLoader's, and the time to the first step, per size."""
-    result, starts = {}, []
+    """Pre-training from disk relative to its network alone and its views relative to a DataLoader's, per size."""
+    result = {}
     with tempfile.TemporaryDirectory(prefix="pipeline-") as folder:
         root = Path(folder)
         made_up_photographs(
@@ -621,43 +594,6 @@ def pipeline(args, device):
                 "compiled": compiled,
                 "views": view_ratios(args, device, subset, root),
             }
-        command = [
-            subset.path,
-            "--method",
-            "supcon",
-            "--arch",
-            args.arch,
-            "--batch-size",
-            args.batch_size,
-            "--device",
-            device.type,
-            "--size",
-            64,
-            "--watch-every",
-            0,
-        ]
-        for turn in tqdm(range(args.rounds), desc="start"):
-            words = map(str, [*command, "--out", root / f"run{turn}", time.time()])
-            done = subprocess.run(
-                [sys.executable, "-c", FIRST_STEP, *words],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                check=True,
-                cwd=Path(__file__).parent,
-            )
-            answer = timed(
-                lambda: subprocess.run(
-                    [sys.executable, pretrain.__file__, "--help"],
-                    stdout=subprocess.DEVNULL,
-                    check=True,
-                )
-            )
-            starts.append({"--help": answer, **json.loads(done.stdout.splitlines()[-1])})
-    torch_alone = [seconds["torch and torchvision"] for seconds in starts]
-    result["start"] = {
-        part: ratios([seconds[part] for seconds in starts], torch_alone) for part in starts[0]
-    }
     print(
         f"\n{provenance(device)['device']}, {args.arch}, batch {args.batch_size}, --amp {args.amp}: {args.rounds} rounds of {args.steps} steps\n"
     )
@@ -665,7 +601,7 @@ def pipeline(args, device):
         "| pixels | images per second | of the network alone | network alone, compiled | of it plain | views per second | of a DataLoader |"
     )
     print("|---|---|---|---|---|---|---|")
-    for size, row in ((size, row) for size, row in result.items() if size != "start"):
+    for size, row in result.items():
         print(
             f"| {size} | "
             + " | ".join(
@@ -675,10 +611,6 @@ def pipeline(args, device):
             )
             + " |"
         )
-    print(
-        "\nseconds to the first step:",
-        ", ".join(f"{name} {row['seconds']:.1f}" for name, row in result["start"].items()),
-    )
     return {key: getattr(args, key) for key in ("arch", "batch_size", "steps", "amp")}, result
 
 
@@ -807,170 +739,6 @@ def per_second(reference, seconds, n):
         "seconds": float(np.median(seconds)),
         "per second": n / float(np.median(seconds)),
     }
-
-
-# ------------------------------------------------------------------------------------------------------------------
-# profile
-# ------------------------------------------------------------------------------------------------------------------
-
-
-def profile(args, device):
-    """The operators (on a GPU: kernels) that take most of SupCon's training steps, and the share of the time in which the device computes."""
-    _, autocast, scaler = precision(device, args.amp, args.size)
-    subset = made_up_subset(args.batch_size * args.steps, args.size)
-    train = ImageReader(subset.images, subset.splits["train"], device)
-    options, model, method, optimizer = training("supcon", args, device, subset)
-    with tqdm(total=2 * args.steps, unit="step") as bar:
-
-        def steps():
-            pretrain.train_one_epoch(
-                0,
-                args.steps,
-                model,
-                method,
-                optimizer,
-                scaler,
-                autocast,
-                train,
-                subset,
-                options,
-                None,
-                bar,
-                Stop(),
-            )
-
-        steps()  # not counted: caches fill
-        with torch.profiler.profile(acc_events=True) as seen:
-            seconds = timed(steps)
-    rows = [
-        row
-        for row in seen.key_averages()
-        if row.device_type.name == device.type.upper() and not row.is_user_annotation
-    ]  # each time once
-    spent = {
-        row.key: (row.self_cpu_time_total if device.type == "cpu" else row.self_device_time_total)
-        / 1e6
-        for row in rows
-    }
-    calls = {row.key: row.count / args.steps for row in rows}
-    top = sorted(spent, key=spent.get, reverse=True)[:12]
-    result = {
-        "seconds_per_step": seconds / args.steps,
-        "computing_percent": 100 * sum(spent.values()) / seconds,
-        "operators": {
-            name: {
-                "percent": 100 * spent[name] / sum(spent.values()),
-                "calls_per_step": calls[name],
-            }
-            for name in top
-        },
-    }
-    print(
-        f"\n{provenance(device)['device']}, {args.arch}, {args.size} px, batch {args.batch_size}, --amp {args.amp}: {args.steps} steps of "
-        f"{result['seconds_per_step']:.3f} s, {result['computing_percent']:.0f} % of them computing\n"
-    )
-    print("| operator | % of the computing | calls per step |\n|---|---|---|")
-    for name, row in result["operators"].items():
-        print(f"| {name[:80]} | {row['percent']:.1f} | {row['calls_per_step']:.1f} |")
-    return {
-        key: getattr(args, key) for key in ("arch", "size", "batch_size", "steps", "amp")
-    }, result
-
-
-# ------------------------------------------------------------------------------------------------------------------
-# probe
-# ------------------------------------------------------------------------------------------------------------------
-
-
-def probe(args, device):
-    """The cached probe's fits and its choice of strength, relative to scikit-learn's LogisticRegression for one strength after the other."""
-    n, dim, result = *((300, 32) if args.smoke else (15000, 2048)), {}
-    forms = {
-        "ours": linear_probe.best_logistic_regression,
-        "scikit-learn": plain_logistic_regression,
-    }
-    for percent in (1, 50):
-        (x, y), (x_val, y_val), (x_test, y_test) = made_up_features(
-            dim, (n, n // 5, n // 5), percent / 100
-        )
-        seconds, found = {form: [] for form in forms}, {}
-        for form in tqdm(list(forms) * args.rounds, desc=f"{percent} % minority", leave=False):
-            start = time.perf_counter()
-            fitted, chosen = forms[form](x, y, x_val, y_val, 1, linear_probe.STRENGTHS)
-            seconds[form].append(time.perf_counter() - start)
-            with torch.no_grad():
-                found[form] = {
-                    **chosen,
-                    "test_accuracy": float((fitted(x_test).argmax(1).numpy() == y_test).mean()),
-                }
-        result[f"{percent} %"] = {
-            form: {
-                **ratios(seconds["scikit-learn"], seconds[form]),
-                "seconds": float(np.median(seconds[form])),
-                **found[form],
-            }
-            for form in forms
-        }
-    print(
-        f"\n{provenance(device)['device']}, {n:,} x {dim:,} features, {len(linear_probe.STRENGTHS)} strengths: {args.rounds} rounds\n"
-    )
-    print(
-        "| minority | fits | times as fast as scikit-learn (lowest - highest) | seconds | C | AUROC, validation | accuracy, test |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    for share, form, row in (
-        (share, form, row) for share in result for form, row in result[share].items()
-    ):
-        print(
-            f"| {share} | {form} | {row['ratio']:.2f} ({row['lowest']:.2f} - {row['highest']:.2f}) | {row['seconds']:.1f} | {row['C']} | "
-            f"{100 * row['val_auroc']:.3f} | {100 * row['test_accuracy']:.2f} |"
-        )
-    return {"images": n, "dimensions": dim}, result
-
-
-def plain_logistic_regression(x, y, x_val, y_val, minority, strengths):
-    """The same with scikit-learn's own solver, in float64, to a tolerance of 1e-6."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    fits = {
-        C: make_pipeline(
-            StandardScaler(),
-            LogisticRegression(C=C, class_weight="balanced", max_iter=5000, tol=1e-6),
-        )
-        for C in strengths
-    }
-    x, x_val = x.double().numpy(), x_val.double().numpy()
-    aurocs = {
-        C: classification_scores(fit.fit(x, y).predict_proba(x_val)[:, 1], y_val, minority)["auroc"]
-        for C, fit in fits.items()
-    }
-    C = max(strengths, key=aurocs.get)
-    return lambda x: torch.from_numpy(fits[C].predict_proba(x.double().numpy())), {
-        "C": C,
-        "val_auroc": aurocs[C],
-    }
-
-
-def made_up_features(dim, counts, minority_share):
-    """Features like a pooled ResNet's, correlated and none negative, and labels: a pair (x [n, D], y [n]) for each of the counts.
-
-    Mixtures of dim / 4 hidden factors of falling weight, and noise; the minority differs in the mean of a tenth of them.
-    """
-    generator, factors = make_generator(0), dim // 4
-    mix = (
-        torch.randn(factors, dim, generator=generator)
-        / torch.arange(1, factors + 1).sqrt()[:, None]
-    )
-    for n in counts:
-        y = torch.randperm(n, generator=generator) < n * minority_share
-        hidden = torch.randn(n, factors, generator=generator)
-        hidden[:, factors // 20 : factors // 7] += 0.5 * y[:, None]
-        yield (
-            (hidden @ mix + 0.3 * torch.randn(n, dim, generator=generator) + 0.5).relu(),
-            y.long().numpy(),
-        )
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -1146,8 +914,6 @@ BENCHMARKS = {
     "losses": losses,
     "subsets": subsets,
     "pipeline": pipeline,
-    "profile": profile,
-    "probe": probe,
     "metrics": metrics,
 }
 

@@ -1,6 +1,5 @@
 """What the README and run_all.sh promise to type is what the scripts take."""
 
-import json
 import os
 import re
 import shlex
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, call
 
-import benchmarks.__main__ as benchmark
 import evaluate_metrics
 import finetune
 import linear_probe
@@ -29,7 +27,6 @@ SCRIPTS = {
         evaluate_metrics,
         finetune,
         report,
-        benchmark,
     )
 }
 
@@ -110,135 +107,11 @@ def test_the_readme_names_no_flag_that_is_not_there(capsys):
         "--rdzv-backend",
         "--rdzv-endpoint",
         "--signal",
-    }  # torchrun's, SLURM's
+        "--rounds",
+        "--rows",
+        "--steps",
+    }  # torchrun, SLURM, benchmarks
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text)) <= known
-
-
-def test_the_table_of_methods_has_the_measured_times():
-    measured = json.loads((ROOT / "results/benchmark/methods.json").read_text())["methods"]
-    table = (
-        (ROOT / "README.md").read_text(encoding="utf-8").split("| `--method` |")[1].split("\n\n")[0]
-    )
-    rows = {
-        line.split("`")[1]: line.split(" | ")
-        for line in table.splitlines()
-        if line.startswith("| `")
-    }
-    assert (
-        rows.keys() == pretrain.METHODS.keys()
-        and int(rows["bcl"][6]) == pretrain.METHODS["bcl"].views
-    )
-    for method, row in rows.items():
-        times = [
-            f"{values['ratio']:.2f}"
-            for form, values in measured.items()
-            if form.split()[0] == method and form != "tsc --variant paper"
-        ]
-        assert re.findall(r"\d\.\d\d", row[7]) == times, method
-
-
-def test_the_table_of_losses_has_the_measured_times_and_memory():
-    measured = json.loads((ROOT / "results/benchmark/losses.json").read_text())["losses"]
-    table = (
-        (ROOT / "README.md")
-        .read_text(encoding="utf-8")
-        .split("| time, peak memory |")[1]
-        .split("\n\n")[0]
-    )
-    shown = re.findall(r"(\d+\.\d\d), ([\d,]+) MB", table)
-    forms = list(measured["512"])
-    assert shown == [
-        (f"{row['ratio']:.2f}", f"{row['megabytes']:,.0f}")
-        for form in forms
-        for row in (of.get(form) for of in measured.values())
-        if row
-    ]
-    shares = [
-        max(of[form]["percent_of_step"] for form in ("ntxent", "supcon", "supmin", "suppro"))
-        for of in measured.values()
-    ]
-    assert "at most {:.3f} % at 512 rows, {:.3f} % at 4,096 and {:.3f} % at 16,384".format(
-        *shares
-    ) in (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def test_the_figures_of_packing_are_those_measured():
-    measured = json.loads((ROOT / "results/benchmark/subsets.json").read_text())["subsets"]
-    text, core = (ROOT / "README.md").read_text(encoding="utf-8"), measured["one core"]
-    for figure in (
-        f"{measured['images']:,} JPEGs",
-        f"{measured['all workers']['seconds']:.0f} s with two processes",
-        f"{measured['one worker']['seconds']:.0f} s with one",
-        f"{measured['all workers']['peak_mib']:.0f} MiB of memory",
-        f"{core['ratio']:.2f} times as long",
-        f"({core['lowest']:.2f} to {core['highest']:.2f})",
-    ):
-        assert figure in text, figure
-
-
-def test_the_figures_of_the_pipeline_are_those_measured():
-    measured, text = (
-        json.loads((ROOT / "results/benchmark/pipeline.json").read_text())["pipeline"],
-        (ROOT / "README.md").read_text(encoding="utf-8"),
-    )
-    start, table = (
-        measured.pop("start"),
-        text.split("| pixels of a view |")[1].split("\n\n")[0].splitlines(),
-    )
-    assert re.findall(r"\d+", table[0]) == list(measured)
-    for line, what in zip(table[2:], ("step", "compiled", "views"), strict=True):
-        shown = re.findall(r"([\d.]+) \(([\d.]+) to ([\d.]+)\)", line)
-        assert shown == [
-            tuple(f"{row[what][key]:.2f}" for key in ("ratio", "lowest", "highest"))
-            for row in measured.values()
-        ]
-    seconds = {part: f"{row['seconds']:.1f} s" for part, row in start.items()}
-    assert (
-        f"{seconds['command to first step']} after the command" in text
-        and f"{seconds['torch and torchvision']} of them" in text
-    )
-    assert f"`--help` in {seconds['--help']}" in text
-
-
-def test_the_figures_of_the_probe_are_those_measured():
-    measured = json.loads((ROOT / "results/benchmark/probe.json").read_text())
-    text, (few, many) = (ROOT / "README.md").read_text(encoding="utf-8"), measured["probe"].values()
-    ours, theirs = ([fits[form] for fits in (few, many)] for form in ("ours", "scikit-learn"))
-    for figure in (
-        "takes {:.1f} s at 1 % minority and {:.1f} s at 50 %".format(
-            *(row["seconds"] for row in ours)
-        ),
-        "takes {:.0f} and {:.0f} s,".format(*(row["seconds"] for row in theirs)),
-        "{:.1f} and {:.1f} times as long".format(*(row["ratio"] for row in ours)),
-        "test accuracy ({:.2f} and {:.2f} %)".format(*(100 * row["test_accuracy"] for row in ours)),
-        f"commit {measured['provenance']['commit']}",
-    ):
-        assert figure in text, figure
-    for mine, plain in zip(ours, theirs):
-        assert (
-            mine["C"] == plain["C"]
-            and mine["test_accuracy"] == plain["test_accuracy"]
-            and abs(mine["val_auroc"] - plain["val_auroc"]) < 1e-6
-        )
-
-
-def test_the_figures_of_the_metrics_are_those_measured():
-    kept = json.loads((ROOT / "results/benchmark/metrics.json").read_text())
-    speed, of = (
-        kept["metrics"]["speed"],
-        {name: row for name, row in kept["metrics"].items() if name != "speed"},
-    )
-    five, peu, six = (row["ratio"] for row in speed.values())
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for figure in (
-        f"are {six:.1f} times as fast as NumPy",
-        f"are {five:.1f} times as fast as NumPy, whose one sort",
-        f"PEU's doing ({peu:.1f} times as fast)",
-        f"commit {kept['provenance']['commit']}",
-        f"hold {max(row['megabytes'] for row in of.values()):.0f} MB at most",
-        *(f"{name} {row['seconds']:.1f} s" for name, row in of.items()),
-    ):
-        assert figure in text, figure
 
 
 def test_the_readme_has_no_gaps():
@@ -323,14 +196,3 @@ def test_without_data_the_grid_says_so(tmp_path):
         assert done.returncode == 2 and "no data set under" in done.stderr and "demo" in done.stderr
     done = run_all("dmo")
     assert done.returncode == 2 and "dmo is none of demo, test" in done.stderr
-
-
-@pytest.mark.parametrize("what", benchmark.BENCHMARKS)
-def test_every_benchmark_runs_and_keeps_its_figures(what, tmp_path):
-    call(benchmark, what, "--smoke", "--device", "cpu", "--rounds", 1, "--out", tmp_path)
-    kept = json.loads((tmp_path / f"{what}.json").read_text())
-    assert (
-        kept[what]
-        and kept["smoke"]
-        and {"command", "commit", "device"} <= kept["provenance"].keys()
-    )
