@@ -9,9 +9,8 @@ from conftest import ROOT, one_line, run_script
 from scipy.stats import ttest_rel
 from test_report import call, make_run
 
-import report
 from common import UserError
-from reporting import claims
+from reporting import claims, collect
 
 NOISE = (-0.01, 0.0, 0.012)  # of three seeds
 
@@ -54,7 +53,7 @@ def runs(tmp_path):
 
 def cases(folder, letter):
     (claim,) = (claim for claim in claims.CLAIMS if claim.letter == letter)
-    return claim.cases(claims.Runs(report.collect(folder)))
+    return claim.cases(claims.Runs(collect.collect(folder)))
 
 
 def test_the_papers_story_is_recognised(runs):
@@ -134,7 +133,7 @@ def test_ablations_are_found_beside_their_base_and_by_one_change_alone(runs):
         runs, "supcon", "95-5", 0.1, folder="-more", batch_size=1024, epochs=60
     )  # not as many steps
     assert cases(runs, "f")[0].evidence == case.evidence
-    figure = claims.figures(report.collect(runs))["ablations.png"]()
+    figure = claims.figures(collect.collect(runs))["ablations.png"]()
     assert [ax.get_title() for ax in figure.axes] == [
         "batch size, equal steps",
         "margin of the prototypes",
@@ -266,7 +265,7 @@ def test_damaged_archives_and_mistakes(runs, tmp_path, monkeypatch):
     ):
         path.write_text(damage)
         with pytest.raises(UserError, match="runs.jsonl: not the runs of a report"):
-            report.collect(path)
+            collect.collect(path)
     one_line(run_script("report.py", cwd=tmp_path, code=2), "give the folder with the runs")
     one_line(
         run_script("report.py", "runs", "--check", "runs", cwd=tmp_path, code=2), "and nothing else"

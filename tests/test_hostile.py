@@ -27,6 +27,7 @@ from common import RECIPES, SPLITS, UserError, load_subset
 from datasets import sources
 from evaluate_metrics import open_embeddings
 from make_subsets import decode_block
+from reporting import collect, tables
 
 settings.register_profile(
     "kit",
@@ -282,7 +283,7 @@ def opened_or_refused(run, name, whole):
             "config.json": lambda: common.load_run(run),
             "finetune/config.json": lambda: finetune.load_network(run / "finetune"),
         }
-        for read in (readers.get(name), lambda: tables(Path("runs"))):
+        for read in (readers.get(name), lambda: tables_of(Path("runs"))):
             try:
                 read and read()
             except UserError as error:
@@ -293,17 +294,17 @@ def opened_or_refused(run, name, whole):
         (run / name).write_text(whole)
 
 
-def tables(folder):
+def tables_of(folder):
     """What report.py does, without the figures."""
-    rows = report.collect(folder)
-    groups = report.group(rows)
+    rows = collect.collect(folder)
+    groups = tables.group(rows)
     (
-        report.results_table(rows),
-        report.summary_table(groups),
-        report.terminal_tables(groups),
-        report.headlines(groups),
+        tables.results_table(rows),
+        tables.summary_table(groups),
+        tables.terminal_tables(groups),
+        tables.headlines(groups),
     )
-    report.markdown(groups, [], report.left_out(rows) + report.unlisted(folder), "report.py runs")
+    tables.markdown(groups, [], tables.left_out(rows) + tables.unlisted(folder), "report.py runs")
     report.next_step(rows, folder, folder / "report", [])
 
 

@@ -13,6 +13,7 @@ from conftest import one_line, run_script
 import pretrain
 import report
 from common import UserError
+from reporting import collect, figures, tables
 
 SIX = ("sad", "saa", "cad", "cac", "gpu", "peu")
 
@@ -157,7 +158,7 @@ def classification_scores(value):
 
 
 def groups_of(runs):
-    return {(g["dataset"], g["ratio"], g["name"]): g for g in report.group(report.collect(runs))}
+    return {(g["dataset"], g["ratio"], g["name"]): g for g in tables.group(collect.collect(runs))}
 
 
 def read_csv(path):
@@ -187,7 +188,7 @@ def test_mean_and_deviation_by_hand(tmp_path):
     assert g["cells"]["final_loss"][:2] == pytest.approx((6, 1))
     assert g["cells"]["below_collapse"][0] == pytest.approx(math.log(511) - 6)
     assert (
-        report.cell_text(g["cells"]["balanced_accuracy"], 3, 1)
+        tables.cell_text(g["cells"]["balanced_accuracy"], 3, 1)
         == f"73.0 ± {statistics.stdev([70, 72, 77]):.1f}"
     )
 
@@ -201,14 +202,14 @@ def test_minority_is_class_zero_when_the_run_says_so(tmp_path):
 def test_one_seed_has_no_deviation_and_fewer_seeds_are_said(tmp_path):
     make_run(tmp_path, probe=0.6)
     assert (
-        report.cell_text(
+        tables.cell_text(
             groups_of(tmp_path)["digits", "99-1", "supcon"]["cells"]["balanced_accuracy"], 1, 1
         )
         == "60.0 ± -"
     )
     make_run(tmp_path, seed=1)
     assert (
-        report.cell_text(
+        tables.cell_text(
             groups_of(tmp_path)["digits", "99-1", "supcon"]["cells"]["balanced_accuracy"], 2, 1
         )
         == "60.0 ± - (n 1)"
@@ -221,22 +222,22 @@ def test_not_run_is_not_the_same_as_not_applicable(tmp_path):
     make_run(tmp_path, "ntxent")
     make_run(tmp_path, "ce", finetune=0.7)
     found = groups_of(tmp_path)
-    assert found["digits", "99-1", "supcon"]["cells"]["saa_minority"] == report.NOT_RUN
+    assert found["digits", "99-1", "supcon"]["cells"]["saa_minority"] == collect.NOT_RUN
     assert (
         found["digits", "99-1", "supcon"]["cells"]["balanced_train_accuracy"]
-        == report.NOT_APPLICABLE
+        == collect.NOT_APPLICABLE
     )  # null: no 50-50 subset beside it
     assert found["digits", "99-1", "supmin"]["cells"]["balanced_train_accuracy"][
         0
     ] == pytest.approx(81)
-    assert found["digits", "99-1", "ntxent"]["cells"]["accuracy"] == report.NOT_RUN
+    assert found["digits", "99-1", "ntxent"]["cells"]["accuracy"] == collect.NOT_RUN
     ce = found["digits", "99-1", "ce from scratch"]["cells"]
     assert (
         ce["balanced_accuracy"][0] == pytest.approx(70)
-        and ce["below_collapse"] == report.NOT_APPLICABLE
-        and ce["cac_minority"] == report.NOT_RUN
+        and ce["below_collapse"] == collect.NOT_APPLICABLE
+        and ce["cac_minority"] == collect.NOT_RUN
     )
-    text = report.markdown(list(found.values()), [], [], "report.py runs")
+    text = tables.markdown(list(found.values()), [], [], "report.py runs")
     assert (
         "| ce | from scratch | 1 | 71.0 ± - | 70.0 ± - |" in text
         and "| ntxent | linear probe | 1 | not run | not run |" in text
@@ -254,7 +255,7 @@ def test_labels_name_options_and_unusual_settings_only(tmp_path):
         tmp_path, "supcon", 0, batch_size=64
     )  # its only runs, yet unlike the other contrastive ones
     make_run(tmp_path, "ce", 0, epochs=90)  # another kind: 90 is its usual
-    labels = {row["path"]: row["label"] for row in report.collect(tmp_path)}
+    labels = {row["path"]: row["label"] for row in collect.collect(tmp_path)}
     assert labels == {
         "digits/99-1/suppro/seed0": "suppro",
         "digits/99-1/suppro/seed1": "suppro",
@@ -278,10 +279,10 @@ def test_what_was_tried_at_one_ratio_is_not_the_usual_however_often_it_was(tmp_p
         ("50-50", "supcon", 1),
     ]
     assert [
-        (g["ratio"], g["label"]) for g in report.on_lines(list(groups_of(tmp_path).values()))
+        (g["ratio"], g["label"]) for g in figures.on_lines(list(groups_of(tmp_path).values()))
     ] == [("99-1", "supcon"), ("50-50", "supcon")]
     make_run(tmp_path, "supcon", 0, "50-50", folder="short", probe=0.7, warmup_epochs=2)
-    assert len(report.on_lines(list(groups_of(tmp_path).values()))) == 4  # two ratios make a line
+    assert len(figures.on_lines(list(groups_of(tmp_path).values()))) == 4  # two ratios make a line
 
 
 def test_labels_of_later_methods_name_what_is_not_the_default(tmp_path):
@@ -308,13 +309,13 @@ def test_labels_of_later_methods_name_what_is_not_the_default(tmp_path):
         ]
     ):
         make_run(tmp_path, method, folder=f"{i}", **options)
-        assert {row["path"]: row["label"] for row in report.collect(tmp_path)}[str(i)] == label
+        assert {row["path"]: row["label"] for row in collect.collect(tmp_path)}[str(i)] == label
 
 
 def test_the_report_knows_the_defaults_of_every_method():
     for name, options in pretrain.OPTIONS.items():
         assert options == {
-            key: {**report.DEFAULTS, **report.OWN_DEFAULTS.get(name, {})}[key] for key in options
+            key: {**collect.DEFAULTS, **collect.OWN_DEFAULTS.get(name, {})}[key] for key in options
         }
 
 
@@ -351,7 +352,7 @@ def test_weighted_cross_entropy_with_and_without_augmentation_are_two_rows(tmp_p
         "ldam_drw from scratch": (1, 80),
         "logit_adjusted (head lr 0.01, fraction 0.1) from scratch": (1, 90),
     }
-    text = report.markdown(list(found.values()), [], [], "report.py runs")
+    text = tables.markdown(list(found.values()), [], [], "report.py runs")
     assert (
         text.count("## digits, 99-1") == 1
         and "| weighted_ce (no augment) | from scratch | 2 |" in text
@@ -401,15 +402,15 @@ def test_retrained_classifiers_are_rows_named_by_their_encoder(tmp_path, monkeyp
         == cells["saa_minority"]
         == cells["below_collapse"]
         == cells["balanced_train_accuracy"]
-        == report.NOT_APPLICABLE
+        == collect.NOT_APPLICABLE
     )
-    assert {row["state"] for row in report.collect(tmp_path) if row["path"] == "ce/seed1/lws0"} == {
-        "not finished"
-    }
+    assert {
+        row["state"] for row in collect.collect(tmp_path) if row["path"] == "ce/seed1/lws0"
+    } == {"not finished"}
     call(monkeypatch, tmp_path)
     assert "not finished (1): ce/seed1/lws0" in capsys.readouterr().out
     assert all(
-        "crt" not in line for line in report.headlines(list(found.values()))
+        "crt" not in line for line in tables.headlines(list(found.values()))
     )  # they have no encoder of their own
 
 
@@ -431,9 +432,9 @@ def test_collapse_gap_is_the_logs_and_null_does_not_apply(tmp_path):
     make_run(tmp_path, "tsc", gap=None, variant="ttc")
     make_run(tmp_path, "kcl", gap=0.25)
     found = groups_of(tmp_path)
-    assert found["digits", "99-1", "tsc"]["cells"]["below_collapse"] == report.NOT_APPLICABLE
+    assert found["digits", "99-1", "tsc"]["cells"]["below_collapse"] == collect.NOT_APPLICABLE
     assert found["digits", "99-1", "kcl"]["cells"]["below_collapse"][0] == 0.25
-    assert {row["last_subclasses"] for row in report.results_table(report.collect(tmp_path))} == {
+    assert {row["last_subclasses"] for row in tables.results_table(collect.collect(tmp_path))} == {
         "[1, 99]"
     }
 
@@ -496,7 +497,7 @@ def test_other_ways_of_measuring_are_never_averaged(tmp_path):
         in {g["scored_by"] for g in groups_of(tmp_path).values()}
     )
     assert (
-        found["fine-tuned, weighted_ce, all"]["cells"]["saa_minority"] == report.NOT_APPLICABLE
+        found["fine-tuned, weighted_ce, all"]["cells"]["saa_minority"] == collect.NOT_APPLICABLE
     )  # of the encoder before
 
 
@@ -504,7 +505,7 @@ def test_unfinished_and_repeated_runs_are_listed_and_not_counted(tmp_path, capsy
     make_run(tmp_path, seed=0, probe=0.6)
     make_run(tmp_path, seed=0, folder="copy", probe=0.6)
     make_run(tmp_path, seed=1, encoder=False)
-    rows = report.collect(tmp_path)
+    rows = collect.collect(tmp_path)
     assert {row["path"]: row["state"] for row in rows} == {
         "copy": "finished",
         "digits/99-1/supcon/seed0": "repeats copy",
@@ -541,7 +542,7 @@ def test_order_of_tables_and_of_files(tmp_path):
         ]
     ):
         make_run(tmp_path, method, dataset=dataset, ratio=ratio, folder=f"{'gcafbed'[i]}/run")
-    assert [(row["dataset"], row["ratio"], row["method"]) for row in report.collect(tmp_path)] == [
+    assert [(row["dataset"], row["ratio"], row["method"]) for row in collect.collect(tmp_path)] == [
         ("digits", "99-1", "other"),
         ("digits", "95-5", "supmin"),
         ("digits", "50-50", "supcon"),
@@ -564,14 +565,14 @@ def test_folder_names_do_not_matter(tmp_path):
         for place, i in enumerate(order):
             method, seed, probe, saa = runs[i]
             make_run(tmp_path / tree, method, seed, folder=f"{place}", probe=probe, saa=saa)
-    tables = [
+    summaries = [
         [
             {key: row[key] for key in row}
-            for row in report.summary_table(report.group(report.collect(tmp_path / tree)))
+            for row in tables.summary_table(tables.group(collect.collect(tmp_path / tree)))
         ]
         for tree in "ab"
     ]
-    assert tables[0] == tables[1] and [row["n"] for row in tables[0]] == [4, 4]
+    assert summaries[0] == summaries[1] and [row["n"] for row in summaries[0]] == [4, 4]
 
 
 def test_csv_files_hold_every_seed_and_every_summary(tmp_path, monkeypatch):
@@ -629,7 +630,7 @@ def test_provenance_is_read_from_the_runs(tmp_path):
     for method in ("supcon", "supmin"):
         for seed in range(2):
             make_run(tmp_path, method, seed, probe=0.6)
-    text = report.markdown(list(groups_of(tmp_path).values()), [], [], "report.py runs")
+    text = tables.markdown(list(groups_of(tmp_path).values()), [], [], "report.py runs")
     assert (
         "`python pretrain.py subsets/digits/99-1.json --method {supcon,supmin} --seed {0,1}`"
         in text
@@ -641,7 +642,7 @@ def test_provenance_is_read_from_the_runs(tmp_path):
 
 
 def test_commands_of_other_forms_stay_apart():
-    assert report.command_shapes(
+    assert tables.command_shapes(
         [
             "python a.py x --seed 0",
             "python a.py x --seed 1",
@@ -649,7 +650,7 @@ def test_commands_of_other_forms_stay_apart():
             "python b.py x --seed 0",
         ]
     ) == ["python a.py x --seed {0,1}", "python a.py x", "python b.py x --seed 0"]
-    assert report.command_shapes(
+    assert tables.command_shapes(
         [f"python p.py runs/{m}/seed{s}" for m in "ab" for s in (0, 1)]
     ) == ["python p.py runs/{a,b}/{seed0,seed1}"]
 
@@ -667,7 +668,7 @@ def test_terminal_table_fits(tmp_path):
             finetune=0.9,
         )
     make_run(tmp_path, "supmin", 5, majority_supervision=0.25)
-    text = report.terminal_tables(list(groups_of(tmp_path).values()))
+    text = tables.terminal_tables(list(groups_of(tmp_path).values()))
     assert max(map(len, text.splitlines())) <= 120
     assert "97.0 ± 0.0*" in text and "* fewer seeds" in text and "supmin (majority" in text
 
@@ -676,7 +677,7 @@ def test_headline_says_what_the_numbers_say(tmp_path):
     for method, saa, probe, loss in (("supcon", 1.0, 0.6, 6.2), ("supmin", 12.0, 0.8, 5.0)):
         make_run(tmp_path, method, saa=[saa, saa + 1], probe=probe, loss=loss)
         make_run(tmp_path, method, ratio="50-50", saa=[80, 80], probe=0.99)
-    (line,) = report.headlines(list(groups_of(tmp_path).values()))
+    (line,) = tables.headlines(list(groups_of(tmp_path).values()))
     gap = math.log(511) - 6.2
     assert line == (
         "digits 99-1 (1 seed), SAA over both classes: supcon 1.5 %, supmin 12.5 %; CAC: supcon 1.5 %, supmin 1.5 %; balanced accuracy: supcon 60.0 %, supmin 80.0 %. "
@@ -691,16 +692,16 @@ def test_line_fit_against_scikit_learn():
     x = rng.uniform(50, 90, 25)
     y = 0.7 * x + rng.normal(0, 5, 25)
     model = LinearRegression().fit(x[:, None], y)
-    assert report.line_fit(x, y) == pytest.approx(
+    assert figures.line_fit(x, y) == pytest.approx(
         (model.coef_[0], model.intercept_, model.score(x[:, None], y))
     )
-    assert report.line_fit(x, y)[2] == pytest.approx(np.corrcoef(x, y)[0, 1] ** 2)
+    assert figures.line_fit(x, y)[2] == pytest.approx(np.corrcoef(x, y)[0, 1] ** 2)
 
 
 def cac_titles(runs):
-    groups = report.group(report.collect(runs))
+    groups = tables.group(collect.collect(runs))
     style = {g["name"]: dict(color="k", marker="o", ls="-") for g in groups}
-    return [ax.get_title() for ax in report.cac_accuracy_figure(groups, style).axes]
+    return [ax.get_title() for ax in figures.cac_accuracy_figure(groups, style).axes]
 
 
 def test_r_squared_in_the_title_or_why_not(tmp_path):
@@ -716,10 +717,10 @@ def test_r_squared_in_the_title_or_why_not(tmp_path):
 
 def test_natural_ratio_is_placed_by_its_counts(tmp_path):
     path = make_run(tmp_path, ratio="natural", probe=0.6, minority=0, subset="../subset.json")
-    (row,) = report.collect(tmp_path)
-    assert row["minority_percent"] is None and "digits natural" in report.left_out([row])[0]
+    (row,) = collect.collect(tmp_path)
+    assert row["minority_percent"] is None and "digits natural" in tables.left_out([row])[0]
     write(path.parent / "subset.json", {"counts": {"train": {"0": 30, "1": 90}}})
-    assert report.collect(tmp_path)[0]["minority_percent"] == 25
+    assert collect.collect(tmp_path)[0]["minority_percent"] == 25
 
 
 def test_figures_are_drawn_and_not_blank(tmp_path, monkeypatch, capsys):
@@ -768,8 +769,8 @@ def test_lines_hold_the_means_and_every_seed(tmp_path):
     for ratio, values in (("99-1", (0.5, 0.6)), ("50-50", (0.9, 0.7))):
         for seed, value in enumerate(values):
             make_run(tmp_path, "supmin", seed, ratio, probe=value)
-    groups = report.group(report.collect(tmp_path))
-    (ax,) = report.accuracy_figure(groups, {"supmin": dict(color="k", marker="o", ls="-")}).axes
+    groups = tables.group(collect.collect(tmp_path))
+    (ax,) = figures.accuracy_figure(groups, {"supmin": dict(color="k", marker="o", ls="-")}).axes
     lines = [line.get_ydata() for line in ax.get_lines()]
     assert any(len(y) == 2 and np.allclose(y, [55, 80]) for y in lines)
     assert any(np.allclose(y, [50, 60]) for y in lines) and any(
@@ -781,8 +782,8 @@ def test_lines_hold_the_means_and_every_seed(tmp_path):
 def test_embedding_is_the_lowest_seed_that_has_one(tmp_path):
     for seed in (0, 3, 10):
         make_run(tmp_path, seed=seed, embedding=seed > 0)
-    (g,) = report.group(report.collect(tmp_path))
-    row, xy, rare, _ = report.embedding_of(g, tmp_path)
+    (g,) = tables.group(collect.collect(tmp_path))
+    row, xy, rare, _ = figures.embedding_of(g, tmp_path)
     assert row["seed"] == 3 and xy.shape == (40, 2) and rare.sum() == 20
 
 
@@ -812,15 +813,15 @@ def test_results_of_another_encoder_are_refused(tmp_path):
     for name, digest in (("probe.json", "a"), ("metrics.json", "b")):
         write(path / name, {**json.loads((path / name).read_text()), "encoder_sha256": digest})
     with pytest.raises(UserError, match="different encoders"):
-        report.collect(tmp_path)
+        collect.collect(tmp_path)
 
 
 def test_no_folder_and_no_runs(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
-        report.collect(tmp_path / "nothing")
+        collect.collect(tmp_path / "nothing")
     write(tmp_path / "config.json", {"something": "else"})
     with pytest.raises(UserError, match="holds no run"):
-        report.collect(tmp_path)
+        collect.collect(tmp_path)
 
 
 def test_as_a_user_calls_it(tmp_path):
