@@ -14,18 +14,18 @@ import textwrap
 from pathlib import Path
 
 from reporting import claims
-from reporting.collect import archive, flat, load
+from reporting.collect import archive_text, load_runs, to_rows
 from reporting.figures import draw_figures
 from reporting.tables import (
     csv_text,
-    group,
+    excluded_runs,
+    group_by_seed,
     headlines,
-    left_out,
     markdown,
     results_table,
     summary_table,
     terminal_tables,
-    unlisted,
+    unlinked_finetunings,
 )
 from utils.cli import ArgumentParser, UserError, command_line, run_main
 from utils.files import atomic_write
@@ -66,11 +66,11 @@ def parse_args():
 def main():
     args = parse_args()
     if args.check:
-        check(args.check)
+        check_tables(args.check)
         return
     from_archive = args.runs.is_file()
     out = args.out or (args.runs.parent if from_archive else args.runs / "report")
-    head, runs = load(args.runs)
+    head, runs = load_runs(args.runs)
     judged = args.claims or from_archive and head["claims"]
     if (
         judged
@@ -78,19 +78,22 @@ def main():
         and not (out / "README.md").read_text(encoding="utf-8").startswith(claims.TITLE)
     ):
         raise UserError(f"{out / 'README.md'}: is not this script's; give --out another folder")
-    rows = flat(runs, args.runs)
-    groups = group(rows)
+    rows = to_rows(runs, args.runs)
+    groups = group_by_seed(rows)
     figures, missing = draw_figures(groups, args.runs, out, judged)
-    notes = missing if from_archive else missing + unlisted(args.runs)
+    notes = missing if from_archive else missing + unlinked_finetunings(args.runs)
     head = {"command": command_line(), "claims": judged, "figures": figures, "notes": notes}
-    for name, text in {"runs.jsonl": archive(head, runs), **tables(head, rows, groups)}.items():
+    for name, text in {
+        "runs.jsonl": archive_text(head, runs),
+        **tables(head, rows, groups),
+    }.items():
         with atomic_write(out / name) as part:
             part.write_text(text, encoding="utf-8")
 
     print(terminal_tables(groups))
     for line in [
         *notes,
-        *left_out(rows),
+        *excluded_runs(rows),
         *headlines(groups),
         f"written to {out}: " + ", ".join(["report.md", "results.csv", "summary.csv", *figures]),
     ]:
@@ -106,7 +109,7 @@ def tables(head, rows, groups):
         "results.csv": csv_text(results_table(rows)),
         "summary.csv": csv_text(summary_table(groups)),
         "report.md": markdown(
-            groups, head["figures"], head["notes"] + left_out(rows), head["command"]
+            groups, head["figures"], head["notes"] + excluded_runs(rows), head["command"]
         ),
     }
     if head["claims"]:
@@ -114,7 +117,7 @@ def tables(head, rows, groups):
     return made
 
 
-def check(folder):
+def check_tables(folder):
     """Make the tables beside every runs.jsonl below a folder again, from it alone, and compare. Exit code 1 where one differs."""
     archives = sorted(folder.rglob("runs.jsonl"))
     if not archives:
@@ -123,9 +126,9 @@ def check(folder):
         )
     differ = []
     for path in archives:
-        head, runs = load(path)
-        rows = flat(runs, path)
-        for name, text in tables(head, rows, group(rows)).items():
+        head, runs = load_runs(path)
+        rows = to_rows(runs, path)
+        for name, text in tables(head, rows, group_by_seed(rows)).items():
             there = path.with_name(name)
             same = there.is_file() and there.read_text(encoding="utf-8") == text
             print(

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-REPAIRS = {"supmin": "Supervised Minority", "suppro": "Supervised Prototypes"}
+PROPOSED = {"supmin": "Supervised Minority", "suppro": "Supervised Prototypes"}
 LONG_TAIL = {"kcl": "KCL", "tsc": "TSC", "sbcl": "SBC", "bcl": "BCL", "paco": "PaCo"}
 SUPERVISED = {
     "ldam_drw": "LDAM-DRW",
@@ -109,8 +109,10 @@ class Runs:
 
     def lengths(self, dataset, ratio):
         """{"": {method: {seed: row}}, ", 64 epochs": ...} of SupCon and the repairs: base runs, and those with another number of epochs."""
-        found = {"": {method: self.base(dataset, ratio, method) for method in ("supcon", *REPAIRS)}}
-        for method in ("supcon", *REPAIRS):
+        found = {
+            "": {method: self.base(dataset, ratio, method) for method in ("supcon", *PROPOSED)}
+        }
+        for method in ("supcon", *PROPOSED):
             for epochs, rows in self.changed(
                 dataset, ratio, method, "epochs", "warmup_epochs"
             ).items():
@@ -137,11 +139,11 @@ class Runs:
         ]
 
 
-def at(place):
+def subset_name(place):
     return " ".join(place)
 
 
-def score(row):
+def balanced_accuracy(row):
     """Balanced test accuracy in percent: of the linear probe, or of a supervised network itself. None if not measured."""
     value = row.get(
         f"{'probe' if row['kind'] == 'contrastive' else 'finetune'}_test_balanced_accuracy"
@@ -155,8 +157,8 @@ def balanced_probe(row):
     return None if value is None else 100 * value
 
 
-READINGS = {
-    score: "",
+PROBES = {
+    balanced_accuracy: "",
     balanced_probe: ", probe trained on the 50-50 rows",
 }  # the paper leaves open which rows its probe is trained on
 
@@ -171,14 +173,14 @@ def metric(key):
     return value
 
 
-def values_of(members, value=score):
+def measured_values(members, value=balanced_accuracy):
     """The measured values of {seed: row}, by seed."""
     found = {seed: value(row) for seed, row in members.items()}
     return {seed: v for seed, v in found.items() if v is not None and math.isfinite(v)}
 
 
-def text_of(members, value=score, unit=" %", digits=1):
-    values = list(values_of(members, value).values())
+def mean_text(members, value=balanced_accuracy, unit=" %", digits=1):
+    values = list(measured_values(members, value).values())
     if not values:
         return "not run"
     spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
@@ -219,22 +221,22 @@ class Difference:
         return f"{self.mean:+.1f}{spread} points (n {len(self.values)}{p})"
 
 
-def difference(a, b, value=score):
+def difference(a, b, value=balanced_accuracy):
     """a minus b; None without a common seed."""
-    a, b = values_of(a, value), values_of(b, value)
+    a, b = measured_values(a, value), measured_values(b, value)
     common = sorted(a.keys() & b.keys())
     return Difference([a[seed] - b[seed] for seed in common]) if common else None
 
 
-def better(difference):
+def is_higher(difference):
     """True, False, or None where it is not decided."""
     return {1: True, -1: False, 0: None}[difference.sign]
 
 
-def no_worse(difference):
+def not_lower(difference):
     """Not lower by a difference that counts, nor by SAME points on average (which alone decides nothing)."""
     if difference.sign or len(difference.values) < 3:
-        return better(difference)
+        return is_higher(difference)
     return True if difference.mean > -SAME else None
 
 
@@ -243,7 +245,7 @@ def no_worse(difference):
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def supcon_falls(runs):
+def judge_collapse(runs):
     cases = []
     for dataset in dict.fromkeys(dataset for dataset, _ in runs.places):
         places = sorted(
@@ -252,13 +254,13 @@ def supcon_falls(runs):
                 for place in runs.places
                 if place[0] == dataset
                 and runs.share[place]
-                and values_of(runs.base(*place, "supcon"))
+                and measured_values(runs.base(*place, "supcon"))
             ),
             key=lambda place: -runs.share[place],
         )
         if len(places) > 1:
             text = ", ".join(
-                f"{ratio} {text_of(runs.base(dataset, ratio, 'supcon'))}" for _, ratio in places
+                f"{ratio} {mean_text(runs.base(dataset, ratio, 'supcon'))}" for _, ratio in places
             )
             if fall := difference(
                 runs.base(*places[0], "supcon"), runs.base(*places[-1], "supcon")
@@ -266,7 +268,7 @@ def supcon_falls(runs):
                 cases.append(
                     Case(
                         f"{dataset}: falls",
-                        better(fall),
+                        is_higher(fall),
                         f"{text}: from the first to the last {fall}",
                         abs(fall.mean),
                     )
@@ -274,48 +276,48 @@ def supcon_falls(runs):
         for place in places:
             if runs.share[place] <= 1:
                 rows = runs.base(*place, "supcon")
-                gap = text_of(rows, lambda row: row.get("last_collapse_gap"), " nats", 3)
-                for value, on in READINGS.items():
-                    if known := list(values_of(rows, value).values()):
+                gap = mean_text(rows, lambda row: row.get("last_collapse_gap"), " nats", 3)
+                for value, on in PROBES.items():
+                    if known := list(measured_values(rows, value).values()):
                         cases.append(
                             Case(
                                 f"{dataset} {place[1]}: collapses (below 60 %){on}",
                                 bool(np.mean(known) < 60) if len(known) > 2 else None,
-                                f"{text_of(rows, value)}, loss below its collapse value by {gap}",
+                                f"{mean_text(rows, value)}, loss below its collapse value by {gap}",
                             )
                         )
                     if d := difference(untrained := runs.untrained(*place), rows, value):
                         cases.append(
                             Case(
-                                f"{at(place)}: no better than untrained{on}",
-                                no_worse(d),
-                                f"untrained {text_of(untrained, value)} against {text_of(rows, value)}: {d}",
+                                f"{subset_name(place)}: no better than untrained{on}",
+                                not_lower(d),
+                                f"untrained {mean_text(untrained, value)} against {mean_text(rows, value)}: {d}",
                                 abs(d.mean),
                             )
                         )
     return cases
 
 
-def metrics_show(runs):
+def judge_metrics(runs):
     cases = []
     for place in runs.rare():
         for length, members in runs.lengths(*place).items():
             for key, name in METRICS.items():
                 repaired = [
                     d
-                    for method in REPAIRS
+                    for method in PROPOSED
                     if (d := difference(members["supcon"], members[method], metric(key)))
                 ]
                 if repaired:
                     signs = {d.sign * WORSE[key] for d in repaired}
                     shown = True if signs == {1} else False if signs == {-1} else None
                     means = ", ".join(
-                        f"{text_of(members[method], metric(key), '', 2)} {label}"
-                        for method, label in {"supcon": "SupCon", **REPAIRS}.items()
+                        f"{mean_text(members[method], metric(key), '', 2)} {label}"
+                        for method, label in {"supcon": "SupCon", **PROPOSED}.items()
                     )
                     cases.append(
                         Case(
-                            f"{at(place)}{length}: {name} {'shows it' if key in ('saa', 'cac') else 'does not show it'}",
+                            f"{subset_name(place)}{length}: {name} {'shows it' if key in ('saa', 'cac') else 'does not show it'}",
                             shown if key in ("saa", "cac") or shown is None else not shown,
                             means,
                         )
@@ -323,37 +325,39 @@ def metrics_show(runs):
     return cases
 
 
-def repairs_win(runs):
+def judge_proposed_losses(runs):
     cases = []
     for place in runs.imbalanced():
         for length, members in runs.lengths(*place).items():
             others = {"SupCon": members["supcon"], "an untrained network": runs.untrained(*place)}
             for (method, name), (other, rows), (value, on) in itertools.product(
-                REPAIRS.items(), others.items(), READINGS.items()
+                PROPOSED.items(), others.items(), PROBES.items()
             ):
                 if d := difference(members[method], rows, value):
                     cases.append(
                         Case(
-                            f"{at(place)}{length}: {name} over {other}{on}",
-                            better(d),
-                            f"{text_of(members[method], value)} against {text_of(rows, value)}: {d}",
+                            f"{subset_name(place)}{length}: {name} over {other}{on}",
+                            is_higher(d),
+                            f"{mean_text(members[method], value)} against {mean_text(rows, value)}: {d}",
                             abs(d.mean),
                         )
                     )
-        for (method, name), (other, label) in itertools.product(REPAIRS.items(), LONG_TAIL.items()):
+        for (method, name), (other, label) in itertools.product(
+            PROPOSED.items(), LONG_TAIL.items()
+        ):
             if d := difference(runs.base(*place, method), runs.base(*place, other)):
                 cases.append(
                     Case(
-                        f"{at(place)}: {name} over {label}",
-                        better(d),
-                        f"{text_of(runs.base(*place, method))} against {text_of(runs.base(*place, other))}: {d}",
+                        f"{subset_name(place)}: {name} over {label}",
+                        is_higher(d),
+                        f"{mean_text(runs.base(*place, method))} against {mean_text(runs.base(*place, other))}: {d}",
                         abs(d.mean),
                     )
                 )
     return cases
 
 
-def natural_or_medical(runs):
+def judge_domains(runs):
     cases = []
     for place in runs.imbalanced():
         d = difference(runs.base(*place, "supmin"), runs.base(*place, "suppro"))
@@ -361,7 +365,7 @@ def natural_or_medical(runs):
             natural = place[0] in NATURAL
             cases.append(
                 Case(
-                    f"{at(place)}, {'natural: Supervised Minority' if natural else 'medical: Supervised Prototypes'} ahead",
+                    f"{subset_name(place)}, {'natural: Supervised Minority' if natural else 'medical: Supervised Prototypes'} ahead",
                     None if not d.sign else (d.sign > 0) == natural,
                     f"Supervised Minority minus Supervised Prototypes: {d}",
                     abs(d.mean),
@@ -370,10 +374,10 @@ def natural_or_medical(runs):
     return cases
 
 
-def cac_predicts(runs):
+def judge_cac(runs):
     cases = []
-    for title, rows in by_dataset(runs):
-        r2 = {key: fit(rows, key) for key in METRICS}
+    for title, rows in contrastive_rows_by_dataset(runs):
+        r2 = {key: fit_line(rows, key) for key in METRICS}
         if r2["cac"]:
             others = ", ".join(
                 f"{METRICS[key]} {value[1]:.2f}"
@@ -391,7 +395,7 @@ def cac_predicts(runs):
     return cases
 
 
-def by_dataset(runs):
+def contrastive_rows_by_dataset(runs):
     """(title, contrastive runs) of all data sets with one, and of all together where they are several."""
     rows = [row for row in runs.rows if row["kind"] == "contrastive"]
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
@@ -400,9 +404,9 @@ def by_dataset(runs):
     ] + ([("all runs", rows)] if len(datasets) > 1 else [])
 
 
-def fit(rows, key):
+def fit_line(rows, key):
     """(slope, R², n) of balanced accuracy on a metric, by least squares; None for fewer than 8 runs or equal values."""
-    pairs = [(metric(key)(row), score(row)) for row in rows]
+    pairs = [(metric(key)(row), balanced_accuracy(row)) for row in rows]
     x, y = np.array(
         [pair for pair in pairs if None not in pair and np.isfinite(pair).all()] or [(0, 0)],
         dtype=float,
@@ -412,18 +416,18 @@ def fit(rows, key):
     return float(np.polyfit(x, y, 1)[0]), float(np.corrcoef(x, y)[0, 1] ** 2), len(x)
 
 
-def larger_batches(runs):
+def judge_batch_sizes(runs):
     cases = []
     for place in runs.places:
-        for method in ("supcon", *REPAIRS):
-            sizes = by_batch_size(runs, place, method)
+        for method in ("supcon", *PROPOSED):
+            sizes = runs_by_batch_size(runs, place, method)
             if len(sizes) > 1 and (
                 d := difference(list(sizes.values())[-1], list(sizes.values())[0])
             ):
-                text = ", ".join(f"{size}: {text_of(rows)}" for size, rows in sizes.items())
+                text = ", ".join(f"{size}: {mean_text(rows)}" for size, rows in sizes.items())
                 cases.append(
                     Case(
-                        f"{at(place)}, {method}",
+                        f"{subset_name(place)}, {method}",
                         None if not d.sign else d.sign < 0,
                         f"batch {text}; largest minus smallest {d}",
                         abs(d.mean),
@@ -432,7 +436,7 @@ def larger_batches(runs):
     return cases
 
 
-def by_batch_size(runs, place, method):
+def runs_by_batch_size(runs, place, method):
     """{batch size: {seed: row}} of runs with as many steps as the base, to 15 %; empty without another size."""
     sizes, base = (
         runs.changed(*place, method, "batch_size", "epochs", "warmup_epochs"),
@@ -452,7 +456,7 @@ def by_batch_size(runs, place, method):
     }
 
 
-def overhead(runs):
+def judge_overhead(runs):
     path = Path(__file__).parents[1] / "results" / "benchmark" / "methods.json"
     if not path.is_file():
         return []
@@ -464,32 +468,32 @@ def overhead(runs):
             f"{times[method]['ratio']:.2f} of SupCon's time per step, median of 7 rounds "
             f"({times[method]['lowest']:.2f} to {times[method]['highest']:.2f})",
         )
-        for method, name in REPAIRS.items()
+        for method, name in PROPOSED.items()
     ]
 
 
-def no_cost(runs):
+def judge_balanced_data(runs):
     cases = []
     for place in runs.balanced():
-        for method, name in REPAIRS.items():
+        for method, name in PROPOSED.items():
             if d := difference(runs.base(*place, method), runs.base(*place, "supcon")):
                 cases.append(
                     Case(
-                        f"{at(place)}: {name}",
-                        no_worse(d),
-                        f"{text_of(runs.base(*place, method))} against {text_of(runs.base(*place, 'supcon'))}: {d}",
+                        f"{subset_name(place)}: {name}",
+                        not_lower(d),
+                        f"{mean_text(runs.base(*place, method))} against {mean_text(runs.base(*place, 'supcon'))}: {d}",
                         abs(d.mean),
                     )
                 )
     return cases
 
 
-def margins(runs):
+def judge_margins(runs):
     return [
         Case(
-            f"{at(place)}: margin 1 against {value:g}",
-            no_worse(d),
-            f"{text_of(runs.base(*place, 'suppro'))} against {text_of(rows)}: {d}",
+            f"{subset_name(place)}: margin 1 against {value:g}",
+            not_lower(d),
+            f"{mean_text(runs.base(*place, 'suppro'))} against {mean_text(rows)}: {d}",
             abs(d.mean),
         )
         for place in runs.places
@@ -498,7 +502,7 @@ def margins(runs):
     ]
 
 
-def supervision(runs):
+def judge_majority_supervision(runs):
     cases = []
     for place in runs.places:
         shares = runs.changed(*place, "supmin", "majority_supervision")
@@ -507,20 +511,21 @@ def supervision(runs):
             if d := difference(runs.base(*place, "supmin"), rows):
                 cases.append(
                     Case(
-                        f"{at(place)}: 0 against {value:g}" + (" (SupCon)" if value == 1 else ""),
-                        no_worse(d),
-                        f"{text_of(runs.base(*place, 'supmin'))} against {text_of(rows)}: {d}",
+                        f"{subset_name(place)}: 0 against {value:g}"
+                        + (" (SupCon)" if value == 1 else ""),
+                        not_lower(d),
+                        f"{mean_text(runs.base(*place, 'supmin'))} against {mean_text(rows)}: {d}",
                         abs(d.mean),
                     )
                 )
     return cases
 
 
-def against_supervised(runs):
+def judge_supervised_baselines(runs):
     cases = []
     for place in runs.imbalanced():
         for (method, name), (other, label) in itertools.product(
-            REPAIRS.items(), SUPERVISED.items()
+            PROPOSED.items(), SUPERVISED.items()
         ):
             repaired, rows = runs.base(*place, method), runs.base(*place, other)
             if d := difference(repaired, rows):
@@ -530,30 +535,30 @@ def against_supervised(runs):
                 )
                 cases.append(
                     Case(
-                        f"{at(place)}: {name} over {label}",
-                        better(d),
-                        f"{text_of(repaired)} against {text_of(rows)}: {d}; {epochs} epochs",
+                        f"{subset_name(place)}: {name} over {label}",
+                        is_higher(d),
+                        f"{mean_text(repaired)} against {mean_text(rows)}: {d}; {epochs} epochs",
                         abs(d.mean),
                     )
                 )
     return cases
 
 
-def early_numbers(runs):
+def judge_early_numbers(runs):
     """Choosing among SupCon and the repairs by a number read early in training, against always taking the same repair; and the collapse as an alarm."""
     lost, cases = (
         defaultdict(list),
         [],
     )  # by number: (points lost by its choice, points lost by each repair)
     for place in runs.places:
-        members = {method: runs.base(*place, method) for method in ("supcon", *REPAIRS)}
+        members = {method: runs.base(*place, method) for method in ("supcon", *PROPOSED)}
         for seed in (
-            sorted(set.intersection(*(set(values_of(rows)) for rows in members.values())))
+            sorted(set.intersection(*(set(measured_values(rows)) for rows in members.values())))
             if place in runs.imbalanced()
             else ()
         ):
             rows = [members[method][seed] for method in members]
-            top = max(map(score, rows))
+            top = max(map(balanced_accuracy, rows))
             for key, name in (
                 ("early_val_knn", "highest kNN accuracy"),
                 ("early_val_cac", "highest CAC"),
@@ -561,18 +566,20 @@ def early_numbers(runs):
                 if all(row.get(key) is not None for row in rows):
                     lost[name].append(
                         (
-                            top - score(max(rows, key=lambda row: row[key])),
-                            *(top - score(row) for row in rows[1:]),
+                            top - balanced_accuracy(max(rows, key=lambda row: row[key])),
+                            *(top - balanced_accuracy(row) for row in rows[1:]),
                         )
                     )
         told, others = [], []
         for row in (row for method in ("supcon", "supmin") for row in members[method].values()):
-            if row.get("early_collapse_gap") is not None and score(row) is not None:
-                (told if abs(row["early_collapse_gap"]) < COLLAPSED else others).append(score(row))
+            if row.get("early_collapse_gap") is not None and balanced_accuracy(row) is not None:
+                (told if abs(row["early_collapse_gap"]) < COLLAPSED else others).append(
+                    balanced_accuracy(row)
+                )
         if len(told) > 2 and len(others) > 2:
             cases.append(
                 Case(
-                    f"{at(place)}: the loss within {COLLAPSED} nats of its collapse value foretells the lower runs",
+                    f"{subset_name(place)}: the loss within {COLLAPSED} nats of its collapse value foretells the lower runs",
                     max(told) < min(others),
                     f"{len(told)} runs told end at {min(told):.1f} to {max(told):.1f} %, "
                     f"{len(others)} others at {min(others):.1f} to {max(others):.1f} %",
@@ -586,35 +593,35 @@ def early_numbers(runs):
         cases.append(
             Case(
                 f"choice by the {name} of validation",
-                better(d),
+                is_higher(d),
                 f"loses {np.mean(chosen):.1f} points to the best of the three, always "
-                f"{list(REPAIRS.values())[least]} loses {np.mean(fixed[least]):.1f}: {d}",
+                f"{list(PROPOSED.values())[least]} loses {np.mean(fixed[least]):.1f}: {d}",
                 abs(d.mean),
             )
         )
     return cases
 
 
-def sampler(runs):
+def judge_sampler(runs):
     cases = []
     for place in runs.places:
         for value, rows in runs.changed(*place, "supcon", "minority_per_batch").items():
             if d := difference(rows, runs.base(*place, "supcon")):
                 cases.append(
                     Case(
-                        f"{at(place)}: SupCon with {value} at least per batch, over SupCon without",
-                        better(d),
-                        f"{text_of(rows)} against {text_of(runs.base(*place, 'supcon'))}: {d}",
+                        f"{subset_name(place)}: SupCon with {value} at least per batch, over SupCon without",
+                        is_higher(d),
+                        f"{mean_text(rows)} against {mean_text(runs.base(*place, 'supcon'))}: {d}",
                         abs(d.mean),
                     )
                 )
-            for method, name in REPAIRS.items():
+            for method, name in PROPOSED.items():
                 if d := difference(rows, runs.base(*place, method)):
                     cases.append(
                         Case(
-                            f"{at(place)}: and as good as {name} without",
-                            no_worse(d),
-                            f"{text_of(rows)} against {text_of(runs.base(*place, method))}: {d}",
+                            f"{subset_name(place)}: and as good as {name} without",
+                            not_lower(d),
+                            f"{mean_text(rows)} against {mean_text(runs.base(*place, method))}: {d}",
                             abs(d.mean),
                         )
                     )
@@ -627,7 +634,7 @@ CLAIMS = (
         "SupCon's probe accuracy falls as imbalance grows, and at 1 % it collapses.",
         "Per data set: lower at its rarest ratio than at its most balanced one; at 1 % of minority below 60 %, and less than 2 points above an "
         "untrained network of the same seed (where one was probed), by the probe on the run's own rows and by that on the 50-50 rows.",
-        supcon_falls,
+        judge_collapse,
         "accuracy.png",
     ),
     Claim(
@@ -635,7 +642,7 @@ CLAIMS = (
         "SAA and CAC show the collapse; SAD, CAD, GPU and PEU do not.",
         f"Where at most {RARE:g} % are minority: SupCon's metric is worse than that of both repairs (SAA, CAC), or better (the others). "
         "Worse is lower SAA, CAC and PEU, higher SAD, CAD and GPU.",
-        metrics_show,
+        judge_metrics,
         "saa_cac.png",
     ),
     Claim(
@@ -643,63 +650,63 @@ CLAIMS = (
         "Supervised Minority and Supervised Prototypes repair it: up to 35 points above SupCon, up to 5 above the long-tail methods.",
         "At every ratio but 50-50: each repair above SupCon, above an untrained network (where one was probed), by both probes, and above each "
         "long-tail method.",
-        repairs_win,
+        judge_proposed_losses,
         "accuracy.png",
     ),
     Claim(
         "d",
         "Supervised Minority is better on natural images, Supervised Prototypes on medical ones.",
         "Per data set and ratio but 50-50: the sign of their difference.",
-        natural_or_medical,
+        judge_domains,
         "accuracy.png",
     ),
     Claim(
         "e",
         "CAC predicts accuracy, R² > 0.6.",
         "R² of balanced accuracy on CAC (mean of the classes), all contrastive runs of a data set, and slope > 0.",
-        cac_predicts,
+        judge_cac,
         "cac_accuracy.png",
     ),
     Claim(
         "f",
         "Larger batches hurt SupCon.",
         "At an equal number of steps (to 15 %) and the same learning rate: the largest batch below the smallest.",
-        larger_batches,
+        judge_batch_sizes,
         "ablations.png",
     ),
     Claim(
         "g",
         "The overhead of the repairs is negligible.",
         "At most 1.05 of SupCon's time per step, as the kit's benchmark has it (ResNet-18 at 32 px on a CPU, not these runs).",
-        overhead,
+        judge_overhead,
         "",
     ),
     Claim(
         "h",
         "At 50-50 the repairs cost nothing.",
         f"Not lower than SupCon by a difference that counts, nor by {SAME:g} points on average (that alone: undecided).",
-        no_cost,
+        judge_balanced_data,
         "accuracy.png",
     ),
     Claim(
         "i",
         "Open: is 0.5 (margin 1) the right threshold of the prototypes?",
         f"Margin 1 is not below another by a difference that counts, nor by {SAME:g} points on average (that alone: undecided).",
-        margins,
+        judge_margins,
         "ablations.png",
     ),
     Claim(
         "j",
         "Open: is it best to leave the majority without supervision?",
         f"A share of 0 is not below another by a difference that counts, nor by {SAME:g} points on average (that alone: undecided).",
-        supervision,
+        judge_majority_supervision,
         "ablations.png",
     ),
     Claim(
         "k",
         "Open: are the repairs better than supervised methods for imbalance (LDAM-DRW, cRT) at equal budget?",
         "Each repair above each of them. Equal budget: twice the epochs, since a supervised network sees one view of an image.",
-        against_supervised,
+        judge_supervised_baselines,
         "accuracy.png",
     ),
     Claim(
@@ -708,7 +715,7 @@ CLAIMS = (
         "Read at the first look between a quarter and half of the training. Choosing SupCon or a repair by it, seed by seed, loses less, against "
         "the best of the three, than always taking the better repair (50-50 left out); and, per data set and ratio, all runs of SupCon and "
         "Supervised Minority whose loss sits on its collapse value end below all the others.",
-        early_numbers,
+        judge_early_numbers,
         "",
     ),
     Claim(
@@ -716,7 +723,7 @@ CLAIMS = (
         "Open: does a sampler that guarantees minority images change the picture?",
         f"SupCon with it is above SupCon without, and below neither repair without it by a difference that counts, nor by {SAME:g} points on "
         "average (that alone: undecided).",
-        sampler,
+        judge_sampler,
         "ablations.png",
     ),
 )
@@ -868,7 +875,7 @@ def setting_lines(runs):
 def changed_lines(runs):
     lines = []
     columns = {
-        "balanced accuracy (%)": (score, 1),
+        "balanced accuracy (%)": (balanced_accuracy, 1),
         "50-50 probe (%)": (balanced_probe, 1),
         "SAA (%)": (metric("saa"), 1),
         "CAC (%)": (metric("cac"), 1),
@@ -895,7 +902,7 @@ def changed_lines(runs):
         if labels:
             lines += [
                 "",
-                f"{at(place)}:",
+                f"{subset_name(place)}:",
                 "",
                 "| | n | " + " | ".join(columns) + " |",
                 "|---|---:|" + "---:|" * len(columns),
@@ -907,7 +914,7 @@ def changed_lines(runs):
                 if (row["dataset"], row["ratio"], row["label"]) == (*place, label)
             }
             cells = [
-                text_of(members, value, "", digits).split(" (n")[0]
+                mean_text(members, value, "", digits).split(" (n")[0]
                 for value, digits in columns.values()
             ]
             lines.append(
@@ -938,15 +945,15 @@ def ablations_figure(runs):
 
     panels = []
     for title, key, methods in (
-        ("batch size, equal steps", "batch_size", ("supcon", *REPAIRS)),
+        ("batch size, equal steps", "batch_size", ("supcon", *PROPOSED)),
         ("margin of the prototypes", "margin", ("suppro",)),
         ("supervised share of the majority", "majority_supervision", ("supmin",)),
-        ("minority images per batch, at least", "minority_per_batch", ("supcon", *REPAIRS)),
+        ("minority images per batch, at least", "minority_per_batch", ("supcon", *PROPOSED)),
     ):
         lines = {}
         for place, method in itertools.product(runs.places, methods):
             found = (
-                by_batch_size(runs, place, method)
+                runs_by_batch_size(runs, place, method)
                 if key == "batch_size"
                 else runs.changed(*place, method, key)
             )
@@ -956,9 +963,9 @@ def ablations_figure(runs):
                 ] = runs.base(*place, method)
             if found and key == "majority_supervision":
                 found[1.0] = runs.base(*place, "supcon")
-            points = {float(x): list(values_of(found[x]).values()) for x in sorted(found)}
+            points = {float(x): list(measured_values(found[x]).values()) for x in sorted(found)}
             if len(points := {x: values for x, values in points.items() if values}) > 1:
-                lines[f"{method}, {at(place)}"] = points
+                lines[f"{method}, {subset_name(place)}"] = points
         if lines:
             panels.append((title, lines))
     if not panels:
@@ -996,7 +1003,10 @@ def metrics_figure(runs):
     """How much of the balanced accuracy's variance each metric explains: bars of R², signed as the slope."""
     from matplotlib.figure import Figure
 
-    parts = [(title, {key: fit(rows, key) for key in METRICS}) for title, rows in by_dataset(runs)]
+    parts = [
+        (title, {key: fit_line(rows, key) for key in METRICS})
+        for title, rows in contrastive_rows_by_dataset(runs)
+    ]
     parts = [
         (title, {key: value for key, value in found.items() if value}) for title, found in parts
     ]

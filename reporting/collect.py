@@ -126,15 +126,15 @@ def collect(source):
     row["state"] is "finished", "not finished" (no encoder.pt yet, or no finetune.json of a re-trained classifier) or "repeats PATH" (same
     settings and seed). UserError when the source is missing or has no run, or when a file of a run is damaged.
     """
-    return flat(load(source)[1], source)
+    return to_rows(load_runs(source)[1], source)
 
 
-def flat(runs, source):
+def to_rows(runs, source):
     """The rows of runs as load gives them."""
-    rows = [read_run(run, source) for run in runs]
+    rows = [run_row(run, source) for run in runs]
     rows.sort(
         key=lambda row: (
-            *place(row),
+            *sort_key(row),
             row["settings"],
             row["seed"],
             row["state"],
@@ -142,8 +142,8 @@ def flat(runs, source):
             row["path"],
         )
     )
-    name_methods(rows)
-    rows.sort(key=lambda row: (*place(row), row["label"]))
+    add_labels(rows)
+    rows.sort(key=lambda row: (*sort_key(row), row["label"]))
     first = {}
     for row in rows:
         same = first.setdefault(
@@ -160,7 +160,7 @@ def flat(runs, source):
     return rows
 
 
-def load(source):
+def load_runs(source):
     """(head, runs): what the runs left, one dict each: path, finished, train_counts (or None), config, log, and metrics, probe, finetune if measured.
 
     source: a folder with runs at any depth (head is then None), or a report's runs.jsonl, whose first line is the head.
@@ -170,7 +170,9 @@ def load(source):
     if source.is_file():
         head, runs = read_archive(source)
     elif source.is_dir():
-        runs = [load_run(path.parent, source) for path in sorted(source.rglob("config.json"))]
+        runs = [
+            read_run_folder(path.parent, source) for path in sorted(source.rglob("config.json"))
+        ]
     else:
         raise UserError(f"{source}: no such folder; {way_out}")
     runs = [run for run in runs if "method" in run["config"] and "dataset" in run["config"]]
@@ -179,7 +181,7 @@ def load(source):
     return head, runs
 
 
-def load_run(folder, root):
+def read_run_folder(folder, root):
     """The dict of one run folder. UserError when a file of it is no JSON."""
     run = {
         "path": folder.relative_to(root).as_posix(),
@@ -203,7 +205,7 @@ def load_run(folder, root):
     return run
 
 
-def archive(head, runs):
+def archive_text(head, runs):
     """The text of a runs.jsonl: the head and every run, one JSON object in a line."""
     return "".join(json.dumps(line, sort_keys=True) + "\n" for line in [head, *runs])
 
@@ -238,7 +240,7 @@ def read_archive(path):
     return head, runs
 
 
-def read_run(run, source):
+def run_row(run, source):
     """What one run left, as a flat row. UserError when something in it cannot be."""
     config, folder = run["config"], Path(source) / run["path"]
     try:
@@ -294,7 +296,7 @@ def read_run(run, source):
                 "last_",
             )
         )
-    row.update(early_look(epochs, config.get("epochs")))
+    row.update(early_values(epochs, config.get("epochs")))
 
     measured_on = {}
     for name, script in MEASURED.items():
@@ -307,8 +309,8 @@ def read_run(run, source):
                 if not isinstance(encoder, dict):
                     raise UserError(f"{path}: encoder is no JSON object; {again}")
                 row.update(
-                    by_class(values, "", minority, path, again),
-                    **by_class(dict(encoder), "encoder_", minority, path, again),
+                    split_by_class(values, "", minority, path, again),
+                    **split_by_class(dict(encoder), "encoder_", minority, path, again),
                 )
             elif not all(
                 isinstance(values.get("test"), dict)
@@ -330,7 +332,7 @@ def read_run(run, source):
     return row
 
 
-def early_look(epochs, planned):
+def early_values(epochs, planned):
     """early_val_knn, early_val_cac and early_collapse_gap (means of the classes) at the first look between a quarter and half of the training."""
 
     def is_number(value):
@@ -355,7 +357,7 @@ def early_look(epochs, planned):
     return {}
 
 
-def by_class(values, prefix, minority, path, again):
+def split_by_class(values, prefix, minority, path, again):
     """Take the metrics out of `values`: {"saa": [class 0, class 1], ...} -> {"saa_minority": ..., "saa_majority": ...}; None was not defined."""
     out = {}
     for key in METRICS if values or not prefix else ():
@@ -399,7 +401,7 @@ def minority_percent(config, counts):
     return 100 * minority / (minority + majority) if minority + majority else None
 
 
-def place(row):
+def sort_key(row):
     """Sort key of the tables: data sets and methods in their fixed order, ratios from rare minority to balanced, natural last."""
 
     def index(name, known):
@@ -413,7 +415,7 @@ def place(row):
     return *index(row["dataset"], DATASETS), share, row["ratio"], *index(row["method"], METHODS)
 
 
-def name_methods(rows):
+def add_labels(rows):
     """Set row["label"]: the method and what sets it apart, e.g. "suppro (margin 0.5)" or "supcon (epochs 30)".
 
     Named are options that are not the default, and settings other than the usual: those at most ratios (where equal, of most runs) of the

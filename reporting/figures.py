@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from reporting import claims
-from reporting.collect import place
-from reporting.tables import cell_text, encoder_groups, headline_groups, measured, quantities
+from reporting.collect import sort_key
+from reporting.tables import cell_text, encoder_groups, finite_cell, overview_groups, row_values
 from utils.cli import UserError
 from utils.files import atomic_write
 
@@ -86,7 +86,7 @@ def panels(rows, columns, width, height):
 
 def line_panel(axes, groups, key, style):
     """Mean over seeds with its standard deviation, and every seed as a dot, against the minority share; a line per method."""
-    known = [g for g in groups if g["minority_percent"] is not None and measured(g, key)]
+    known = [g for g in groups if g["minority_percent"] is not None and finite_cell(g, key)]
     names = list(dict.fromkeys(g["name"] for g in known))
     step = min(
         1.1, 1.5 ** (1 / max(len(names), 1))
@@ -96,13 +96,13 @@ def line_panel(axes, groups, key, style):
             (g for g in known if g["name"] == name), key=lambda g: g["minority_percent"]
         )
         x = np.array([g["minority_percent"] for g in points]) * step ** (i - (len(names) - 1) / 2)
-        mean = [measured(g, key)[0] for g in points]
-        std = [measured(g, key)[1] or 0 for g in points]
+        mean = [finite_cell(g, key)[0] for g in points]
+        std = [finite_cell(g, key)[1] or 0 for g in points]
         axes.errorbar(
             x, mean, std, label=name, capsize=3, lw=1.4, ms=6, mfc="white", mew=1.4, **style[name]
         )
         for place_x, g in zip(x, points):
-            values = measured(g, key)[2]
+            values = finite_cell(g, key)[2]
             axes.plot(
                 [place_x * step**0.45] * len(values), values, ".", color=style[name]["color"], ms=4
             )
@@ -119,7 +119,7 @@ def line_panel(axes, groups, key, style):
     return bool(known)
 
 
-def on_lines(groups):
+def line_plot_groups(groups):
     """The groups that line figures show: not what was changed at one ratio of several, which would be dots beside the method's line."""
     ratios = {}
     for g in groups:
@@ -156,9 +156,11 @@ def legend_below(figure, axes):
 def accuracy_figure(groups, style):
     """Balanced accuracy against imbalance, a panel per data set. None without a value."""
     groups = [
-        g for g in groups if g["minority_percent"] is not None and measured(g, "balanced_accuracy")
+        g
+        for g in groups
+        if g["minority_percent"] is not None and finite_cell(g, "balanced_accuracy")
     ]
-    groups = on_lines([g for g in groups if not g["scored_by"].startswith("fine-tuned")])
+    groups = line_plot_groups([g for g in groups if not g["scored_by"].startswith("fine-tuned")])
     datasets = list(dict.fromkeys(g["dataset"] for g in groups))
     if not datasets:
         return None
@@ -179,11 +181,11 @@ def accuracy_figure(groups, style):
 
 def saa_cac_figure(groups, style):
     """SAA and CAC of both classes against imbalance, a row per data set. None without a value."""
-    groups = on_lines(
+    groups = line_plot_groups(
         [
             g
             for g in encoder_groups(groups)
-            if g["minority_percent"] is not None and measured(g, "saa_minority")
+            if g["minority_percent"] is not None and finite_cell(g, "saa_minority")
         ]
     )
     datasets = list(dict.fromkeys(g["dataset"] for g in groups))
@@ -212,7 +214,7 @@ def cac_accuracy_figure(groups, style):
     for g in groups:
         if g["scored_by"].startswith("linear probe"):
             for row in g["rows"]:
-                values = quantities(row, g["scored_by"])
+                values = row_values(row, g["scored_by"])
                 x = [values["cac_minority"], values["cac_majority"], values["balanced_accuracy"]]
                 if None not in x and np.isfinite(x).all():
                     points.append((g["dataset"], g["name"], (x[0] + x[1]) / 2, x[2]))
@@ -264,7 +266,7 @@ def line_fit(x, y):
     )
 
 
-def embedding_of(g, runs):
+def load_embedding(g, runs):
     """(row, xy, is_minority, limit of the axes) of the lowest seed that has embedding.npz, or None. UserError when the file is damaged."""
     for row in sorted(g["rows"], key=lambda row: row["seed"]):
         path = Path(runs) / row["path"] / "embedding.npz"
@@ -305,8 +307,8 @@ def map_panel(ax, found):
 def embeddings_figure(groups, runs, dataset):
     """Maps side by side: a row per ratio, a column per method. None without a map."""
     found = {
-        (g["ratio"], g["label"]): embedding_of(g, runs)
-        for g in on_lines(encoder_groups(groups))
+        (g["ratio"], g["label"]): load_embedding(g, runs)
+        for g in line_plot_groups(encoder_groups(groups))
         if g["dataset"] == dataset
     }
     found = {key: value for key, value in found.items() if value}
@@ -317,7 +319,7 @@ def embeddings_figure(groups, runs, dataset):
         r for r in dict.fromkeys(g["ratio"] for g in part) if any(key[0] == r for key in found)
     ]
     part.sort(
-        key=lambda g: place(g["rows"][0])[4:]
+        key=lambda g: sort_key(g["rows"][0])[4:]
     )  # methods in their order, whichever ratio has them first
     labels = [
         name
@@ -356,14 +358,16 @@ def legend_maps(figure, axes):
 
 def overview_figure(groups, runs, dataset):
     """The story at a glance, for the most imbalanced ratio: maps above, bars of SAA, CAC and balanced accuracy below. None without a value."""
-    part = headline_groups(groups, dataset)
-    maps = [embedding_of(g, runs) for g in part]
+    part = overview_groups(groups, dataset)
+    maps = [load_embedding(g, runs) for g in part]
     bars = {
         ("saa_minority", "saa_majority"): "SAA (%)",
         ("cac_minority", "cac_majority"): "CAC (%)",
         ("balanced_accuracy",): "balanced test accuracy (%)",
     }
-    bars = {keys: title for keys, title in bars.items() if any(measured(g, keys[0]) for g in part)}
+    bars = {
+        keys: title for keys, title in bars.items() if any(finite_cell(g, keys[0]) for g in part)
+    }
     if not any(maps) and not bars:
         return None
     any_map = any(found is not None for found in maps)
@@ -390,7 +394,7 @@ def overview_figure(groups, runs, dataset):
         for ax, g, found in zip(axes, part, maps):
             map_panel(ax, found)
             ax.set_title(textwrap.fill(g["name"], 24), fontsize=10)
-            below = measured(g, "below_collapse")
+            below = finite_cell(g, "below_collapse")
             side = "below" if below and below[0] >= 0 else "above"
             under = [
                 f"seed {found[0]['seed']}" if found else "",
@@ -417,7 +421,7 @@ def bar_panel(ax, part, keys, title):
     for j, (key, look) in enumerate(zip(keys, looks)):
         for i, g in enumerate(part):
             x = i + (j - (len(keys) - 1) / 2) * w
-            if value := measured(g, key):
+            if value := finite_cell(g, key):
                 mean, _, values = value
                 ax.bar(
                     x,
@@ -459,7 +463,7 @@ def bar_panel(ax, part, keys, title):
                 )
     ax.set_xticks(range(len(part)), [textwrap.fill(g["name"], 14) for g in part], fontsize=8)
     ax.set(ylabel=title, xlim=(-0.6, len(part) - 0.4))
-    ax.margins(y=0.12)
+    ax.judge_margins(y=0.12)
     if len(keys) > 1:
         handles = dict(zip(*ax.get_legend_handles_labels()[::-1]))
         ax.legend(

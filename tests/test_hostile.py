@@ -297,14 +297,19 @@ def opened_or_refused(run, name, whole):
 def tables_of(folder):
     """What report.py does, without the figures."""
     rows = collect.collect(folder)
-    groups = tables.group(rows)
+    groups = tables.group_by_seed(rows)
     (
         tables.results_table(rows),
         tables.summary_table(groups),
         tables.terminal_tables(groups),
         tables.headlines(groups),
     )
-    tables.markdown(groups, [], tables.left_out(rows) + tables.unlisted(folder), "report.py runs")
+    tables.markdown(
+        groups,
+        [],
+        tables.excluded_runs(rows) + tables.unlinked_finetunings(folder),
+        "report.py runs",
+    )
     report.next_step(rows, folder, folder / "report", [])
 
 

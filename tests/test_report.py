@@ -158,7 +158,10 @@ def classification_scores(value):
 
 
 def groups_of(runs):
-    return {(g["dataset"], g["ratio"], g["name"]): g for g in tables.group(collect.collect(runs))}
+    return {
+        (g["dataset"], g["ratio"], g["name"]): g
+        for g in tables.group_by_seed(collect.collect(runs))
+    }
 
 
 def read_csv(path):
@@ -261,7 +264,7 @@ def test_labels_name_options_and_unusual_settings_only(tmp_path):
         "digits/99-1/suppro/seed1": "suppro",
         "a": "suppro (margin 0.5)",
         "digits/99-1/supmin/seed0": "supmin",
-        "b": "supmin (majority supervision 0.5)",
+        "b": "supmin (majority judge_majority_supervision 0.5)",
         "c": "supmin (smoke, epochs 2)",
         "digits/99-1/supcon/seed0": "supcon (batch size 64)",
         "digits/99-1/ce/seed0": "ce",
@@ -279,10 +282,13 @@ def test_what_was_tried_at_one_ratio_is_not_the_usual_however_often_it_was(tmp_p
         ("50-50", "supcon", 1),
     ]
     assert [
-        (g["ratio"], g["label"]) for g in figures.on_lines(list(groups_of(tmp_path).values()))
+        (g["ratio"], g["label"])
+        for g in figures.line_plot_groups(list(groups_of(tmp_path).values()))
     ] == [("99-1", "supcon"), ("50-50", "supcon")]
     make_run(tmp_path, "supcon", 0, "50-50", folder="short", probe=0.7, warmup_epochs=2)
-    assert len(figures.on_lines(list(groups_of(tmp_path).values()))) == 4  # two ratios make a line
+    assert (
+        len(figures.line_plot_groups(list(groups_of(tmp_path).values()))) == 4
+    )  # two ratios make a line
 
 
 def test_labels_of_later_methods_name_what_is_not_the_default(tmp_path):
@@ -568,7 +574,7 @@ def test_folder_names_do_not_matter(tmp_path):
     summaries = [
         [
             {key: row[key] for key in row}
-            for row in tables.summary_table(tables.group(collect.collect(tmp_path / tree)))
+            for row in tables.summary_table(tables.group_by_seed(collect.collect(tmp_path / tree)))
         ]
         for tree in "ab"
     ]
@@ -699,7 +705,7 @@ def test_line_fit_against_scikit_learn():
 
 
 def cac_titles(runs):
-    groups = tables.group(collect.collect(runs))
+    groups = tables.group_by_seed(collect.collect(runs))
     style = {g["name"]: dict(color="k", marker="o", ls="-") for g in groups}
     return [ax.get_title() for ax in figures.cac_accuracy_figure(groups, style).axes]
 
@@ -718,7 +724,7 @@ def test_r_squared_in_the_title_or_why_not(tmp_path):
 def test_natural_ratio_is_placed_by_its_counts(tmp_path):
     path = make_run(tmp_path, ratio="natural", probe=0.6, minority=0, subset="../subset.json")
     (row,) = collect.collect(tmp_path)
-    assert row["minority_percent"] is None and "digits natural" in tables.left_out([row])[0]
+    assert row["minority_percent"] is None and "digits natural" in tables.excluded_runs([row])[0]
     write(path.parent / "subset.json", {"counts": {"train": {"0": 30, "1": 90}}})
     assert collect.collect(tmp_path)[0]["minority_percent"] == 25
 
@@ -769,7 +775,7 @@ def test_lines_hold_the_means_and_every_seed(tmp_path):
     for ratio, values in (("99-1", (0.5, 0.6)), ("50-50", (0.9, 0.7))):
         for seed, value in enumerate(values):
             make_run(tmp_path, "supmin", seed, ratio, probe=value)
-    groups = tables.group(collect.collect(tmp_path))
+    groups = tables.group_by_seed(collect.collect(tmp_path))
     (ax,) = figures.accuracy_figure(groups, {"supmin": dict(color="k", marker="o", ls="-")}).axes
     lines = [line.get_ydata() for line in ax.get_lines()]
     assert any(len(y) == 2 and np.allclose(y, [55, 80]) for y in lines)
@@ -782,8 +788,8 @@ def test_lines_hold_the_means_and_every_seed(tmp_path):
 def test_embedding_is_the_lowest_seed_that_has_one(tmp_path):
     for seed in (0, 3, 10):
         make_run(tmp_path, seed=seed, embedding=seed > 0)
-    (g,) = tables.group(collect.collect(tmp_path))
-    row, xy, rare, _ = figures.embedding_of(g, tmp_path)
+    (g,) = tables.group_by_seed(collect.collect(tmp_path))
+    row, xy, rare, _ = figures.load_embedding(g, tmp_path)
     assert row["seed"] == 3 and xy.shape == (40, 2) and rare.sum() == 20
 
 
