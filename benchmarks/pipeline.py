@@ -1,0 +1,127 @@
+"""Pre-training from disk, relative to its network alone and to a DataLoader."""
+
+import csv
+import math
+import subprocess
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from benchmarks.synthetic import packing_command, synthetic_photographs
+from benchmarks.timing import compare_throughput, time_in_rounds
+from benchmarks.training import TrainingRun
+from common import ImageReader, log_line, make_generator
+from datasets.augment import RECIPES, augment, normalize
+from datasets.subset import load_subset
+
+SIZES = (28, 64, 224)  # pixels
+
+
+def measure_pipeline(args, device):
+    """Measure throughput per image size: pre-training, the compiled network, augmented views."""
+    results = {}
+    with tempfile.TemporaryDirectory(prefix="pipeline-") as folder:
+        root = Path(folder)
+        # A category has 60 training images; make_subsets.py moves some of them to validation.
+        synthetic_photographs(root, max(2, math.ceil(args.batch_size * args.steps / 50)))
+        for size in (args.size,) if args.smoke else SIZES:
+            command = packing_command(root, root / str(size), "--size", str(size))
+            subprocess.run(command, capture_output=True, check=True)
+            subset = load_subset(root / str(size) / "inat21-mammals" / "natural.json")
+            results[size] = {
+                **measure_steps(args, device, subset, root),
+                "views": measure_views(args, device, subset, root),
+            }
+    return {key: getattr(args, key) for key in ("arch", "batch_size", "steps", "amp")}, results
+
+
+def measure_steps(args, device, subset, folder):
+    """Measure full training steps and a compiled network against the plain network alone.
+
+    A network step trains on one batch of finished views that stays on the device.
+    """
+    run = TrainingRun(f"--method supcon --arch {args.arch}", subset, args, device)
+    compiled = run.model if args.smoke else torch.compile(run.model, dynamic=False)
+    views = torch.randn(2, args.batch_size, 3, subset.size, subset.size, device=device)
+    labels = torch.arange(args.batch_size, device=device) % 2
+    seconds = time_in_rounds(
+        {
+            "network_step": partial(run.train_on, views, labels, run.model),
+            "full_step": lambda: log_line(folder, **run.train_epoch(folder=folder)),
+            "compiled_step": partial(run.train_on, views, labels, compiled),
+        },
+        args.rounds,
+    )
+    images, reference = args.steps * args.batch_size, seconds["network_step"]
+    return {
+        "step": compare_throughput(seconds["full_step"], reference, images),
+        "compiled": compare_throughput(seconds["compiled_step"], reference, images),
+    }
+
+
+def measure_views(args, device, subset, root):
+    """Measure two normalised views per image from the packed file against a DataLoader.
+
+    The DataLoader has as many workers as this process has threads.
+    """
+    rows = subset.splits["train"][: args.batch_size * args.steps]
+    with open(subset.path.with_name("index.csv"), newline="", encoding="utf-8") as file:
+        names = [row["source"] for row in csv.DictReader(file)]
+    images = TwoViews([root / names[row] for row in rows], torchvision_recipe(subset))
+    loader = torch.utils.data.DataLoader(
+        images,
+        args.batch_size,
+        num_workers=torch.get_num_threads(),
+        persistent_workers=True,
+        pin_memory=device.type == "cuda",
+    )
+    reader, generator = ImageReader(subset.images, rows, device), make_generator(0)
+
+    def packed_views():
+        for positions, images in reader(np.split(np.arange(len(rows)), args.steps)):
+            sizes = torch.from_numpy(subset.sizes[rows[positions]])
+            recipe = (sizes, subset.recipe, subset.size, generator)
+            views = torch.cat([augment(images, *recipe) for _ in range(2)])
+            normalize(views, subset.mean, subset.std)
+
+    def loader_views():
+        for views in loader:
+            torch.cat(views).to(device, non_blocking=True)
+
+    seconds = time_in_rounds({"reference": loader_views, "packed": packed_views}, args.rounds)
+    return compare_throughput(seconds["packed"], seconds["reference"], 2 * len(rows))
+
+
+def torchvision_recipe(subset):
+    """Return the subset's augmentation as torchvision transforms of one PIL image."""
+    recipe = RECIPES[subset.recipe]
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(subset.size, scale=recipe["area"]),
+            v2.RandomHorizontalFlip(),
+            v2.RandomApply([v2.ColorJitter(*recipe["jitter"])], recipe["p_jitter"]),
+            v2.RandomGrayscale(recipe["p_gray"]),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(subset.mean, subset.std),
+        ]
+    )
+
+
+class TwoViews(torch.utils.data.Dataset):
+    """Decode an image file when it is needed and transform it twice."""
+
+    def __init__(self, files, transform):
+        self.files, self.transform = files, transform
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, i):
+        image = Image.open(self.files[i]).convert("RGB")
+        return self.transform(image), self.transform(image)

@@ -1,0 +1,121 @@
+"""Times in rounds, ratios, peak memory, and the table of results."""
+
+import re
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from benchmarks.synthetic import synthetic_embeddings
+
+WARMUP_ROWS = 64
+
+
+def time_step(step, *data, repeats=1):
+    """Return the mean seconds of `repeats` calls of step(*data)."""
+    start = read_clock()
+    for _ in range(repeats):
+        step(*data)
+    return (read_clock() - start) / repeats
+
+
+def read_clock():
+    """Return the time in seconds after the GPU, if there is one, has finished its work."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def time_in_rounds(variants, rounds, min_seconds=0.0):
+    """Time every variant once per round, in turn, after one warm-up round that fills caches.
+
+    variants: name -> function without arguments. A variant is repeated within a round until
+    min_seconds have passed. Returns name -> seconds of one call, a list over the rounds.
+    """
+    warmup = {name: time_step(step) for name, step in variants.items()}
+    repeats = {name: max(1, int(min_seconds / seconds)) for name, seconds in warmup.items()}
+    seconds = {name: [] for name in variants}
+    for _ in tqdm(range(rounds), unit="round", disable=None):
+        for name, step in variants.items():
+            seconds[name].append(time_step(step, repeats=repeats[name]))
+    return seconds
+
+
+def compare_times(seconds, reference):
+    """Return statistics over rounds: time relative to the reference, and median seconds."""
+    ratio = np.array(seconds) / np.array(reference)
+    return {
+        "ratio": float(np.median(ratio)),
+        "lowest": float(ratio.min()),
+        "highest": float(ratio.max()),
+        "seconds": float(np.median(seconds)),
+    }
+
+
+def compare_throughput(seconds, reference, images):
+    """Return statistics over rounds: throughput relative to the reference.
+
+    images: number of images that both process in one round.
+    """
+    median = float(np.median(seconds))
+    speed = {"seconds": median, "per second": images / median}
+    return {**compare_times(reference, seconds), **speed}
+
+
+def measure_peak_memory(step, rows, device):
+    """Return the peak memory in bytes of step(z, labels) on `rows` synthetic embeddings.
+
+    The step runs in a fresh process. Memory that a step on a few rows needs is not counted.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        job = pool.submit(run_with_peak_memory, step, rows, device, torch.get_num_threads())
+        return job.result()
+
+
+def run_with_peak_memory(step, rows, device, threads):
+    torch.set_num_threads(threads)
+    step(*synthetic_embeddings(WARMUP_ROWS, device))
+    data = synthetic_embeddings(rows, device)
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step(*data)
+        return torch.cuda.max_memory_allocated(device) - before
+    before = read_peak_resident()
+    step(*data)
+    return read_peak_resident() - before
+
+
+def read_peak_resident():
+    """Return the peak resident memory of this process in bytes (Linux).
+
+    resource.getrusage would include the peak of the parent process.
+    """
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])
+
+
+def print_table(results):
+    """Print nested results as one Markdown table, with a row for every dict that holds values."""
+    rows = dict(table_rows(results))
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    print(f"| | {' | '.join(columns)} |\n|{'---|' * (1 + len(columns))}")
+    for name, row in rows.items():
+        print(f"| {name} | {' | '.join(format_cell(row.get(c, '')) for c in columns)} |")
+
+
+def table_rows(results, path=()):
+    values = {key: value for key, value in results.items() if not isinstance(value, dict)}
+    if values:
+        yield ", ".join(path), values
+    for key, value in results.items():
+        if isinstance(value, dict):
+            yield from table_rows(value, (*path, str(key)))
+
+
+def format_cell(value):
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
