@@ -71,7 +71,8 @@ def main():
     record = provenance(device)
     record["command"] = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     settings, results = BENCHMARKS[args.what](args, device)
-    print(f"\n{args.what} on {record['device']}: {args.rounds} rounds, {settings}\n")
+    words = [f"{args.rounds} rounds", *(f"{key} {value}" for key, value in settings.items())]
+    print(f"\n{args.what} on {record['device']}: {', '.join(words)}\n")
     print_table(results)
     if args.out:
         path = args.out / f"{args.what}.json"
