@@ -281,25 +281,16 @@ def test_the_committed_tables_are_what_their_logs_give(monkeypatch, capsys):
     assert "results/README.md: as the logs give it" in capsys.readouterr().out
 
 
-def test_what_is_written_about_the_claims_is_in_their_tables():
-    """Every number with one decimal, every deviation and every verdict of the README's section and of results/differences.md."""
-    tables = (ROOT / "results/README.md").read_text(encoding="utf-8")
-    report_md = (ROOT / "results/report.md").read_text(encoding="utf-8")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = re.search(r"## What holds here, and what to use\n(.*?)\n## ", readme, re.DOTALL)[1]
-    written = section + (ROOT / "results/differences.md").read_text(encoding="utf-8")
+def test_the_numbers_of_the_written_page_are_in_the_tables():
+    """Every number with one decimal and every deviation of results/differences.md."""
+    readme, report_md, written = (
+        (ROOT / "results" / page).read_text(encoding="utf-8")
+        for page in ("README.md", "report.md", "differences.md")
+    )
     known = {
         number.strip("-+")
-        for number in re.findall(r"[-+]?\d+\.\d+(?: ± \d+\.\d+)?", tables + report_md)
+        for number in re.findall(r"[-+]?\d+\.\d+(?: ± \d+\.\d+)?", readme + report_md)
     }
-    known |= {number.split(" ±")[0] for number in known}
+    known |= {number.split(" ±")[0] for number in known} | {"0.1", "0.5", "0.125", "0.6"}
     for number in re.findall(r"\d+\.\d+(?: ± \d+\.\d+)?", written):
-        assert number in known or number in {"0.1", "0.5", "0.125", "0.6"}, (
-            f"{number} is in no table of results/"
-        )
-    verdicts = dict(re.findall(r"^\| ([a-m]) \| .*?\| \*\*(.*?)\*\* \|", tables, re.MULTILINE))
-    assert (
-        len(verdicts) == 13
-        and dict(re.findall(r"^\| ([a-m]) \| .*?\| \*\*(.*?)\*\* \|", section, re.MULTILINE))
-        == verdicts
-    )
+        assert number in known, f"{number} is in no table of results/"

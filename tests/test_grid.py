@@ -277,13 +277,13 @@ def test_jobs_is_a_number(kit):
 
 
 def test_the_lines_for_slurm_do_their_part_of_the_grid(kit):
-    """As the README shows them, with stand-ins for srun and scontrol. A warning makes the job queue again, a failure does not."""
+    """As docs/running.md shows them, with stand-ins for srun and scontrol. A warning makes the job queue again, a failure does not."""
     script, submit = re.search(
         r"```bash\n(#!/bin/bash\n.*?)```.*?`(sbatch [^`]*)`",
-        (ROOT / "README.md").read_text(encoding="utf-8"),
+        (ROOT / "docs/running.md").read_text(encoding="utf-8"),
         re.DOTALL,
     ).groups()
-    assert len(script.splitlines()) == 5
+    assert len(script.splitlines()) == 7
     (kit / "grid.sbatch").write_text(script)
     (kit / ".venv/bin").mkdir(parents=True)
     (kit / ".venv/bin/activate").write_text("")

@@ -1,5 +1,7 @@
-"""What the README and run_all.sh promise to type is what the scripts take."""
+"""README.md and docs/ show commands that parse, flags and links that exist, and true tables."""
 
+import csv
+import json
 import os
 import re
 import shlex
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, call
 
+import benchmarks.__main__ as benchmarks_main
 import evaluate_metrics
 import finetune
 import linear_probe
@@ -20,46 +23,57 @@ from datasets import catalog, sources
 
 SCRIPTS = {
     f"{module.__name__}.py": module
-    for module in (
-        make_subsets,
-        pretrain,
-        linear_probe,
-        evaluate_metrics,
-        finetune,
-        report,
-    )
+    for module in (make_subsets, pretrain, linear_probe, evaluate_metrics, finetune, report)
+}
+PARSERS = {**SCRIPTS, "-m benchmarks": benchmarks_main}
+FLAGS_OF_OTHER_PROGRAMS = {"--list", "--dry-run", "--help", "--nnodes", "--nproc-per-node"} | {
+    "--rdzv-backend",
+    "--rdzv-endpoint",
+}
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 
 
+def find_commands(text):
+    """List the command lines of our scripts in a page or docstring, typed or as inline code."""
+    text = re.sub(r"torchrun (?:--[a-z0-9-]+ \S+ +)+", "python ", text.replace("\\\n", " "))
+    script = "(?:" + "|".join(map(re.escape, PARSERS)) + ")"
+    typed = re.findall(rf"^\s*python ({script} .*?)(?:\s{{2,}}.*)?$", text, re.MULTILINE)
+    return typed + re.findall(rf"`(?:python )?({script} [^`\n]+)`", text)
+
+
 def parse(command, monkeypatch):
-    """Let a script parse a command line without doing what it says."""
-    script, *words = shlex.split(command, comments=True)[1:]
-    monkeypatch.setattr(
-        Path, "exists", lambda path: True
-    )  # a run folder or a subset file, by its name
-    for module in (linear_probe, finetune):
-        monkeypatch.setattr(module, "list_prediction_images", lambda folder, csv_path: [])
+    """Parse a command line as its script does, as if every file existed."""
+    script = next(name for name in PARSERS if command.startswith(name))
+    monkeypatch.setattr(Path, "exists", lambda path: True)
     monkeypatch.setattr(Path, "is_dir", lambda path: not path.suffix)
+    for module in (linear_probe, finetune):
+        monkeypatch.setattr(module, "list_prediction_images", lambda *_: [], raising=False)
+    words = shlex.split(command.removeprefix(script), comments=True)
     monkeypatch.setattr(sys, "argv", [script, *words])
-    return SCRIPTS[script].parse_args()
+    return PARSERS[script].parse_args()
 
 
-def readme_commands():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    heads = "".join(module.__doc__ for module in SCRIPTS.values())
-    text, heads = (
-        re.sub(r"torchrun (?:--[a-z-]+ \S+ )+", "python ", words) for words in (text, heads)
-    )
-    return re.findall(r"^\s*(python \w+\.py .*?)(?:\s{2,}.*)?$", text + heads, re.MULTILINE)
+COMMANDS = sorted(
+    {
+        command
+        for text in (*PAGES.values(), *(module.__doc__ for module in PARSERS.values()))
+        for command in find_commands(text)
+    }
+)
 
 
-def test_the_readme_and_the_scripts_show_commands():
-    shown = {command.split()[1] for command in readme_commands()}
-    assert shown == SCRIPTS.keys() and len(readme_commands()) > 15
+def test_commands_are_found_in_every_form():
+    page = "`report.py runs --claims` python no.py\ntorchrun --nnodes 2 \\\n pretrain.py a  # b\n"
+    assert find_commands(page) == ["pretrain.py a", "report.py runs --claims"]
+    assert {name for name in SCRIPTS if any(c.startswith(name) for c in COMMANDS)} == set(SCRIPTS)
+    assert len(COMMANDS) > 30
 
 
-@pytest.mark.parametrize("command", readme_commands())
-def test_every_command_shown_is_understood(command, monkeypatch):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_shown_command_parses(command, monkeypatch):
     parse(command, monkeypatch)
 
 
@@ -71,63 +85,116 @@ def test_help_fits_a_screen(script, capsys):
     assert end.value.code == 0 and len(lines) <= 40 and max(map(len, lines)) <= 120
 
 
-def flags_of(script, capsys):
+def flags_of(module, capsys):
     with pytest.raises(SystemExit):
-        call(SCRIPTS[script], "--help")
+        call(module, "--help")
     return set(re.findall(r"^  (--[a-z-]+)", capsys.readouterr().out, re.MULTILINE))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_flag_is_read(script, capsys):
-    """Its value is looked at somewhere other than where it is declared."""
-    sources_of = {
-        "make_subsets.py": ["datasets/sources.py"],
-        "pretrain.py": ["baselines/__init__.py"],
-    }.get(script, []) + [script]
-    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in sources_of)
-    for flag in flags_of(script, capsys):
+    """The value of a flag is used somewhere other than where it is declared."""
+    folders = {"make_subsets.py": "datasets", "pretrain.py": "baselines"}
+    files = [ROOT / script, *(ROOT / folders.get(script, "none")).glob("*.py")]
+    text = "".join(path.read_text(encoding="utf-8") for path in files)
+    for flag in flags_of(SCRIPTS[script], capsys) - {"--smoke"}:
         name = flag[2:].replace("-", "_")
-        assert (
-            re.search(rf"\bargs\.{name}\b|(?<!add_argument\(\")\"{name}\"", text) or name == "smoke"
-        ), f"{script} never reads {flag}"
+        read = rf"\bargs\.{name}\b|(?<!add_argument\(\")\"{name}\""
+        assert re.search(read, text), f"{script} never reads {flag}"
 
 
-def test_the_readme_names_no_flag_that_is_not_there(capsys):
-    text = re.sub(
-        r"#SBATCH .*|`sbatch [^`]*`", "", (ROOT / "README.md").read_text(encoding="utf-8")
-    )
-    known = set().union(*(flags_of(script, capsys) for script in SCRIPTS)) | {
-        "--list",
-        "--dry-run",
-        "--help",
-    }
-    known |= {
-        "--nnodes",
-        "--nproc-per-node",
-        "--rdzv-backend",
-        "--rdzv-endpoint",
-        "--signal",
-        "--rounds",
-        "--rows",
-        "--steps",
-    }  # torchrun, SLURM, benchmarks
+@pytest.mark.parametrize("page", PAGES)
+def test_every_flag_named_exists(page, capsys):
+    known = FLAGS_OF_OTHER_PROGRAMS.union(*(flags_of(m, capsys) for m in PARSERS.values()))
+    text = re.sub(r"#SBATCH .*|`sbatch [^`]*`|`--signal=\S+`", "", PAGES[page])
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text)) <= known
 
 
-def test_the_readme_has_no_gaps():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert not re.findall(r"\b(?:SCALE\d?|LOSSES|TODO|TBD|XXX)\b", text)
+@pytest.mark.parametrize("page", [*PAGES, "results/differences.md", "results/methods/notes.md"])
+def test_links_resolve(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (ROOT / page).parent / path if path else ROOT / page
+        assert linked.exists(), f"{page}: {target}"
+        heads = re.findall(r"^#+ (.*)", linked.read_text(encoding="utf-8") if anchor else "", re.M)
+        anchors = {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}
+        assert not anchor or anchor in anchors, f"{page}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_fit_100_columns(page):
+    assert max(map(len, PAGES[page].splitlines())) <= 100
+
+
+def test_the_readme_is_short():
+    text = PAGES["README.md"]
+    assert len(text.splitlines()) <= 170 and len(text.split()) <= 1200
+
+
+def table_rows(page, header):
+    """Return {first cell: other cells} of the table whose header line starts with `header`."""
+    table = PAGES[page].split(f"\n{header}")[1].split("\n\n")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    return {row[0].strip("`"): row[1:] for row in rows}
 
 
 def test_the_table_of_data_sets_is_the_catalogue():
-    table = (ROOT / "README.md").read_text(encoding="utf-8").split("## Data")[1].split("\n\n")[2]
-    rows = {line.split("`")[1]: line for line in table.splitlines() if line.startswith("| `")}
+    rows = table_rows("docs/data.md", "| name | classes |")
     assert list(rows) == list(sources.DATASETS) and set(catalog.DATASETS) < set(rows)
     for name, entry in catalog.DATASETS.items():
-        numbers = ", ".join(
-            f"{few} / {many}" for few, many in entry.counts.values()
-        )  # label 0 is the minority of all that have counts
-        assert numbers in rows[name], name
+        counts = [f"{minority} / {majority}" for minority, majority in entry.counts.values()]
+        assert not counts or rows[name][1:] == counts, name
+
+
+def test_the_tables_of_methods_name_every_method_and_the_measured_times():
+    measured = json.loads((ROOT / "results/benchmark/methods.json").read_text())["methods"]
+    header = "| `--method` |"
+    first, second = (
+        table_rows("docs/methods.md", f"{header} {column} |")
+        for column in ("paper", "learned besides")
+    )
+    assert first.keys() == second.keys() == pretrain.METHODS.keys()
+    for method, (_, _, views, times) in second.items():
+        assert int(views) == pretrain.METHODS[method].views, method
+        ratios = [
+            f"{values['ratio']:.2f}"
+            for variant, values in measured.items()
+            if variant.split()[0] == method and variant != "tsc --variant paper"
+        ]
+        assert re.findall(r"\d\.\d\d", times) == ratios, method
+
+
+def test_the_table_of_results_is_that_of_the_logs():
+    with open(ROOT / "results/summary.csv", newline="") as file:
+        summary = {
+            (row["dataset"], row["ratio"], row["label"]): row for row in csv.DictReader(file)
+        }
+    names = {
+        "SupCon": "supcon",
+        "Supervised Minority": "supmin",
+        "Supervised Prototypes": "suppro",
+        "NT-Xent": "ntxent",
+        "cRT (re-trained classifier)": "crt",
+    }
+    datasets = {"digits": 5, "inat21-mammals": 5, "pneumoniamnist": 3}
+    assert "| digits, n = 5 | mammals, n = 5 | PneumoniaMNIST, n = 3 |" in PAGES["README.md"]
+    rows = table_rows("README.md", "| method | digits")
+    assert len(rows) <= 8
+    for method, cells in rows.items():
+        for (dataset, n), cell in zip(datasets.items(), cells, strict=True):
+            row = summary.get((dataset, "99-1", names[method]))
+            if row is None:
+                assert cell == "not run", (method, dataset)
+                continue
+            mean, std = (
+                float(row[f"balanced_accuracy_percent_{which}"]) for which in ("mean", "std")
+            )
+            auroc = float(row["auroc_percent_mean"])
+            assert cell == f"{mean:.1f} ± {std:.1f} ({auroc:.1f})", (method, dataset)
+            assert int(row["n"]) == n
 
 
 def run_all(*words, **variables):
@@ -162,7 +229,7 @@ def test_the_grid_lists_what_is_found_and_names_what_is_missing(tmp_path, monkey
     assert "mammals" not in done.stderr
     for line in lines:
         for command in line.split(" && "):
-            parse(command, monkeypatch)
+            parse(command.removeprefix("python "), monkeypatch)
     narrow = run_all(
         "--list",
         DATA_ROOT=str(root),
@@ -176,13 +243,15 @@ def test_the_grid_lists_what_is_found_and_names_what_is_missing(tmp_path, monkey
     ).stdout.splitlines()
     for line in narrow:
         for command in line.split(" && "):
-            parse(command, monkeypatch)
+            parse(command.removeprefix("python "), monkeypatch)
     out = "runs/inat21-mammals/90-10"
+    tsc, focal = f"{out}/tsc-variant-code-k-6/seed3", f"{out}/focal-no-augment/seed3"
     assert len(narrow) == 4 and narrow[2:] == [
-        f"python pretrain.py subsets/inat21-mammals/90-10.json --method tsc --seed 3 --out {out}/tsc-variant-code-k-6/seed3 --epochs 10 "
-        f"--warmup-epochs 1 --variant=code --k=6 && python linear_probe.py {out}/tsc-variant-code-k-6/seed3 && python evaluate_metrics.py {out}/tsc-variant-code-k-6/seed3",
-        f"python finetune.py subsets/inat21-mammals/90-10.json --loss focal --seed 3 --out {out}/focal-no-augment/seed3 --epochs 10 "
-        f"--head mlp --no-augment && python evaluate_metrics.py {out}/focal-no-augment/seed3",
+        f"python pretrain.py subsets/inat21-mammals/90-10.json --method tsc --seed 3 --out {tsc} "
+        "--epochs 10 --warmup-epochs 1 --variant=code --k=6 "
+        f"&& python linear_probe.py {tsc} && python evaluate_metrics.py {tsc}",
+        f"python finetune.py subsets/inat21-mammals/90-10.json --loss focal --seed 3 --out {focal} "
+        f"--epochs 10 --head mlp --no-augment && python evaluate_metrics.py {focal}",
     ]
     assert (
         "inat21-mammals: 102 runs, 102 to do"

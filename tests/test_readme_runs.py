@@ -1,4 +1,7 @@
-"""Everything that the README types, run in its order, tiny (--smoke). Its two commands of run_all.sh, demo and test, take minutes and stay out."""
+"""Type every block of README.md and docs/ in order, tiny (--smoke).
+
+`run_all.sh demo` and `run_all.sh test` take minutes; tests/test_grid.py covers them.
+"""
 
 import os
 import re
@@ -25,97 +28,93 @@ SCRIPTS = {
     f"{module.__name__}.py": module
     for module in (make_subsets, pretrain, linear_probe, evaluate_metrics, finetune, report)
 }
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-TYPED = [
-    line
-    for block in re.findall(r"^```bash\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
-    for line in block.splitlines()
-]
+UNTRAINED = ("make_subsets.py", "report.py")  # they have no --smoke
+
+
+def blocks(page, language):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def typed_lines(page, start):
+    lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith(start)]
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    """A user's folder, with their scans and a root of data sets in it."""
+def user_folder(tmp_path_factory):
+    """A user's folder with scans and a root of data sets in it; the current directory meanwhile."""
     folder, before = tmp_path_factory.mktemp("readme"), Path.cwd()
     os.chdir(folder)
     for patient in range(60):
+        name = "rare" if patient < 20 else "common"
         for scan in range(2):
-            picture(
-                folder / ("rare" if patient < 20 else "common") / f"patient{patient}_{scan}.png",
-                seed=9 * patient + scan,
-            )
-    for name in ("rare", "common"):
-        (folder / "scans").mkdir(exist_ok=True)
-        (folder / name).rename(folder / "scans" / name)
+            picture(folder / f"scans/{name}/patient{patient}_{scan}.png", seed=9 * patient + scan)
     picture(folder / "new_scans/today.png", seed=7)
-    inat_folder(
-        folder / "data",
-        {
-            f"Animalia_Chordata_Mammalia_{order}_F_G_s": (160, 20)
-            for order in ("Artiodactyla", "Carnivora")
-        },
-    )
+    orders = ("Artiodactyla", "Carnivora")
+    taxa = {f"Animalia_Chordata_Mammalia_{order}_F_G_s": (160, 20) for order in orders}
+    inat_folder(folder / "data", taxa)
     yield folder
     os.chdir(before)
 
 
-def test_every_line_in_its_order(bench, monkeypatch):
-    lines = [line for line in TYPED if line.startswith("python ")]
+def type_line(line, folder):
+    script, *words = shlex.split(line, comments=True)[1:]
+    words = [str(folder / "data") if word == "/data" else word for word in words]
+    if script not in UNTRAINED and "--smoke" not in words:
+        words.append("--smoke")
+    if script == "pretrain.py":
+        words += ["--size", "32"]
+    call(SCRIPTS[script], *words)
+
+
+def test_the_lines_of_the_readme_in_their_order(user_folder):
+    lines = typed_lines("README.md", "python ")
+    assert len(lines) == 10
     for line in lines:
-        script, *words = shlex.split(line, comments=True)[1:]
-        words = [str(bench / "data") if word == "/data" else word for word in words]
-        smoke = (
-            script not in ("make_subsets.py", "report.py")
-            and "--smoke" not in words
-            and not ("--predict" in words and script == "finetune.py")
-        )
-        call(
-            SCRIPTS[script],
-            *words,
-            *["--smoke"] * smoke,
-            *["--size", 32] * (script == "pretrain.py"),
-        )
-    assert len(lines) == 17 and len(Path("new_scans.csv").read_text().splitlines()) == 2
+        type_line(line, user_folder)
+    assert len(Path("new_scans.csv").read_text().splitlines()) == 2
     for file in (
         "runs/report/report.md",
-        "runs/digits/99-1/ce/seed0/crt/finetune.json",
-        "runs/digits/99-1/supmin/seed0/lws/finetune.json",
-        "subsets/inat21-mammals/95-5.json",
+        "runs/digits/99-1/supmin/seed0/metrics.json",
+        "runs/scans/natural/supmin/seed0/metrics.json",
+        "runs/scans/natural/weighted_ce/seed0/finetune.json",
     ):
         assert Path(file).exists(), file
 
 
-def test_the_lines_of_python(bench):
-    [block] = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
-    names = {
-        "torch": torch,
-        "z": F.normalize(torch.randn(8, 2, 128), dim=2),
-        "labels": torch.arange(8) % 2,
+@pytest.mark.parametrize("page", ["data", "methods", "protocols", "running"])
+def test_the_lines_of_the_docs_in_their_order(page, user_folder):
+    """After those of the README, whose subsets and runs they use."""
+    for line in typed_lines(f"docs/{page}.md", "python "):
+        type_line(line, user_folder)
+    expected = {
+        "data": "subsets/inat21-mammals/95-5.json",
+        "methods": "runs/digits/99-1/supmin/seed0/lws/finetune.json",
+        "protocols": "runs/untrained/seed0/probe.json",
+        "running": "runs/digits/99-1/ntxent/seed0/encoder.pt",
     }
+    assert Path(expected[page]).exists()
+
+
+def test_the_lines_of_python(user_folder):
+    [block] = blocks("README.md", "python")
+    z, labels = F.normalize(torch.randn(8, 2, 128), dim=2), torch.arange(8) % 2
+    names = {"torch": torch, "z": z, "labels": labels}
     for line in block.splitlines():
         exec(line, names)
         assert "loss" not in names or names.pop("loss").isfinite()
-    assert (
-        'torchvision.models.resnet50().load_state_dict(torch.load("encoder.pt"), strict=False)'
-        in TEXT
-    )
-    np.savez("z.npz", z=names["z"].transpose(0, 1), labels=names["labels"])
+    np.savez("z.npz", z=z.transpose(0, 1), labels=labels)
     call(evaluate_metrics, "--embeddings", "z.npz", "--neighborhood", 0.3)
 
 
-def test_the_grid(bench):
-    """One run of it, by the lines shown; in a copy, since it writes beside its scripts."""
-    lines = [line for line in TYPED if line.startswith("DATA_ROOT=")]
-    kit = bench / "a copy of the kit"
+def test_the_grid(user_folder):
+    """One run of it by the lines shown, in a copy, since it writes beside its scripts."""
+    kit = user_folder / "a copy of the kit"
     kit.mkdir()
-    for file in subprocess.run(
-        ["git", "-C", ROOT, "ls-files", "*.py", "*.sh", "*.txt"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split():
-        if "/" not in file:
-            (kit / file).symlink_to(ROOT / file)
+    packages = {path.parent for path in ROOT.glob("*/*.py")}
+    for path in {*packages, *ROOT.glob("*.py"), *ROOT.glob("*.sh"), *ROOT.glob("*.txt")}:
+        (kit / path.name).symlink_to(path)
     small = {
         "METHODS": "supmin",
         "BASELINES": "",
@@ -126,19 +125,17 @@ def test_the_grid(bench):
         "FLAGS": "--arch resnet18 --size 8 --epochs 1 --batch-size 16",
         "PRETRAIN_FLAGS": "--warmup-epochs 0",
     }
+    lines = typed_lines("README.md", "DATA_ROOT=")
+    assert len(lines) == 2
     for line in lines:
+        line = line.replace("/data", shlex.quote(str(user_folder / "data")))
+        line = line.replace("run_all.sh", shlex.quote(f"{kit}/run_all.sh"))
         done = subprocess.run(
-            [
-                "bash",
-                "-c",
-                line.replace("/data", shlex.quote(str(bench / "data"))).replace(
-                    "run_all.sh", shlex.quote(f"{kit}/run_all.sh")
-                ),
-            ],
+            ["bash", "-c", line],
             env={**os.environ, **small},
             capture_output=True,
             text=True,
             timeout=300,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    assert len(lines) == 2 and "inat21-mammals" in (kit / "runs/report/report.md").read_text()
+    assert "inat21-mammals" in (kit / "runs/report/report.md").read_text()
