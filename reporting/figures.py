@@ -463,7 +463,7 @@ def bar_panel(ax, part, keys, title):
                 )
     ax.set_xticks(range(len(part)), [textwrap.fill(g["name"], 14) for g in part], fontsize=8)
     ax.set(ylabel=title, xlim=(-0.6, len(part) - 0.4))
-    ax.judge_margins(y=0.12)
+    ax.margins(y=0.12)
     if len(keys) > 1:
         handles = dict(zip(*ax.get_legend_handles_labels()[::-1]))
         ax.legend(

@@ -264,7 +264,7 @@ def test_labels_name_options_and_unusual_settings_only(tmp_path):
         "digits/99-1/suppro/seed1": "suppro",
         "a": "suppro (margin 0.5)",
         "digits/99-1/supmin/seed0": "supmin",
-        "b": "supmin (majority judge_majority_supervision 0.5)",
+        "b": "supmin (majority supervision 0.5)",
         "c": "supmin (smoke, epochs 2)",
         "digits/99-1/supcon/seed0": "supcon (batch size 64)",
         "digits/99-1/ce/seed0": "ce",
