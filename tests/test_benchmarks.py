@@ -1,16 +1,121 @@
-"""Each benchmark runs and writes its figures."""
+"""Each benchmark runs, and the tables of docs/speed.md hold the figures of results/benchmark."""
 
 import json
+import re
 
 import pytest
-from conftest import call
+from conftest import ROOT, call
 
 import benchmarks.__main__ as benchmark
+from benchmarks.timing import compare_throughput, compare_times, print_table
+
+PAGE = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+KIT_LOSSES = ("ntxent", "supcon", "supmin", "suppro")
 
 
-@pytest.mark.parametrize("what", benchmark.BENCHMARKS)
-def test_every_benchmark_runs_and_writes_its_figures(what, tmp_path):
-    call(benchmark, what, "--smoke", "--device", "cpu", "--rounds", 1, "--out", tmp_path)
-    written = json.loads((tmp_path / f"{what}.json").read_text())
-    assert written[what] and written["smoke"]
-    assert {"command", "commit", "device"} <= written["provenance"].keys()
+@pytest.mark.parametrize("name", benchmark.BENCHMARKS)
+def test_every_benchmark_runs_and_writes_its_figures(name, tmp_path):
+    call(benchmark, name, "--smoke", "--device", "cpu", "--rounds", 1, "--out", tmp_path)
+    written = json.loads((tmp_path / f"{name}.json").read_text())
+    assert written[name] and written["smoke"]
+    assert {"commit", "device"} <= written["provenance"].keys()
+    assert written["provenance"]["command"].startswith(f"python -m benchmarks {name}")
+
+
+def test_ratios_are_taken_within_a_round():
+    times = compare_times([1.0, 4.0, 9.0], [2.0, 4.0, 3.0])
+    assert times == {"ratio": 1.0, "lowest": 0.5, "highest": 3.0, "seconds": 4.0}
+    speed = compare_throughput([1.0, 4.0, 9.0], [2.0, 4.0, 3.0], images=8)
+    assert speed["ratio"] == 1 and speed["per second"] == 2 and speed["seconds"] == 4
+
+
+def test_results_are_printed_as_one_table(capsys):
+    print_table({"28": {"a": {"ratio": 1.23456, "views": 2}, "b": {"ratio": 0.5}}})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[2:] == ["| 28, a | 1.235 | 2 |", "| 28, b | 0.5 |  |"]
+
+
+def load(name):
+    """Return the results of a benchmark and its whole record."""
+    record = json.loads((ROOT / "results" / "benchmark" / f"{name}.json").read_text())
+    return record[name], record
+
+
+def table(first_header):
+    """Return the rows of a table of the page, each a list of cells without backticks."""
+    text = PAGE.split(f"| {first_header} |")[1].split("\n\n")[0]
+    lines = [f"| {first_header} |" + text.splitlines()[0], *text.splitlines()[2:]]
+    return [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def ratio(row):
+    return f"{row['ratio']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f})"
+
+
+def test_the_table_of_methods_holds_the_measured_figures():
+    assert table("`--method`")[1:] == [
+        [name, str(row["views"]), f"{row['learned']:,}", f"{row['kept']:,}", ratio(row)]
+        for name, row in load("methods")[0].items()
+    ]
+
+
+def test_the_tables_of_losses_hold_the_measured_figures():
+    measured, _ = load("losses")
+    header, *rows = table("time, peak memory")
+    assert header[1:] == [f"{int(n):,} rows" for n in measured]
+    for label, *cells in rows:
+        name = {"masked form": "masked"}.get(label, label.removesuffix("_loss"))
+        expected = [by_name[name] for by_name in measured.values()]
+        assert cells == [f"{row['ratio']:.2f}, {row['megabytes']:,.0f} MB" for row in expected]
+    shares = [
+        max(by_name[name]["percent_of_step"] for name in KIT_LOSSES)
+        for by_name in measured.values()
+    ]
+    assert table("rows")[1][1:] == [f"{share:.3f}" for share in shares]
+
+
+def test_the_table_of_the_pipeline_holds_the_measured_figures():
+    measured = {size: row for size, row in load("pipeline")[0].items() if size.isdecimal()}
+    header, *rows = table("side of a view in pixels")
+    assert header[1:] == list(measured)
+    for cells, key in zip(rows, ("step", "compiled", "views"), strict=True):
+        assert cells[1:] == [ratio(row[key]) for row in measured.values()]
+
+
+def test_the_tables_of_packing_hold_the_measured_figures():
+    measured, _ = load("subsets")
+    assert f"{measured['images']:,} JPEGs" in PAGE
+    runs = [measured["one worker"], measured["all workers"]]
+    expected = [[f"{run['seconds']:.0f}", f"{run['peak_mib']:.0f}"] for run in runs]
+    assert [cells[1:] for cells in table("command")[1:]] == expected
+    assert table("on one core")[1][1] == ratio(measured["one core"])
+
+
+def test_the_tables_of_metrics_hold_the_measured_figures():
+    measured, _ = load("metrics")
+    speed = measured.pop("speed")
+    assert table("metric")[1:] == [
+        [name, f"{row['seconds']:.1f}", f"{row['megabytes']:.0f}"] for name, row in measured.items()
+    ]
+    assert [cells[1] for cells in table("metrics")[1:]] == [
+        f"{row['ratio']:.1f}" for row in speed.values()
+    ]
+
+
+@pytest.mark.parametrize("name", ["methods", "losses", "subsets", "pipeline", "metrics"])
+def test_the_page_names_the_command_and_the_commit_of_every_record(name):
+    provenance = load(name)[1]["provenance"]
+    section = next(part for part in PAGE.split("\n## ") if f"benchmark/{name}.json" in part)
+    flags = provenance["command"].split(f" {name}", 1)[1]
+    shown = re.search(rf"benchmarks {name}([^`]*)`", section)[1]
+    assert " ".join(shown.split()) == flags.strip()
+    assert re.search(rf"[Cc]ommit\s+{provenance['commit']}\b", section)
+
+
+def test_the_page_shows_commands_that_are_understood(monkeypatch):
+    commands = re.findall(r"^python -m benchmarks (.*)$", PAGE, re.MULTILINE)
+    commands += re.findall(r"`(?:OMP_NUM_THREADS=1 )?python -m benchmarks ([^`]*)`", PAGE)
+    assert len(commands) >= 9
+    for command in commands:
+        monkeypatch.setattr("sys.argv", ["benchmarks", *command.split()])
+        assert benchmark.parse_args().what == command.split()[0]
