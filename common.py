@@ -1,6 +1,6 @@
 """What the scripts share, in five rooms: run, data, model, losses, loop. Each room leans only on those above it.
 
-What can be read and quoted alone has files of its own: the command line and its files (run.py), images on disk (sources.py), their
+What can be read and quoted alone has files of its own: the command line and its files (run.py), images on disk (datasets/), their
 views (augment.py), the losses (losses.py), all of which can be imported from here, and several processes (distributed.py).
 """
 
@@ -33,8 +33,9 @@ from datasets.augment import (  # noqa: F401
     rotate,
     shift_hue,
 )
+from datasets.images import list_prediction_images, printable, read_image, squeeze  # noqa: F401
 from datasets.loader import ImageReader  # noqa: F401
-from datasets.sources import SPLITS, list_prediction_images, printable, read_image, squeeze  # noqa: F401
+from datasets.source import SPLITS  # noqa: F401
 from datasets.subset import Subset, load_subset  # noqa: F401
 from losses import (  # noqa: F401
     antipodal_prototypes,

@@ -61,7 +61,7 @@ from common import (
     start_run,
     warmup_cosine,
 )
-from datasets.sources import list_prediction_images
+from datasets.images import list_prediction_images
 from utils.cli import ArgumentParser, Stop, Stopped, UserError, number_from, run_main
 from utils.files import read_json, write_json
 

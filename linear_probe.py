@@ -38,7 +38,7 @@ from common import (
     save_tensors,
     warmup_cosine,
 )
-from datasets.sources import list_prediction_images
+from datasets.images import list_prediction_images
 from utils.cli import ArgumentParser, UserError, number_from, run_main
 from utils.files import lock_folder, read_json, write_json
 

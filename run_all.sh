@@ -71,9 +71,9 @@ END
 
 look() {  # $have: the data sets under DATA_ROOT, one per line: name, size or -, folder, with tabs between; $missing: the others
     python=${PYTHON:-python3}
-    missing=$("$python" -m datasets.catalog "$DATA_ROOT" 2>&1 > /dev/null) ||
-        { echo "run_all.sh: cannot run catalog.py; install Python 3.10 to 3.13, or name one with PYTHON=... (${missing##*$'\n'})" >&2; exit 2; }
-    have=$("$python" -m datasets.catalog "$DATA_ROOT" 2> /dev/null)
+    missing=$("$python" -m datasets "$DATA_ROOT" 2>&1 > /dev/null) ||
+        { echo "run_all.sh: cannot list the data sets; install Python 3.10 to 3.13, or name one with PYTHON=... (${missing##*$'\n'})" >&2; exit 2; }
+    have=$("$python" -m datasets "$DATA_ROOT" 2> /dev/null)
     [ -n "$have" ] || { echo "$missing"; echo "run_all.sh: no data set under $DATA_ROOT; set DATA_ROOT, or try 'bash run_all.sh demo', which needs no data"; exit 2; } >&2
     case " $BASELINES " in *" ce "*) ;; *) [ -z "$RETRAIN" ] || echo "not re-trained: ${RETRAIN// /, } take the encoder of ce, which BASELINES lacks" >&2 ;; esac
 }
@@ -142,7 +142,7 @@ evidence_subsets() {  # for the claims: images as small as the networks
         "$PYTHON" make_subsets.py $name --size 28 --data-root "$DATA_ROOT" --out subsets/evidence \
             --ratios "$([ $name = breastmnist ] || echo 99-1,95-5,)50-50,natural"
     done
-    mammals=$("$PYTHON" -m datasets.catalog "$DATA_ROOT" 2> /dev/null | sed -n "s/^inat21-mammals\t-\t//p")
+    mammals=$("$PYTHON" -m datasets "$DATA_ROOT" 2> /dev/null | sed -n "s/^inat21-mammals\t-\t//p")
     if [ -n "$mammals" ]; then
         "$PYTHON" make_subsets.py inat21-mammals --data-root "$mammals" --size 32 --out subsets/evidence
     else

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import make_subsets
 from benchmarks.synthetic import IMAGES_PER_CATEGORY, packing_command, synthetic_photographs
 from benchmarks.timing import compare_times, time_in_rounds
+from datasets.pack import CHUNK, pack_block
 from utils.cli import UserError
 from utils.files import sha256
 
@@ -61,9 +61,9 @@ def pack_in_blocks(files, path):
     """Pack the files into `path` as a worker of make_subsets.py does."""
     shape = (len(files), STORED_SIDE, STORED_SIDE, 3)
     offset = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape).offset
-    for start in range(0, len(files), make_subsets.CHUNK):
-        block = files[start : start + make_subsets.CHUNK]
-        make_subsets.pack_block((path, offset, start, block, STORED_SIDE, 3, False))
+    for start in range(0, len(files), CHUNK):
+        block = files[start : start + CHUNK]
+        pack_block((path, offset, start, block, STORED_SIDE, 3, False))
 
 
 def run_packing(root, out, *flags):

@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import make_subsets
-from datasets.sources import SPLITS
+from datasets.source import SPLITS
 from datasets.subset import Subset
 from utils.runs import make_generator
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.augment import RECIPES
-from datasets.sources import SPLITS
+from datasets.source import SPLITS
 from utils.cli import UserError
 from utils.files import read_json, sha256
 

@@ -211,7 +211,7 @@ def planned(monkeypatch):
 
         monkeypatch.setattr(sys, "argv", ["make_subsets.py", *map(str, words)])
         args = make_subsets.parse_args()
-        source = make_subsets.DATASETS[args.dataset][0](args)
+        source = make_subsets.DATASETS[args.dataset].load(args)
         _, rows = make_subsets.plan(source.labels, source.split, source, args)
         return source, {
             ratio: {

@@ -49,7 +49,8 @@ def kit(tmp_path):
     (kit / "data" / "breastmnist.npz").touch()
     shutil.copy(ROOT / "run_all.sh", kit)
     (kit / "datasets").mkdir()
-    shutil.copy(ROOT / "datasets/catalog.py", kit / "datasets")
+    for name in ("__init__.py", "__main__.py"):
+        shutil.copy(ROOT / "datasets" / name, kit / "datasets")
     (kit / "requirements.txt").touch()
     (kit / "pretrain.py").write_text(PRETRAIN)
     for name in ("linear_probe", "evaluate_metrics"):

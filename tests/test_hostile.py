@@ -24,9 +24,10 @@ import linear_probe
 import pretrain
 import report
 from common import RECIPES, SPLITS, UserError, load_subset
-from datasets import sources
+from datasets.npz import npz_source
+from datasets.pack import decode_block
+from datasets.source import read_table, zero_or_one
 from evaluate_metrics import open_embeddings
-from make_subsets import decode_block
 from reporting import collect, tables
 
 settings.register_profile(
@@ -172,7 +173,7 @@ def test_an_npz_with_anything_in_it(tmp_path, data):
     data.draw(st.sampled_from([np.savez, np.savez_compressed]))(file, **arrays)
     path.write_bytes(damaged(data, file.getvalue()))
     try:
-        source = sources.npz_source(
+        source = npz_source(
             SimpleNamespace(minority=None, majority=None, size=None, store_size=None), path
         )
         images = source.images[0 : len(source.images)]
@@ -189,8 +190,8 @@ def test_a_table_with_anything_in_it(tmp_path, data):
     path = tmp_path / "labels.csv"
     path.write_bytes(damaged(data, 'eid,label\n1,0\n2,1\n"3",0\n4,1\n'.encode()))
     try:
-        table = sources.read_table(path, ["eid", "label"])
-        labels = [sources.zero_or_one(path, line, "label", row) for line, row in table.items()]
+        table = read_table(path, ["eid", "label"])
+        labels = [zero_or_one(path, line, "label", row) for line, row in table.items()]
     except UserError as error:
         assert str(path) in str(error) and "\n" not in str(error)
         return

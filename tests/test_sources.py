@@ -15,7 +15,8 @@ from pictures import contents, counts, inat_folder, index, picture, plain_folder
 from PIL import Image
 
 from common import SPLITS
-from datasets import catalog, sources
+from datasets import DATASETS, INAT21_FOLDERS
+from datasets.source import draw_splits
 
 
 def table(path, rows):
@@ -102,8 +103,8 @@ def test_fracatlas_is_split_kept_grey_and_read_as_far_as_it_goes(make, tmp_path)
 
 def test_fracatlas_published_counts_follow_from_the_split():
     labels = np.array([0] * 717 + [1] * 3366)
-    split = sources.draw_splits(labels, {"test": 20, "val": 10}, seed=0)
-    assert {part: tuple(np.bincount(labels[split == part])) for part in SPLITS} == catalog.DATASETS[
+    split = draw_splits(labels, {"test": 20, "val": 10}, seed=0)
+    assert {part: tuple(np.bincount(labels[split == part])) for part in SPLITS} == DATASETS[
         "fracatlas"
     ].counts
 
@@ -739,7 +740,7 @@ TREE = {
 }
 
 
-@pytest.mark.parametrize("train, val", catalog.INAT21_PARTS[1:])
+@pytest.mark.parametrize("train, val", INAT21_FOLDERS[1:])
 def test_inat21_by_the_other_names_of_its_parts(make, tmp_path, train, val):
     inat_folder(tmp_path / "data", TREE)
     make("inat21-mammals", "--ratios", "natural", "--out", "plain")
@@ -783,7 +784,7 @@ def test_the_leak_of_breastmnist_is_named_and_kept(make):
     )
     assert (
         counts(well_formed(Path("subsets/breastmnist/natural.json")))
-        == catalog.DATASETS["breastmnist"].counts
+        == DATASETS["breastmnist"].counts
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TQDM_DISABLE", "1")  # a bar that does not count
@@ -999,7 +1000,7 @@ def test_the_catalogue_needs_no_package(tmp_path):
 
     inat_folder(tmp_path, TREE)
     done = subprocess.run(
-        [sys.executable, "-S", "-m", "datasets.catalog", tmp_path],
+        [sys.executable, "-S", "-m", "datasets", tmp_path],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -18,7 +18,8 @@ from PIL import Image
 
 import make_subsets
 from common import SPLITS, load_subset
-from datasets.sources import draw_splits, split_counts
+from datasets.inat21 import split_counts
+from datasets.source import draw_splits
 from make_subsets import ratio_counts
 
 # protocol.json, data.inat21: n, train, val; and class sizes, ratios, counts
