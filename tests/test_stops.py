@@ -224,22 +224,6 @@ def test_a_full_disk_is_named_by_every_script(
     shutil.rmtree(Path(file) if script is make_subsets else Path(file).parent)
 
 
-def test_a_probe_is_vouched_for_by_its_own_record(whole, monkeypatch, capsys):
-    """Another seed, ended between its two files: the first one is not taken for finished with the other's weights."""
-    words = ["whole", "--protocol", "reference", "--epochs", 1, "--out", "probed", "--seed"]
-    call(linear_probe, *words, 0)
-    first = common.load_tensors("probed/probe.pt")
-    monkeypatch.setattr(linear_probe, "write_json", lambda *_: exec("raise KeyboardInterrupt"))
-    with pytest.raises(KeyboardInterrupt):
-        call(linear_probe, *words, 1)
-    monkeypatch.undo()
-    call(linear_probe, *words, 0)
-    assert (
-        equal(first, common.load_tensors("probed/probe.pt"))
-        and "finished already" not in capsys.readouterr().out
-    )
-
-
 @pytest.mark.parametrize(
     "script, words", [(pretrain, WORDS), (finetune, [SUBSET, "--smoke", "--out"])]
 )

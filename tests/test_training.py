@@ -12,8 +12,6 @@ import torch
 import torchvision
 from conftest import call, equal, log_of, one_line, run_script
 from scipy.stats import hypergeom
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
 
 import common
 import finetune
@@ -232,79 +230,6 @@ def test_watch_tells_a_collapse_from_a_spread_embedding(workplace):
 # probe and fine-tuning ------------------------------------------------------------------------------------------------
 
 
-def test_probe_equals_scikit_learn_on_torchvision_features(run, workplace):
-    before = (run / "encoder.pt").read_bytes()
-    call(linear_probe, run)
-    probe = json.loads((run / "probe.json").read_text())
-    assert (run / "encoder.pt").read_bytes() == before
-    subset = load_subset("subsets/digits/99-1.json")
-    network = torchvision.models.resnet18()
-    network.load_state_dict(torch.load(run / "encoder.pt", weights_only=True), strict=False)
-    network.fc = torch.nn.Identity()
-    x = common.center_view(
-        torch.from_numpy(subset.images[:].copy()).permute(0, 3, 1, 2),
-        torch.from_numpy(subset.sizes),
-        subset.size,
-    )
-    with torch.no_grad():
-        x = network.eval()(common.normalize(x, subset.mean, subset.std)).double().numpy()
-    balanced = load_subset("subsets/digits/50-50.json")
-    for key, ending, train in (
-        ("test", "", subset.splits["train"]),
-        ("test_balanced_train", "_balanced_train", balanced.splits["train"]),
-    ):
-        mean, std = x[train].mean(0), x[train].std(0, ddof=1) + 1e-12
-        fitted = LogisticRegression(
-            C=probe["chosen" + ending]["C"], class_weight="balanced", max_iter=5000, tol=1e-6
-        )
-        fitted.fit((x[train] - mean) / std, subset.labels[train])
-        test = subset.splits["test"]
-        theirs = balanced_accuracy_score(
-            subset.labels[test], fitted.predict((x[test] - mean) / std)
-        )
-        assert probe[key]["balanced_accuracy"] == pytest.approx(theirs, abs=0.01)
-        assert set(probe[key]) == {"accuracy", "balanced_accuracy", "auroc", "f1"}
-
-
-@pytest.mark.parametrize("n, dim, minority", [(400, 40, 8), (60, 100, 20)])
-def test_the_fits_of_the_probe_are_scikit_learns(n, dim, minority):
-    """Correlated, one feature copied, one constant; more rows than features, and fewer; classes that overlap, and that do not."""
-    draw = np.random.default_rng(0)
-    y = (np.arange(n) < minority).astype(int)
-    x = (
-        draw.normal(size=(n, dim // 2)) @ draw.normal(size=(dim // 2, dim))
-        + 0.1 * draw.normal(size=(n, dim))
-        + y[:, None]
-    )
-    x = (x - x.mean(0)) / x.std(0)
-    x[:, 1], x[:, 2] = x[:, 0], 0
-    for C, w in zip(
-        linear_probe.STRENGTHS,
-        linear_probe.logistic_regressions(torch.from_numpy(x).float(), y, linear_probe.STRENGTHS),
-    ):
-        fitted = LogisticRegression(
-            C=C, class_weight="balanced", solver="newton-cholesky", tol=1e-10
-        ).fit(x, y)
-        p = (torch.from_numpy(x) @ w[:-1] + w[-1]).sigmoid().numpy()
-        np.testing.assert_allclose(p, fitted.predict_proba(x)[:, 1], atol=2e-3)
-        assert np.linalg.norm(w[:-1].numpy() - fitted.coef_[0]) <= 5e-3 * np.linalg.norm(
-            fitted.coef_[0]
-        )
-
-
-def test_a_probe_that_touches_the_encoder_is_caught(run, workplace, monkeypatch):
-    fit = linear_probe.fit_logistic_regression
-
-    def careless(encoder, *args):
-        encoder.bn1.running_mean += 1e-6
-        return fit(encoder, *args)
-
-    monkeypatch.setattr(linear_probe, "fit_logistic_regression", careless)
-    with pytest.raises(RuntimeError, match="leave frozen"):
-        call(linear_probe, run, "--out", "careless")
-    assert not Path("careless/probe.json").exists()
-
-
 def test_a_real_run_takes_the_place_of_a_smoke_run_and_of_nothing_else(run, workplace):
     shutil.copytree(run, "runs/digits/99-1/supmin/seed7")
     place = Path("runs/digits/99-1/supmin/seed7")
@@ -331,32 +256,6 @@ def test_a_real_run_takes_the_place_of_a_smoke_run_and_of_nothing_else(run, work
     )
     with pytest.raises(UserError, match="smoke False there, True now"):
         call(pretrain, "subsets/digits/99-1.json", "--method", "supmin", "--smoke", "--out", place)
-
-
-def test_reference_protocol_keeps_the_other_probe_and_trains(run, workplace):
-    call(linear_probe, run)
-    before = common.load_tensors(run / "probe.pt")
-    call(linear_probe, run, "--protocol", "reference", "--epochs", 3)
-    probe = json.loads((run / "probe.json").read_text())
-    assert (
-        probe["protocol"] == "reference"
-        and 1 <= probe["chosen"]["epoch"] <= 3
-        and not equal(before, common.load_tensors(run / "probe.pt"))
-    )
-    assert json.loads((run / "probe_cached.json").read_text())["protocol"] == "cached"
-
-
-def test_balanced_subset_made_later_is_probed(run, workplace):
-    call(linear_probe, run)
-    balanced = Path("subsets/digits/50-50.json")
-    balanced.rename("50-50.json")
-    try:
-        call(linear_probe, run)
-        assert json.loads((run / "probe.json").read_text())["test_balanced_train"] is None
-    finally:
-        Path("50-50.json").rename(balanced)
-    call(linear_probe, run)
-    assert json.loads((run / "probe.json").read_text())["test_balanced_train"]["accuracy"] > 0.5
 
 
 def test_predict_writes_a_probability_for_every_image(run, workplace):
