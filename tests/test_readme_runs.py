@@ -63,7 +63,7 @@ def type_line(line, folder):
     words = [str(folder / "data") if word == "/data" else word for word in words]
     if script not in UNTRAINED and "--smoke" not in words:
         words.append("--smoke")
-    if script == "pretrain.py":
+    if script == "pretrain.py" or words[0].endswith("natural.json"):
         words += ["--size", "32"]
     call(SCRIPTS[script], *words)
 
