@@ -31,15 +31,15 @@ from datasets import DATASETS, describe_missing, find_all
 from datasets.pack import (
     CHUNK,
     check_block,
-    each,
-    keep_readable,
+    choose_stored_side,
+    count_workers,
+    drop_unreadable,
     mean_std,
-    pack,
+    pack_images,
+    parallel_map,
     read_index,
-    stored_side,
-    survey,
-    take,
-    workers_for,
+    scan_images,
+    select_images,
     write_index,
 )
 from datasets.source import DRAW_TEST, DRAW_TRAIN, DRAW_VAL, SPLITS
@@ -100,7 +100,7 @@ def draw_rows(labels, split, ratio, minority, balance, seed):
     return rows
 
 
-def plan(labels, split, source, args):
+def draw_all_ratios(labels, split, source, args):
     """(minority, {ratio: rows}) for the ratios asked for. UserError when a split lacks a class or a ratio empties one."""
     for part in SPLITS:
         for c in (0, 1):
@@ -174,11 +174,13 @@ def contact_sheet(path, title, images, sizes, rows, labels, classes):
         figure.savefig(part, format="png")
 
 
-def records_of(name, images_path, index_path, rows, minority, source, settings, truncated, workers):
+def make_records(
+    name, images_path, index_path, rows, minority, source, settings, truncated, workers
+):
     """{ratio: what <ratio>.json says}, from the packed images, for every entry of rows."""
     index = read_index(index_path)
     labels, _, _, names = index
-    sums, grey, brightest, leaks = survey(images_path, index, workers)
+    sums, grey, brightest, leaks = scan_images(images_path, index, workers)
     shape = np.load(images_path, mmap_mode="r").shape
     facts = {
         "images_sha256": sha256(images_path),
@@ -233,7 +235,7 @@ def write_ratios(folder, images_path, index_path, rows, records):
         write_json(folder / f"{ratio}.json", {"command": command_line(), **record})
 
 
-def finished(folder, settings, skip_bad):
+def existing_records(folder, settings, skip_bad):
     """The records of a finished subset folder, {ratio: record}, verified. UserError when it was made with other settings or was changed."""
     records = {}
     for path in sorted(folder.glob("[!.]*.json")):
@@ -272,7 +274,7 @@ def finished(folder, settings, skip_bad):
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def opened(args):
+def open_source(args):
     """The Source of a data set, the folder of its subsets, and the settings that decide what is in it."""
     try:
         source = DATASETS[args.dataset].load(args)
@@ -294,18 +296,18 @@ def opened(args):
     return source, Path(args.out) / args.name, settings
 
 
-def make(args):
-    source, folder, settings = opened(args)
-    records = finished(folder, settings, args.skip_bad)
+def build_subset(args):
+    source, folder, settings = open_source(args)
+    records = existing_records(folder, settings, args.skip_bad)
     if not records or any(folder.glob(".part-*")):
-        plan(
+        draw_all_ratios(
             source.labels, source.split, source, args
         )  # what cannot work fails before the long work
         lock_folder(folder)
-        records = finished(folder, settings, args.skip_bad)  # by another process, just now
+        records = existing_records(folder, settings, args.skip_bad)  # by another process, just now
         if records:
-            clear(folder)
-    workers = workers_for(source, args)
+            remove_temporary_files(folder)
+    workers = count_workers(source, args)
     if records:  # decoded already
         first = next(iter(records.values()))
         settings["skipped"], truncated = first["settings"]["skipped"], first["truncated"]
@@ -313,19 +315,19 @@ def make(args):
     else:
         index_path = folder / ".part-index.csv"
         with naming(folder):
-            path, packed = pack(source, folder, stored_side(source), workers)
-            images_path, good = keep_readable(path, packed, source.names, args.skip_bad)
+            path, packed = pack_images(source, folder, choose_stored_side(source), workers)
+            images_path, good = drop_unreadable(path, packed, source.names, args.skip_bad)
             write_index(index_path, source, packed, good)
         settings["skipped"], truncated = (
             len(packed) - len(good),
             [source.names[i] for i in good if packed[i][3]],
         )
     labels, split, _, _ = read_index(index_path)
-    minority, rows = plan(labels, split, source, args)
+    minority, rows = draw_all_ratios(labels, split, source, args)
     new = {ratio: drawn for ratio, drawn in rows.items() if ratio not in records}
     if new:
         lock_folder(folder)
-        more = records_of(
+        more = make_records(
             folder.name,
             images_path,
             index_path,
@@ -338,8 +340,8 @@ def make(args):
         )
         write_ratios(folder, images_path, index_path, new, more)
         records = {**records, **more}
-        clear(folder)
-    report(folder, args, source, {ratio: records[ratio] for ratio in rows})
+        remove_temporary_files(folder)
+    print_summary(folder, args, source, {ratio: records[ratio] for ratio in rows})
     files = ["images.npy", "index.csv"] * (len(records) == len(new)) + [
         f"{ratio}.{kind}" for ratio in new for kind in ("json", "png")
     ]
@@ -353,16 +355,16 @@ def make(args):
     )
 
 
-def clear(folder):
+def remove_temporary_files(folder):
     """Remove what a stopped call left behind; only while the folder is held."""
     for part in folder.glob(".part-*"):
         part.unlink()
 
 
-def verify(args):
+def verify_subset(args):
     """Check a finished folder against its checksums, and everything in it against its source, decoded again. UserError for a difference."""
-    source, folder, settings = opened(args)
-    records = finished(folder, settings, skip_bad=True)
+    source, folder, settings = open_source(args)
+    records = existing_records(folder, settings, skip_bad=True)
     absent = [ratio for ratio in args.ratios or records if ratio not in records]
     if not records or absent:
         raise UserError(
@@ -380,13 +382,13 @@ def verify(args):
         raise UserError(
             f"{folder / 'index.csv'}: lists other images, classes or splits than {args.data_root}; {again}"
         )
-    workers, side = workers_for(source, args), np.load(path, mmap_mode="r").shape[1]
+    workers, side = count_workers(source, args), np.load(path, mmap_mode="r").shape[1]
     starts = range(0, len(good), CHUNK)
     jobs = (
         (
             path,
             start,
-            take(source.images, good[start : start + CHUNK]),
+            select_images(source.images, good[start : start + CHUNK]),
             side,
             source.channels,
             source.truncated,
@@ -395,7 +397,7 @@ def verify(args):
     )
     checked = []
     with tqdm(total=len(good), desc="verify", unit="image", leave=False, delay=0.5) as bar:
-        for results in each(check_block, jobs, len(starts), workers):
+        for results in parallel_map(check_block, jobs, len(starts), workers):
             checked += results
             bar.update(len(results))
     other = [name for name, (same, _) in zip(names, checked) if not same]
@@ -403,14 +405,14 @@ def verify(args):
         raise UserError(
             f"{path}: {len(other)} of {len(names)} images are not what their files hold now, first {other[0]}; {again}"
         )
-    minority, rows = plan(
+    minority, rows = draw_all_ratios(
         labels, split, source, argparse.Namespace(**{**vars(args), "ratios": list(records)})
     )
     settings["skipped"], truncated = (
         len(source.names) - len(names),
         [name for name, (_, cut) in zip(names, checked) if cut],
     )
-    expected = records_of(
+    expected = make_records(
         folder.name,
         path,
         folder / "index.csv",
@@ -431,13 +433,13 @@ def verify(args):
             raise UserError(
                 f"{folder / ratio}.json: not what its images and its seed give: {', '.join(differ)}; {again}"
             )
-    report(folder, args, source, records)
+    print_summary(folder, args, source, records)
     print(
         f"verified {folder}: checksums, {len(names)} images decoded again, {', '.join(records)} drawn again"
     )
 
 
-def for_all(step, args):
+def run_all_found(step, args):
     """make or verify for every data set below the data root, one after the other; one that fails does not stop the others."""
     there, failed = find_all(args.data_root), []
     for name, (folder, size) in there.items():
@@ -468,7 +470,7 @@ def for_all(step, args):
         )
 
 
-def report(folder, args, source, records):
+def print_summary(folder, args, source, records):
     """The counts, beside those to be expected, and what there is to say of single images."""
 
     def line(name, counts):
@@ -501,18 +503,18 @@ def report(folder, args, source, records):
     if record["truncated"]:
         print(
             f"truncated, read as far as they go ({len(record['truncated'])}):",
-            *shown(record["truncated"]),
+            *first_lines(record["truncated"]),
             sep="\n",
         )
     if record["leaks"]:
         print(
             f"WARNING: equal pictures in two splits or in both classes ({len(record['leaks'])}):",
-            *shown([" = ".join(same) for same in record["leaks"]]),
+            *first_lines([" = ".join(same) for same in record["leaks"]]),
             sep="\n",
         )
 
 
-def shown(lines, at_most=10):
+def first_lines(lines, at_most=10):
     more = (
         [f"  and {len(lines) - at_most} more, listed in the .json files"]
         if len(lines) > at_most
@@ -641,9 +643,9 @@ def parse_args():
 
 def main():
     args = parse_args()
-    step = verify if args.verify else make
+    step = verify_subset if args.verify else build_subset
     if args.dataset == "all":
-        for_all(step, args)
+        run_all_found(step, args)
     else:
         step(args)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.source import Source, draw_splits, two_groups
+from datasets.source import Source, binary_labels, draw_splits
 from utils.cli import UserError
 
 FASHION = (
@@ -41,7 +41,7 @@ def load(args):
     ]
     official = np.repeat(["train", "test"], [len(each) for each in labels])
     pixels, labels = np.concatenate(images)[..., None], np.concatenate(labels).astype(np.int64)
-    group, classes, minority, notes = two_groups(
+    group, classes, minority, notes = binary_labels(
         labels,
         args.minority or "6",
         args.majority or (None if args.minority else "0,2,4"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.images import IMAGE_SUFFIXES, image_files, printable
+from datasets.images import IMAGE_SUFFIXES, list_images, printable
 from datasets.source import SPLITS, draw_splits, file_source
 from utils.cli import UserError
 
@@ -35,7 +35,7 @@ def load(args):
             raise UserError(
                 f"{root}: a class folder named {name} would be taken for a split; rename it"
             )
-    classes, minority = two_classes(
+    classes, minority = choose_class_folders(
         names,
         args,
         f"{root}: class folders found: {len(names)} ({', '.join(names[:10]) or 'none'})",
@@ -46,7 +46,7 @@ def load(args):
         for part, folder in groups.items()
         for label, (_, members) in enumerate(classes)
         for name in members
-        for image in image_files(folder / name)
+        for image in list_images(folder / name)
     ]
     if not found:
         raise UserError(
@@ -58,7 +58,9 @@ def load(args):
     )
     split = np.array([part for _, _, part in found], dtype="<U5")
     patients = (
-        np.array([patient(args.patient, image, root) for image in images]) if args.patient else None
+        np.array([patient_id(args.patient, image, root) for image in images])
+        if args.patient
+        else None
     )
     source = file_source(
         args,
@@ -101,7 +103,7 @@ def subfolders(folder):
     return [f for f in sorted(folder.iterdir()) if f.is_dir() and not f.name.startswith(".")]
 
 
-def two_classes(names, args, found, layout):
+def choose_class_folders(names, args, found, layout):
     """[(class, its folders)] of two classes, index = label, and the label of the minority, None for the rarer; from class folders `names`."""
 
     def chosen(flag, text):
@@ -145,7 +147,7 @@ def two_classes(names, args, found, layout):
     )
 
 
-def patient(regex, image, root):
+def patient_id(regex, image, root):
     """The patient id of an image: first group of the regex in its file name, else in its path below the data root."""
     try:
         match = re.search(regex, image.name) or re.search(regex, image.relative_to(root).as_posix())

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from datasets import fracatlas_folder
-from datasets.images import image_files
-from datasets.source import draw_splits, file_source, more_of, read_table, zero_or_one
+from datasets.images import list_images
+from datasets.source import draw_splits, file_source, more_of, parse_binary, read_table
 from utils.cli import UserError
 from utils.files import sha256
 
@@ -30,7 +30,7 @@ def load(args):
     classes = ["Fractured", "Non_fractured"]
     images, described = {}, {}
     for label, name in enumerate(classes):
-        for image in image_files(root / "images" / name):
+        for image in list_images(root / "images" / name):
             if image.name in images:
                 raise UserError(
                     f"{image}: a second file of this name, also {images[image.name][0]}; leave one"
@@ -44,7 +44,7 @@ def load(args):
             )
         if name in described:
             raise UserError(f"{where}: {name} a second time; one line each")
-        if zero_or_one(root / "dataset.csv", line, "fractured", row) != 1 - images[name][1]:
+        if parse_binary(root / "dataset.csv", line, "fractured", row) != 1 - images[name][1]:
             raise UserError(
                 f"{where}: fractured is {row['fractured']}, but {name} lies in {classes[images[name][1]]}"
             )

@@ -12,7 +12,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".we
 LARGEST = 2**24  # values in one image that is an array; Pillow has its own limit for files
 
 
-def image_files(folder, suffixes=IMAGE_SUFFIXES):
+def list_images(folder, suffixes=IMAGE_SUFFIXES):
     """Files of images at any depth below a folder, sorted by path; hidden files and folders are skipped."""
 
     def closed(error):
@@ -35,7 +35,7 @@ def list_prediction_images(folder, csv_path):
         raise UserError(
             "--predict and --csv belong together: the folder to read and the table to write"
         )
-    files = image_files(folder) if folder else []
+    files = list_images(folder) if folder else []
     if folder and not files:
         raise UserError(
             f"--predict {folder}: no such folder, or no image in it ({', '.join(sorted(IMAGE_SUFFIXES))})"
@@ -72,7 +72,7 @@ def squeeze(pixels, side):
     return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC)).reshape(side, side, -1)
 
 
-def array_of(image):
+def as_array(image):
     """An entry of Source.images as an array [H, W, C] where it is one, or an .npy [C, H, W] (mapped, not read); None where it is an image file."""
     if isinstance(image, np.ndarray):
         return image
@@ -84,9 +84,9 @@ def array_of(image):
     return array.transpose(1, 2, 0)
 
 
-def true_size(image):
+def image_size(image):
     """Both sides of an entry of Source.images, from its header. ValueError where it declares more than any image has."""
-    array = array_of(image)
+    array = as_array(image)
     if array is None:
         with Image.open(image) as opened:
             return opened.size
@@ -100,9 +100,9 @@ def decode(image, channels, truncated):
 
     Errors are Pillow's, numpy's, or a ValueError with the reason.
     """
-    array = array_of(image)
+    array = as_array(image)
     if array is not None:
-        true_size(array)
+        image_size(array)
         if array.shape[2] != channels:
             raise ValueError(f"{array.shape[2]} channels; the first image has {channels}")
         if array.dtype == np.uint8:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets import INAT21_FOLDERS, INAT21_GET, INAT21_TAXA, inat21_folders
-from datasets.images import image_files
+from datasets.images import list_images
 from datasets.source import DRAW_SPLIT, file_source
 from utils.cli import UserError
 
@@ -53,7 +53,7 @@ def load(args):
         for label in (0, 1)
         for folder in sorted(found[label])
         if folder.parent == part
-        for image in image_files(folder)
+        for image in list_images(folder)
     ]
     labels = np.array([label for _, label, _ in images], dtype=np.int64)
     split = np.array(["test" if part == val else "train" for _, _, part in images], dtype="<U5")

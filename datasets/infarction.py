@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from datasets import infarction_folder
-from datasets.images import array_of, image_files, printable
-from datasets.source import DRAW_SPLIT, Source, more_of, read_table, zero_or_one
+from datasets.images import as_array, list_images, printable
+from datasets.source import DRAW_SPLIT, Source, more_of, parse_binary, read_table
 from utils.cli import UserError
 from utils.files import sha256
 
@@ -40,8 +40,8 @@ def load(args):
             raise UserError(
                 f"{path}, line {line}: participant {row['eid']} a second time; one line each"
             )
-        labels[row["eid"]] = zero_or_one(path, line, "label", row)
-    images, digest = participants(root)
+        labels[row["eid"]] = parse_binary(path, line, "label", row)
+    images, digest = list_participants(root)
     missing = [eid for eid in labels if eid not in images]
     if missing:
         raise UserError(
@@ -72,7 +72,7 @@ def load(args):
         hashlib.sha256(found.encode()).hexdigest(),
         args.size or 128,
         "cardiac",
-        one_number_of_channels({eid: images[eid] for eid in eids}),
+        count_channels({eid: images[eid] for eid in eids}),
         args.store_size,
         notes=[f"left out: {unlabelled} images without a line in {path.name}"]
         if unlabelled
@@ -80,9 +80,9 @@ def load(args):
     )
 
 
-def participants(root):
+def list_participants(root):
     """({eid: array [H, W, C] or path}, sha256 of what was found) of a folder with one .pt, or with .npy or .png files."""
-    files = image_files(root, (".pt", ".npy", ".png"))
+    files = list_images(root, (".pt", ".npy", ".png"))
     kinds = sorted({path.suffix.lower() for path in files})
     if len(kinds) != 1 or kinds == [".pt"] and len(files) > 1:
         raise UserError(
@@ -90,7 +90,7 @@ def participants(root):
             "leave one .pt (a dict from eid to a tensor), or a file <eid>.npy or <eid>.png for each participant"
         )
     if kinds == [".pt"]:
-        return tensors(files[0]), sha256(files[0])
+        return open_tensor_dict(files[0]), sha256(files[0])
     images = {}
     for path in files:
         if path.stem in images:
@@ -104,7 +104,7 @@ def participants(root):
     return images, hashlib.sha256(found.encode()).hexdigest()
 
 
-def tensors(path):
+def open_tensor_dict(path):
     """{eid: array [H, W, C]} of a .pt, mapped and not read. No pickle is executed: weights_only."""
     try:
         state = torch.load(
@@ -130,12 +130,12 @@ def tensors(path):
     return images
 
 
-def one_number_of_channels(images):
+def count_channels(images):
     """1 or 3: the channels of all participants, {eid: array or path}, from the headers. UserError where they differ or are others."""
     channels = {}
     for eid, image in images.items():
         try:
-            array = array_of(image)
+            array = as_array(image)
             if array is None:
                 with Image.open(image) as opened:
                     number = 1 if opened.mode in ("1", "L", "I", "I;16") else 3

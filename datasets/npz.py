@@ -10,7 +10,7 @@ import medmnist
 import numpy as np
 
 from datasets.images import LARGEST
-from datasets.source import SPLITS, Source, two_groups
+from datasets.source import SPLITS, Source, binary_labels
 from utils.cli import UserError
 from utils.files import sha256
 
@@ -70,7 +70,9 @@ def npz_source(args, path):
             f"{path}: damaged, or not of MedMNIST's layout ({type(error).__name__}: {error}); "
             "move it away and fetch it again"
         ) from None
-    group, classes, minority, notes = two_groups(labels, args.minority, args.majority, path, named)
+    group, classes, minority, notes = binary_labels(
+        labels, args.minority, args.majority, path, named
+    )
     kept = np.flatnonzero(group >= 0)
     picks, channels = [picks[i] for i in kept], (*side, 1)[2]
     names = [f"{path.name}/{member.removesuffix('_images')}/{row}" for member, row in picks]

@@ -16,21 +16,21 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from datasets.images import decode, squeeze, true_size
+from datasets.images import decode, image_size, squeeze
 from utils.cli import SIGNALS, UserError
 from utils.files import atomic_write
 
 CHUNK = 32  # images per job of a worker and per line of the journal
 
 
-def stored_side(source):
+def choose_stored_side(source):
     """Side of the stored squares: --store-size, or the longest side of all images if that is smaller (from the headers)."""
     limit, longest = source.store_size, source.side or 0
     for image in (
         () if source.side else tqdm(source.images, desc="sizes", unit="image", leave=False, delay=1)
     ):
         try:
-            longest = max(longest, *true_size(image))
+            longest = max(longest, *image_size(image))
         except Exception:  # an unreadable image is reported by name when it is decoded
             continue
         if limit and longest >= limit:
@@ -49,7 +49,7 @@ def decode_block(images, side, channels, truncated):
         except MemoryError:
             raise
         except Exception as error:  # Pillow reports a broken image in many ways
-            rows.append([0, 0, reason(error), False])
+            rows.append([0, 0, error_text(error), False])
     return block, rows
 
 
@@ -65,7 +65,7 @@ def pack_block(job):
     return start, zlib.crc32(block), rows
 
 
-def reason(error):
+def error_text(error):
     if type(error).__name__ == "UnidentifiedImageError":
         return "not an image that Pillow can identify"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -81,7 +81,7 @@ def start_worker():
     ).start()  # nor outlive a killed parent
 
 
-def each(function, jobs, n, workers):
+def parallel_map(function, jobs, n, workers):
     """function of every one of n jobs, in their order, by several processes."""
     pool = (
         ProcessPoolExecutor(min(workers, n), initializer=start_worker)
@@ -100,7 +100,7 @@ def each(function, jobs, n, workers):
             pool.shutdown(cancel_futures=True)
 
 
-def pack(source, folder, side, workers):
+def pack_images(source, folder, side, workers):
     """Decode all images into folder/.part-images.npy. Returns its path and [width, height, why unreadable, truncated] of every image.
 
     A journal beside it holds what is finished, with a checksum, so that the same command goes on after a kill.
@@ -138,7 +138,7 @@ def pack(source, folder, side, workers):
         open(journal, "a") as log,
         tqdm(total=n, initial=packed, desc="pack", unit="image", leave=False, delay=0.5) as bar,
     ):
-        for start, crc, rows in each(pack_block, jobs, len(starts), workers):
+        for start, crc, rows in parallel_map(pack_block, jobs, len(starts), workers):
             log.write(json.dumps([start, crc, rows]) + "\n")
             log.flush()
             done[start] = rows
@@ -172,7 +172,7 @@ def read_journal(journal, path, head):
     return done
 
 
-def keep_readable(path, packed, names, skip_bad):
+def drop_unreadable(path, packed, names, skip_bad):
     """Report the unreadable images and stop, or leave them out. Returns the path of the images kept and which they are, int [M]."""
     bad = [(name, row[2]) for name, row in zip(names, packed) if row[2]]
     readable = np.array([not row[2] for row in packed])
@@ -243,7 +243,7 @@ def read_index(path):
     )
 
 
-def survey(path, index, workers):
+def scan_images(path, index, workers):
     """One pass over the packed images, for every ratio and for the warning of leaks.
 
     Returns sums of pixels and of their squares [M, 2, C], exact integers in float64; whether all images have equal channels; the
@@ -253,8 +253,8 @@ def survey(path, index, workers):
     n, sums, grey, brightest, same = len(labels), [], True, 0, {}
     jobs = ((path, start) for start in range(0, n, CHUNK))
     with tqdm(total=n, desc="survey", unit="image", leave=False, delay=1) as bar:
-        for block_sums, block_grey, block_brightest, digests in each(
-            survey_block, jobs, -(-n // CHUNK), workers
+        for block_sums, block_grey, block_brightest, digests in parallel_map(
+            scan_block, jobs, -(-n // CHUNK), workers
         ):
             for row, digest in enumerate(digests, CHUNK * len(sums)):
                 same.setdefault((digest, *sizes[row]), []).append(row)
@@ -269,7 +269,7 @@ def survey(path, index, workers):
     )
 
 
-def survey_block(job):
+def scan_block(job):
     """Of the images from one row on: sums of pixels and of their squares [n, 2, C], whether all are grey, the brightest pixel, sha256 of each."""
     block, level = read_block(*job), np.arange(256.0)
     histograms = np.array(
@@ -294,14 +294,14 @@ def mean_std(sums, pixels):
     return [round(float(m), 6) for m in first / 255], [round(float(s), 6) for s in std]
 
 
-def take(images, positions):
+def select_images(images, positions):
     """Some of the images of a Source, ascending and, where nothing was left out, in one slice."""
     if positions[-1] - positions[0] == len(positions) - 1:
         return images[positions[0] : positions[-1] + 1]
     return [image for i in positions for image in images[i : i + 1]]
 
 
-def workers_for(source, args):
+def count_workers(source, args):
     """How many processes: one where images are not decoded from files, for arrays would have to be sent to the others."""
     if not isinstance(source.images[:1][0], Path):
         return 1

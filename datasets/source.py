@@ -84,7 +84,7 @@ def file_source(args, images, root, labels, split, classes, grayscale, groups=No
     )
 
 
-def two_groups(labels, minority, majority, path, named):
+def binary_labels(labels, minority, majority, path, named):
     """Which images make up the two classes: 0 for --minority, 1 for --majority, -1 for neither or both.
 
     labels int [M], or [M, K] where an image may have any of K findings; minority, majority: "3" or "0,1" or None; named: {"3": its name}.
@@ -167,7 +167,7 @@ def read_table(path, columns):
     return table
 
 
-def zero_or_one(path, line, column, row):
+def parse_binary(path, line, column, row):
     if row[column] not in ("0", "1"):
         raise UserError(
             f"{path}, line {line}: {column} is {row[column] or ''!r}, neither 0 nor 1; mend it"

@@ -212,7 +212,7 @@ def planned(monkeypatch):
         monkeypatch.setattr(sys, "argv", ["make_subsets.py", *map(str, words)])
         args = make_subsets.parse_args()
         source = make_subsets.DATASETS[args.dataset].load(args)
-        _, rows = make_subsets.plan(source.labels, source.split, source, args)
+        _, rows = make_subsets.draw_all_ratios(source.labels, source.split, source, args)
         return source, {
             ratio: {
                 part: tuple(np.bincount(source.labels[drawn[part]])) for part in make_subsets.SPLITS

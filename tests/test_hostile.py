@@ -26,7 +26,7 @@ import report
 from common import RECIPES, SPLITS, UserError, load_subset
 from datasets.npz import npz_source
 from datasets.pack import decode_block
-from datasets.source import read_table, zero_or_one
+from datasets.source import read_table, parse_binary
 from evaluate_metrics import open_embeddings
 from reporting import collect, tables
 
@@ -191,7 +191,7 @@ def test_a_table_with_anything_in_it(tmp_path, data):
     path.write_bytes(damaged(data, 'eid,label\n1,0\n2,1\n"3",0\n4,1\n'.encode()))
     try:
         table = read_table(path, ["eid", "label"])
-        labels = [zero_or_one(path, line, "label", row) for line, row in table.items()]
+        labels = [parse_binary(path, line, "label", row) for line, row in table.items()]
     except UserError as error:
         assert str(path) in str(error) and "\n" not in str(error)
         return

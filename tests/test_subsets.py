@@ -131,7 +131,7 @@ def test_same_command_gives_the_same_bytes_and_another_seed_other_rows(make, tmp
 def test_ratios_can_be_added_without_decoding_and_equal_those_made_at_once(make, monkeypatch):
     make("digits", "--out", "a", "--ratios", "99-1,99.5-0.5", "natural")
     make("digits", "--out", "b", "--ratios", "natural")
-    monkeypatch.setattr(make_subsets, "pack", None)
+    monkeypatch.setattr(make_subsets, "pack_images", None)
     make("digits", "--out", "b", "--ratios", "99.0-1.0", "99.5-.5")
     a, b = contents(Path("a/digits")), contents(Path("b/digits"))
     assert (
