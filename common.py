@@ -1,24 +1,27 @@
-"""What the scripts share, in five rooms: run, data, model, losses, loop. Each room leans only on those above it.
+"""The paper in one file: model, losses, training loop, embeddings.
 
-What can be read and quoted alone has files of its own: the command line and its files (run.py), images on disk (datasets/), their
-views (augment.py), the losses (losses.py), all of which can be imported from here, and several processes (distributed.py).
+    from common import supcon_loss, supmin_loss, suppro_loss
+    loss = supmin_loss(z, labels, minority=1)          # z [N images, V views, D], unit vectors
+
+Letters: N images in the batch, V views of each, D dimensions, T temperature. Inside the losses all
+V*N views are rows, view-major: row = view * N + image.
 """
 
-import csv
+import math
 import os
 import time
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-import torchvision
 from torch.utils.checkpoint import checkpoint
-from torchvision.models.resnet import BasicBlock
+from tqdm import tqdm
 
+# Public names that stay importable from here.
 from datasets.augment import (  # noqa: F401
     RECIPES,
     augment,
@@ -33,515 +36,421 @@ from datasets.augment import (  # noqa: F401
     rotate,
     shift_hue,
 )
-from datasets.images import list_prediction_images, printable, read_image, squeeze  # noqa: F401
-from datasets.loader import ImageReader  # noqa: F401
-from datasets.source import SPLITS  # noqa: F401
+from datasets.loader import ImageReader
 from datasets.subset import Subset, load_subset  # noqa: F401
-from losses import (  # noqa: F401
-    antipodal_prototypes,
-    class_weights,
-    collapse_value,
-    draw_supervised_majority,
-    focal_loss,
-    ntxent_loss,
-    supcon_loss,
-    supmin_loss,
-    suppro_loss,
-)
-from utils.cli import ArgumentParser, Stop, Stopped, UserError, command_line, number_from, run_main  # noqa: F401
-from utils.distributed import (
-    all_reduce_max,
-    at_least_float32,
-    gather_views,
-    rank,
-    sum_gradients,
-    world_size,
-)
-from utils.files import atomic_write, lock_folder, naming, read_json, read_log, sha256, write_json  # noqa: F401
-from utils.runs import (  # noqa: F401
-    load_strict,
-    load_tensors,
-    log_line,
-    make_generator,
-    module_sha256,
-    pick_device,
-    provenance,
-    resume,
-    rewind_log,
-    save_checkpoint,
-    save_tensors,
-    start_run,
-)
+from utils.cli import UserError, run_main
+from utils.contrast_kernel import chunked_contrastive_loss, flatten_views
+from utils.distributed import at_least_float32, gather_views, rank, sum_gradients, world_size
+from utils.encoders import build_encoder
+from utils.files import read_json, write_json
+from utils.runs import load_strict, load_tensors
 
 cli = run_main
 
-# ------------------------------------------------------------------------------------------------------------------
-# model: a torchvision ResNet, the projection head, and finding a finished encoder again
-# ------------------------------------------------------------------------------------------------------------------
-
-
-CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56)
-
-
-class CifarResNet(nn.Module):
-    """ResNet for small images: 3x3 stem, no pooling, three stages of widths 16, 32 and 64.
-
-    x [B, 3, H, W] -> features [B, 64]. depth = 6n + 2, with n blocks of two 3x3 convolutions in
-    each stage; stages 2 and 3 begin with stride 2. Source: He et al. 2016 (arXiv:1512.03385),
-    section 4.2. Differs from the paper: where the shape changes, the shortcut is a 1x1 convolution
-    with batch norm (torchvision's BasicBlock, option B), not padding with zeros (option A).
-    """
-
-    dim = 64
-
-    def __init__(self, depth):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, kernel_size=3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.relu = nn.ReLU(inplace=True)
-        blocks = (depth - 2) // 6
-        self.layer1 = self.make_stage(16, 16, blocks, stride=1)
-        self.layer2 = self.make_stage(16, 32, blocks, stride=2)
-        self.layer3 = self.make_stage(32, 64, blocks, stride=2)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    @staticmethod
-    def make_stage(width_in, width, blocks, stride):
-        shortcut = None
-        if stride != 1:
-            shortcut = nn.Sequential(
-                nn.Conv2d(width_in, width, kernel_size=1, stride=stride, bias=False),
-                nn.BatchNorm2d(width),
-            )
-        first = BasicBlock(width_in, width, stride, shortcut)
-        return nn.Sequential(first, *[BasicBlock(width, width) for _ in range(blocks - 1)])
-
-    def forward(self, x):
-        x = self.relu(self.bn1(self.conv1(x)))  # [B, 16, H, W]
-        x = self.layer3(self.layer2(self.layer1(x)))  # [B, 64, H/4, W/4]
-        return x.mean(dim=(2, 3))
-
-
-def build_encoder(arch):
-    """Build a ResNet without its classifier; `.dim` is the feature dimension.
-
-    arch: a CIFAR ResNet (resnet8, 14, 20, 32, 44 or 56) or any ResNet of torchvision.
-    Raises UserError for another name.
-    """
-    cifar = {f"resnet{depth}": depth for depth in CIFAR_DEPTHS}
-    if arch in cifar:
-        return CifarResNet(cifar[arch]).to(memory_format=torch.channels_last)
-    names = [n for n in torchvision.models.list_models(torchvision.models) if "resn" in n]
-    if arch not in names:
-        choices = ", ".join([*cifar, *names])
-        raise UserError(f"--arch {arch}: no such network; choose one of {choices}")
-    encoder = torchvision.models.get_model(arch, weights=None)
-    encoder.dim = encoder.fc.in_features
-    encoder.fc = nn.Identity()
-    # Same numbers up to rounding, in the memory layout that tensor cores take.
-    return encoder.to(memory_format=torch.channels_last)
+# --------------------------------------------------------------------------------------------------
+# model: encoder, projection head, what a method adds
+# --------------------------------------------------------------------------------------------------
 
 
 class ContrastiveModel(nn.Module):
-    """Encoder, then the two-layer projection head of SimCLR without batch norm, then the unit sphere.
+    """Encoder, SimCLR's two-layer projection head without batch norm, unit sphere.
 
-    In training, what comes out is of the whole batch, whatever the number of processes that share it. chunk: so many of its images go
-    through the encoder at a time, by which activations and batch norm are those of a batch of that size; none are kept, and the gradient
-    takes each chunk through the encoder again.
+    In training the output is that of the whole batch on every rank. chunk: this many images go
+    through the encoder at a time. No activations are kept: the gradient passes each chunk through
+    the encoder again. Batch norm then uses the statistics of a chunk.
     """
 
     def __init__(self, arch, projection_dim=128, chunk=None):
         super().__init__()
         self.encoder, self.dim, self.chunk = build_encoder(arch), projection_dim, chunk
+        width = self.encoder.dim
         self.head = nn.Sequential(
-            nn.Linear(self.encoder.dim, self.encoder.dim),
-            nn.ReLU(),
-            nn.Linear(self.encoder.dim, projection_dim),
+            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection_dim)
         )
-
-    def features(self, x):
-        """x [..., n, 3, H, W], this process's images -> [..., N, encoder.dim] of all images; in eval mode N = n."""
-        if not self.training:
-            return self.encode(x)
-        if not self.chunk:
-            return gather_views(self.encode(x))
-        return gather_views(
-            torch.cat(
-                [
-                    checkpoint(
-                        self.encode,
-                        part,
-                        use_reentrant=False,
-                        preserve_rng_state=False,
-                        context_fn=lambda: (nullcontext(), preserve_buffers(self.encoder)),
-                    )
-                    for part in x.split(self.chunk // world_size(), dim=-4)
-                ],
-                dim=-2,
-            )
-        )
-
-    def encode(self, x):  # [..., 3, H, W] -> [..., encoder.dim]
-        return self.encoder(x.flatten(0, -4)).unflatten(0, x.shape[:-3])
-
-    def project(self, features):  # [..., encoder.dim] -> [..., projection_dim], unit vectors
-        return F.normalize(at_least_float32(self.head(features)), dim=-1)
 
     def forward(self, x):  # [..., n, 3, H, W] -> [..., N, projection_dim], unit vectors
         return self.project(self.features(x))
 
+    def features(self, x):
+        """[..., n, 3, H, W] of this rank -> [..., N, dim] of all ranks (eval mode: N = n)."""
+        if not self.training:
+            return self.encode(x)
+        if not self.chunk:
+            return gather_views(self.encode(x))
+        return gather_views(torch.cat(list(self.encode_chunks(x)), dim=-2))
+
+    def encode(self, x):  # [..., 3, H, W] -> [..., dim]
+        return self.encoder(x.flatten(0, -4)).unflatten(0, x.shape[:-3])
+
+    def encode_chunks(self, x):
+        def contexts():
+            return nullcontext(), preserve_buffers(self.encoder)
+
+        for images in x.split(self.chunk // world_size(), dim=-4):
+            yield checkpoint(
+                self.encode,
+                images,
+                use_reentrant=False,
+                preserve_rng_state=False,
+                context_fn=contexts,
+            )
+
+    def project(self, features):  # [..., dim] -> [..., projection_dim], unit vectors
+        return F.normalize(at_least_float32(self.head(features)), dim=-1)
+
 
 @contextmanager
 def preserve_buffers(network):
-    """Its buffers leave the block as they entered it: batch norm counts no image twice."""
+    """Restore the buffers at the end: the second pass of a chunk must not update batch norm."""
     before = [buffer.clone() for buffer in network.buffers()]
     try:
         yield
-    finally:  # checkpoint leaves by an exception when it has what it needs
-        for buffer, value in zip(network.buffers(), before):
+    finally:
+        # checkpoint leaves by an exception as soon as it has what it needs.
+        for buffer, value in zip(network.buffers(), before, strict=True):
             buffer.copy_(value)
 
 
-class Method(nn.Module):
-    """What pretrain.py trains with: the loss of a batch, and whatever the method keeps (buffers and parameters go into the checkpoint).
+@dataclass
+class Training:
+    """What a method may need to know about the training it is part of."""
 
-    Built as Method(args, subset, model, generator); what it reads of args stands in the tables of pretrain.py. A method that needs no more
-    than embeddings and labels defines `loss`; the others define `forward`.
+    epochs: int
+    batch_size: int
+    seed: int
+    temperature: float
+    generator: torch.Generator  # for the initial state: prototypes, queues
+
+
+class Method(nn.Module):
+    """A contrastive method: the loss of a batch, and the state it keeps between steps.
+
+    Buffers and parameters go into the checkpoint. A method that needs only embeddings and labels
+    defines `loss`; the others define `forward`.
     """
 
     views = 2  # of each image
-    strong = ()  # which of the views also get RandAugment
-    facts = {}  # for the log, beside the loss
+    randaugment_views = ()  # indices of the views that also get RandAugment
+    log_fields = {}  # logged beside the loss
 
-    def __init__(self, args, subset, model, generator):
+    def __init__(self, model, subset, training):
         super().__init__()
-        self.temperature = args.temperature
+        self.temperature, self.epochs = training.temperature, training.epochs
 
-    def forward(self, model, x, labels, positions, generator):
-        """The loss of the whole batch. x [V, n, 3, H, W], this process's share of its images; labels int [N]; positions int [N], which
-        training images these are; generator of the epoch, on the CPU, the same in all processes."""
-        return self.loss(model(x).transpose(0, 1), labels, generator)
+    def forward(self, model, batch):
+        """Return the loss of the whole batch, a scalar. batch: datasets.loader.Batch."""
+        return self.loss(model(batch.x).transpose(0, 1), batch.labels, batch.generator)
 
-    def start_epoch(self, epoch, model, resumed=False):
-        """Called before each epoch; resumed: in the middle of it, where what was computed at its start is in the checkpoint."""
+    def start_epoch(self, epoch, model):
+        """Do what is due before the epoch."""
 
-    def phase(self, epoch, epochs):
-        """(first, end) of the stretch of epochs around `epoch` that has one learning-rate schedule; the optimizer starts afresh with each."""
-        return 0, epochs
+    def schedule_span(self, epoch):
+        """Return (first, end) of the epochs that share one learning-rate schedule with `epoch`.
+
+        The optimizer starts anew with each span.
+        """
+        return 0, self.epochs
 
     def collapse_value(self, images):
-        """The loss of a batch whose embeddings are all equal; None where it is no constant."""
+        """Return the loss if all embeddings are equal; None if that is no constant."""
         return collapse_value(images)
 
 
 def load_run(folder, smoke=False):
-    """A finished run: (config, subset, encoder in eval mode). UserError when the run is not finished or something else."""
-    folder, way_out = Path(folder), "give a run folder that pretrain.py or finetune.py made"
-    config = read_json(folder / "config.json", way_out)
-    largest = {"size": 4096, "seed": 2**63, "batch_size": 2**31}
-    for key in ("subset", "arch", "sha256", "rows_sha256", *largest):
-        value = config.get(key)
-        if not (
-            type(value) is int and 0 <= value <= largest[key]
-            if key in largest
-            else isinstance(value, str)
-        ):
-            raise UserError(
-                f"{folder / 'config.json'}: has no {key} that a run could have; {way_out}"
-            )
-    subset = replace(load_subset(os.path.normpath(folder / config["subset"])), size=config["size"])
-    encoder = build_encoder(config["arch"])
-    same = (subset.sha256, subset.rows_sha256) == (config["sha256"], config["rows_sha256"])
-    if not same:
-        raise UserError(
-            f"{subset.path}: not the images and rows that {folder} was trained on (checksum); make the subset again as it was"
-        )
+    """Load a finished run: (config, subset, encoder in eval mode).
+
+    Raises UserError if the run is not finished, or if its subset has changed.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "config.json", "give a run folder of pretrain.py or finetune.py")
+    if "arch" not in config or "subset" not in config:
+        raise UserError(f"{folder / 'config.json'}: not the settings of a run; give a run folder")
+    subset = load_subset(os.path.normpath(folder / config["subset"]))
+    if (subset.sha256, subset.rows_sha256) != (config["sha256"], config["rows_sha256"]):
+        raise UserError(f"{subset.path}: changed since {folder} was trained; make the subset again")
     if (folder / "classifier.pt").exists() and not (folder / "encoder.pt").exists():
-        raise UserError(
-            f"{folder}: holds a classifier alone, which was trained on another run's encoder; give that run"
-        )
+        raise UserError(f"{folder}: holds only a classifier; give the run of its encoder")
+    subset = replace(subset, size=config["size"])
+    encoder = build_encoder(config["arch"])
     load_strict(encoder, load_tensors(folder / "encoder.pt"), folder / "encoder.pt")
-    return (
-        config,
-        subset.limit_for_smoke() if smoke else subset,
-        encoder.eval().requires_grad_(False),
-    )
+    encoder.eval().requires_grad_(False)
+    return config, subset.limit_for_smoke() if smoke else subset, encoder
 
 
-# ------------------------------------------------------------------------------------------------------------------
-# loop: schedule, precision, shuffling, features, scores
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# losses: with s_ij = z_i . z_j / T, A(i) the other views and P(i) the positives of view i,
+#
+#     L = mean_i [ log sum_{a in A(i)} exp(s_ia)  -  mean_{p in P(i)} s_ip ]                   (1)
+#
+# The methods differ in P(i) alone. (1) is L_out of Khosla et al. 2020 (arXiv:2004.11362), as a mean
+# over anchors and without the factor temperature / base_temperature of SupContrast's code.
+# If all embeddings are equal, (1) is log(V*N - 1) for any P: the collapse value.
+# --------------------------------------------------------------------------------------------------
+
+LARGE_BATCH = 2048  # rows; above it, the kernel with linear memory takes over
 
 
-class Epoch:
-    """How far an epoch has come: its batches, its generator, the losses of its steps. Stopped within, it goes on with its next step."""
+def contrastive_loss(z, group, temperature, attracted=0.0, own_cosine=0.0):
+    """Equation (1). P(i) = the other views of i's group, and its prototype where `attracted` is 1.
 
-    def __init__(self, number, seed, draw, device, stop):
-        """draw: generator -> batches, lists of positions. The generator is the epoch's own: order, augmentation and draws repeat."""
-        self.number, self.stop, self.started = number, stop, time.time()
-        self.generator = make_generator(seed, number)
-        self.batches = draw(self.generator)
-        self.resumed, stop.within = stop.within, None
-        self.done, self.skipped = 0, 0
-        self.losses = torch.zeros(len(self.batches), device=device)
-        if self.resumed:
-            if len(self.resumed["losses"]) != len(self.batches):
-                raise UserError(
-                    "checkpoint.pt: of an epoch with another number of steps; delete it to start again"
-                )
-            self.generator.set_state(self.resumed["generator"])
-            self.done, self.skipped = self.resumed["step"], self.resumed["skipped"]
-            self.losses.copy_(self.resumed["losses"])
-            self.started -= self.resumed["seconds"]
+    z [N, V, D] unit vectors; group int [N]; attracted, own_cosine float [V*N]: the cosine with the
+    prototype of the own class. Returns a scalar (nats), in float32 or better.
+    """
+    rows, group = flatten_views(z), group.repeat(z.shape[1])  # [V*N, D], [V*N]
+    if isinstance(temperature, torch.Tensor) and temperature.requires_grad:
+        raise ValueError("the temperature is a number; it gets no gradient")
+    if len(rows) > LARGE_BATCH:
+        return chunked_contrastive_loss(rows, group, temperature, attracted, own_cosine)
+    itself = torch.eye(len(rows), dtype=torch.bool, device=z.device)  # [V*N, V*N]
+    positive = (group[:, None] == group) & ~itself  # P(i)
+    # .float() alone is not enough: autocast would compute this product in half precision.
+    with torch.autocast(z.device.type, enabled=False):
+        s = (rows @ rows.T / temperature).masked_fill(itself, -torch.inf)  # s_ij
+    pulled = s.masked_fill(~positive, 0).sum(1) + attracted * own_cosine / temperature
+    return (s.logsumexp(1) - pulled / (positive.sum(1) + attracted)).mean()
 
-    def step(self, loss, optimizer, scaler):
-        """Backward and one step of the optimizer; Stopped, with what a checkpoint needs, if a signal has asked any process for it."""
-        scale = scaler.get_scale()
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss / world_size()).backward()
-        sum_gradients(p for group in optimizer.param_groups for p in group["params"])
-        scaler.step(optimizer)
-        scaler.update()
-        overflow = scaler.get_scale() < scale  # fp16: the scaler has left this step out
-        self.skipped += overflow
-        self.losses[self.done] = (
-            0 if overflow else loss.detach()
-        )  # no .item() here: it would wait for the GPU
-        self.done += 1
-        signal = all_reduce_max(self.stop.number or 0)
-        if signal:
-            within = {
-                "step": self.done,
-                "skipped": self.skipped,
-                "losses": self.losses.cpu(),
-                "generator": self.generator.get_state(),
-                "seconds": self.seconds(),
-            }
-            raise Stopped(signal, within if self.is_finite(optimizer) else None)
 
-    @staticmethod
-    def can_go_on(within):
-        """Whether this is what a Stopped epoch has left."""
-        kinds = {
-            "step": int,
-            "skipped": int,
-            "losses": torch.Tensor,
-            "generator": torch.Tensor,
-            "seconds": float,
-        }
-        if not (
-            isinstance(within, dict)
-            and kinds.keys() == within.keys()
-            and all(isinstance(within[name], kind) for name, kind in kinds.items())
-        ):
-            return False
-        try:
-            torch.Generator().set_state(within["generator"])
-        except (RuntimeError, TypeError):
-            return False
-        return within["losses"].ndim == 1 and 0 <= within["step"] <= len(within["losses"])
+def ntxent_loss(z, temperature=0.07):
+    """NT-Xent (SimCLR): P(i) = the other views of the same image.
 
-    def seconds(self):
-        return time.time() - self.started
+    z [N, V, D] unit vectors, V >= 2. Returns a scalar (nats).
+    Source: Chen et al. 2020, arXiv:2002.05709.
+    """
+    return contrastive_loss(z, torch.arange(len(z), device=z.device), temperature)
 
-    def is_finite(self, optimizer):
-        sums = [
-            p.detach().sum() for group in optimizer.param_groups for p in group["params"]
-        ]  # quicker than each weight, and one wait for the GPU
-        return bool(self.losses.isfinite().all() & torch.stack(sums).isfinite().all())
 
-    def loss(self, optimizer, train, folder):
-        """Mean loss of the steps that were not skipped. UserError where a loss or a weight is not finite.
+def supcon_loss(z, labels, temperature=0.07):
+    """Supervised contrastive loss: P(i) = all other views of the same class.
 
-        The images of that step are listed, and those of the one before: a gradient that is not finite shows in the next loss.
-        """
-        if not self.is_finite(optimizer):
-            bad = (~self.losses.isfinite()).nonzero()
-            step = int(bad[0]) if len(bad) else self.done - 1
-            rows = {
-                str(at + 1): train.rows[self.batches[at]].tolist()
-                for at in (step - 1, step)
-                if at >= 0
-            }
-            if rank() == 0:
-                write_json(
-                    Path(folder) / "not-finite.json",
-                    {"epoch": self.number + 1, "step": step + 1, "rows": rows},
-                )
-            raise UserError(
-                f"{folder}: the loss is not finite in epoch {self.number + 1}, step {step + 1}; the rows of its images are listed in "
-                "not-finite.json, the last checkpoint is kept; try a lower --lr or --amp off, in another folder (--out)"
-            )
-        return self.losses.double().sum().item() / max(1, self.done - self.skipped)
+    z [N, V, D] unit vectors, V >= 2; labels int [N]. Returns a scalar (nats).
+    Source: Khosla et al. 2020, arXiv:2004.11362, L_out.
+    """
+    return contrastive_loss(z, check_labels(z, labels), temperature)
+
+
+def supmin_loss(z, labels, minority, temperature=0.07, supervised_majority=None):
+    """Supervised Minority: SupCon for minority anchors, NT-Xent for majority anchors.
+
+    z [N, V, D] unit vectors, V >= 2; labels int [N]; minority: label of the rare class.
+    supervised_majority: bool [N] or None, the majority images that are also each other's positives
+    (draw_supervised_majority); all of them gives SupCon. Returns a scalar (nats).
+    Source: arXiv:2503.17024.
+    """
+    labels = check_labels(z, labels)
+    supervised = labels == minority  # [N]
+    if supervised_majority is not None:
+        supervised = supervised | check_labels(z, supervised_majority).bool()
+    single = labels.max() + 1 + torch.arange(len(z), device=z.device)
+    return contrastive_loss(z, torch.where(supervised, labels, single), temperature)
+
+
+def suppro_loss(z, labels, prototypes, temperature=0.07, margin=1.0):
+    """Supervised Prototypes: NT-Xent plus attraction to the fixed prototype of the own class.
+
+    P(i) = the other views of the same image and, while cos(z_i, p_own) <= cos(z_i, p_other) +
+    margin, the own prototype. Antipodal prototypes thus attract until cos(z_i, p_own) = margin / 2:
+    0.5 by default, the paper's threshold. Prototypes stand in no denominator and get no gradient,
+    so the loss can be negative, and its collapse value differs.
+
+    z [N, V, D] unit vectors, V >= 2; labels int [N] in {0, 1}; prototypes [2, D], row = class;
+    margin: a float, or one per class. Returns a scalar (nats). Source: arXiv:2503.17024.
+    """
+    labels = check_labels(z, labels).repeat(z.shape[1])  # [V*N]
+    rows = flatten_views(z)  # [V*N, D]
+    prototypes = prototypes.detach().to(rows)
+    own_cosine = (rows * prototypes[labels]).sum(1)  # [V*N]
+    other_cosine = (rows * prototypes[1 - labels]).sum(1)
+    margins = torch.as_tensor(margin, dtype=rows.dtype).to(rows.device, non_blocking=True)
+    attracted = own_cosine <= other_cosine + margins.expand(2)[labels]
+    group = torch.arange(len(z), device=z.device)
+    return contrastive_loss(z, group, temperature, attracted.to(rows), own_cosine)
+
+
+def check_labels(z, labels):
+    """Return int64 labels [N]. Raises ValueError for another shape."""
+    if labels.shape != z.shape[:1]:
+        raise ValueError(f"{len(z)} images need labels [{len(z)}], not {list(labels.shape)}")
+    return labels.long()
+
+
+def collapse_value(images, views=2):
+    """Return the loss of a batch whose embeddings are all equal: log(V*N - 1)."""
+    return math.log(views * images - 1)
+
+
+def draw_supervised_majority(labels, minority, ratio, generator):
+    """Draw floor(ratio * n_majority) majority images for supmin_loss, without replacement.
+
+    Returns bool [N]. ratio 0 is Supervised Minority as published, 1 is SupCon.
+    """
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"the ratio of supervised majority images is from 0 to 1, not {ratio}")
+    majority = (labels != minority).nonzero().squeeze(1)
+    order = torch.randperm(len(majority), generator=generator, device=generator.device)
+    drawn = torch.zeros_like(labels, dtype=torch.bool)
+    drawn[majority[order.to(labels.device)[: int(ratio * len(majority))]]] = True
+    return drawn
+
+
+def antipodal_prototypes(dim, generator):
+    """Return a random unit vector and its opposite, [2, dim], row = class."""
+    p = F.normalize(torch.randn(dim, generator=generator, device=generator.device), dim=0)
+    return torch.stack([p, -p])
+
+
+def class_weights(counts):
+    """Return inverse class frequencies that sum to 1: w_c = (1/n_c) / (1/n_0 + 1/n_1), [2]."""
+    counts = torch.as_tensor(counts, dtype=torch.get_default_dtype())
+    if counts.shape != (2,) or (counts <= 0).any():
+        raise ValueError(f"class weights need two positive counts, not {counts.tolist()}")
+    return (1 / counts) / (1 / counts).sum()
+
+
+def focal_loss(logits, targets, gamma=2.0, weights=None):
+    """Focal loss: mean over images of -w_y (1 - p_y)^gamma log p_y.
+
+    logits [B, C]; targets int [B]; weights [C] or None; p_y is the unweighted softmax.
+    Returns a scalar (nats). Source: Lin et al. 2017, arXiv:1708.02002.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        log_p = at_least_float32(logits).log_softmax(dim=1)
+        log_p = log_p.gather(1, targets[:, None].long()).squeeze(1)  # [B]
+        # The derivative of 0 ** gamma is infinite for gamma < 1.
+        one_minus_p = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
+        loss = -(one_minus_p**gamma) * log_p
+        if weights is not None:
+            loss = loss * weights.to(loss)[targets.long()]
+        return loss.mean()
+
+
+# --------------------------------------------------------------------------------------------------
+# loop: learning rate, mixed precision, one epoch
+# --------------------------------------------------------------------------------------------------
 
 
 def warmup_cosine(epoch, epochs, lr, warmup_epochs=10):
-    """Learning rate of 0-based `epoch`: linear from lr/10 to lr over the warm-up, then a cosine to lr/1000 at `epochs`."""
+    """Return the learning rate of 0-based `epoch`.
+
+    Linear from lr/10 to lr over the warm-up, then a cosine that would reach lr/1000 at `epochs`.
+    """
     if epoch < warmup_epochs:
         return lr if warmup_epochs == 1 else lr * (0.1 + 0.9 * epoch / (warmup_epochs - 1))
     low = lr * 0.1**3
     half = 0.5 * (1 + np.cos(np.pi * (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1)))
-    return float(
-        low + (lr - low) * half
-    )  # no numpy number: it goes into the checkpoint with the optimizer
+    # A NumPy number would enter the checkpoint with the optimizer.
+    return float(low + (lr - low) * half)
 
 
-def precision(device, amp, size):
-    """autocast and gradient scaler for --amp. One path for all: switched off they do nothing. auto: bf16 where the GPU has it."""
-    if amp == "auto":
-        amp = (
-            "bf16"
-            if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-            else "off"
-        )
-    if amp == "fp16" and device.type == "cpu":
-        raise UserError("--amp fp16: needs a CUDA device; use --amp bf16 or off on the CPU")
-    if (
-        amp == "bf16" and device.type == "cpu" and size <= 16
-    ):  # torch 2.11: stride-2 convolutions of a single pixel read foreign memory
-        raise UserError(
-            f"--amp bf16: gives wrong gradients on the CPU for images as small as {size} px; use --amp off or --size 32"
-        )
-    autocast = torch.autocast(
-        device.type, dtype=torch.float16 if amp == "fp16" else torch.bfloat16, enabled=amp != "off"
-    )
-    return amp, autocast, torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+class Amp:
+    """Mixed precision: autocast, and a gradient scaler for fp16. "off" passes through both.
 
-
-def shuffled_batches(n, batch_size, generator):
-    """A permutation of range(n) cut into full batches; the remainder sits this epoch out. Lists of positions."""
-    return [
-        b.numpy()
-        for b in torch.randperm(n, generator=generator).split(batch_size)
-        if len(b) == batch_size
-    ]
-
-
-def guarantee_minority(batches, is_minority, k, generator):
-    """The same batches, in which minority images take the place of majority images until each holds k of them, none twice in a batch.
-
-    batches: arrays of positions, as shuffled_batches gives them; is_minority bool [n], true k times at least. An image may thus be seen in
-    several batches of an epoch. Where a batch holds k already it stays as it is.
+    mode: auto (bf16 where the GPU has it, else off), off, bf16 or fp16. Raises UserError for fp16
+    on the CPU, and for bf16 on the CPU with images of at most 16 px: torch 2.11 computes wrong
+    gradients of stride-2 convolutions of a single pixel.
     """
-    members, filled = np.flatnonzero(is_minority), []
-    for batch in batches:
-        spare, places = members[~np.isin(members, batch)], np.flatnonzero(~is_minority[batch])
-        lacking = max(0, k - (len(batch) - len(places)))
-        batch, chosen = (
-            batch.copy(),
-            places[np.arange(lacking) * len(places) // max(lacking, 1)],
-        )  # all over the batch: --chunk cuts it
-        batch[chosen] = spare[torch.randperm(len(spare), generator=generator)[:lacking]]
-        filled.append(batch)
-    return filled
+
+    def __init__(self, device, mode, size):
+        if mode == "auto":
+            has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(False)
+            mode = "bf16" if has_bf16 else "off"
+        if mode == "fp16" and device.type == "cpu":
+            raise UserError("--amp fp16: needs a CUDA device; use --amp bf16 or off on the CPU")
+        if mode == "bf16" and device.type == "cpu" and size <= 16:
+            raise UserError(f"--amp bf16: gives wrong gradients on the CPU at {size} px; use off")
+        dtype = torch.float16 if mode == "fp16" else torch.bfloat16
+        self.mode = mode
+        self.autocast = torch.autocast(device.type, dtype=dtype, enabled=mode != "off")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=mode == "fp16")
+
+    def step(self, loss, optimizer):
+        """Make one optimizer step; return whether fp16 overflowed and the step was skipped."""
+        scale = self.scaler.get_scale()
+        optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss / world_size()).backward()
+        sum_gradients(p for group in optimizer.param_groups for p in group["params"])
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        return self.scaler.get_scale() < scale
+
+
+def train_one_epoch(loss_of_batch, batches, optimizer, amp, folder):
+    """Make one optimizer step per batch; return the statistics of the epoch for the log.
+
+    loss_of_batch: datasets.loader.Batch -> scalar. batches: datasets.loader.EpochBatches.
+    Raises UserError if a loss or a weight is not finite; the rows of that step are written to
+    folder/not-finite.json.
+    """
+    started, skipped, images = time.time(), 0, 0
+    losses = torch.zeros(len(batches), device=batches.device)
+    bar = tqdm(batches, leave=False, unit="step", disable=True if rank() else None)
+    for step, batch in enumerate(bar):
+        with amp.autocast:
+            loss = loss_of_batch(batch)
+        overflow = amp.step(loss, optimizer)
+        # No .item() here: it would wait for the GPU.
+        losses[step] = 0 if overflow else loss.detach()
+        skipped, images = skipped + overflow, images + len(batch.labels)
+    check_finite(losses, optimizer, batches, folder)
+    seconds = time.time() - started
+    mean_loss = losses.double().sum().item() / max(1, len(losses) - skipped)
+    stats = {"loss": mean_loss, "lr": optimizer.param_groups[0]["lr"], "seconds": round(seconds, 3)}
+    stats["images_per_s"] = round(images / seconds, 1)
+    return stats | ({"skipped_steps": skipped} if amp.mode == "fp16" else {})
+
+
+def check_finite(losses, optimizer, batches, folder):
+    """Raise UserError if a loss or a weight is not finite, and name the images of that step.
+
+    The step before is named, too: its gradient may be the cause.
+    """
+    # The sum of a weight is quicker to check than its entries.
+    weights = [p.detach().sum() for group in optimizer.param_groups for p in group["params"]]
+    if bool(losses.isfinite().all() & torch.stack(weights).isfinite().all()):
+        return
+    bad = (~losses.isfinite()).nonzero()
+    step = int(bad[0]) if len(bad) else len(losses) - 1
+    rows = {
+        str(i + 1): batches.loader.rows[batches.positions[i]].tolist()
+        for i in (step - 1, step)
+        if i >= 0
+    }
+    if rank() == 0:
+        write_json(Path(folder) / "not-finite.json", {"step": step + 1, "rows": rows})
+    raise UserError(
+        f"{folder}: the loss is not finite in step {step + 1} of this epoch; its images are in "
+        "not-finite.json; try a lower --lr or --amp off with another --out"
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# evaluation: the output of a network for rows of a subset
+# --------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def embed(network, subset, rows, device, batch_size=256, views=0, generator=None, desc=None):
-    """Run some rows through a network in eval mode.
+    """Return the outputs of a network in eval mode for some rows of a subset.
 
-    views = 0: the evaluation view; else that many augmented views (generator required).
-    Returns float32 [n, D], or [views, n, D].
+    views = 0: the evaluation view, float32 [n, D]; else augmented views drawn by `generator`,
+    [views, n, D]. Raises UserError if an output is not finite.
     """
-    from tqdm import tqdm
-
     was_training = network.training
     network.eval()
     sizes = torch.from_numpy(subset.sizes[rows])
     batches = list(np.array_split(np.arange(len(rows)), -(-len(rows) // batch_size)))
-    out = []
-    for positions, images in tqdm(
-        ImageReader(subset.images, rows, device)(batches),
-        total=len(batches),
-        desc=desc,
-        disable=desc is None,
-        leave=False,
-    ):
+    reader = ImageReader(subset.images, rows, device)
+    outputs = []
+    progress = dict(total=len(batches), desc=desc, leave=False, disable=None if desc else True)
+    for positions, images in tqdm(reader(batches), **progress):
         if views:
-            x = torch.stack(
-                [
-                    augment(images, sizes[positions], subset.recipe, subset.size, generator)
-                    for _ in range(views)
-                ]
-            )
+            recipe = subset.recipe, subset.size, generator
+            x = torch.stack([augment(images, sizes[positions], *recipe) for _ in range(views)])
         else:
             x = center_view(images, sizes[positions], subset.size)[None]
-        out.append(
-            network(normalize(x.flatten(0, 1), subset.mean, subset.std))
-            .float()
-            .cpu()
-            .unflatten(0, (len(x), -1))
-        )
+        output = network(normalize(x.flatten(0, 1), subset.mean, subset.std))
+        outputs.append(output.float().cpu().unflatten(0, (len(x), -1)))
     network.train(was_training)
-    z = torch.cat(out, dim=1)
+    z = torch.cat(outputs, dim=1)
     if not z.isfinite().all():
-        raise UserError(
-            "the network's output is not finite: training diverged; try a lower --lr or --amp off, in another folder"
-        )
+        raise UserError("the network's output is not finite; train again with a lower --lr")
     return z if views else z[0]
-
-
-def predict_folder(network, subset, folder, files, csv_path, device):
-    """Write file, probability of the minority class, predicted class for every image of `folder`, prepared like the subset's.
-
-    network: [B, 3, H, W] -> logits [B, 2]; files: from images_to_predict. An image that cannot be read has empty cells; at the end, when
-    the others are written, a UserError names the first.
-    """
-    from tqdm import tqdm
-
-    side, channels, bad = subset.images.shape[1], subset.images.shape[3], []
-    network.eval()
-    with atomic_write(csv_path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["file", f"p_{subset.classes[subset.minority]}", "predicted"])
-        for path in tqdm(files, desc="predict", leave=False):
-            try:
-                pixels = read_image(path, grayscale=channels == 1)
-            except Exception as error:  # Pillow raises many kinds for a damaged file
-                bad.append(
-                    f"{printable(path)}: cannot be read as an image ({' '.join(str(error).split())})"
-                )
-                table.writerow([printable(path.relative_to(folder)), "", ""])
-                continue
-            image = torch.from_numpy(squeeze(pixels, side).copy()).permute(2, 0, 1)[None].to(device)
-            x = normalize(
-                center_view(image, torch.tensor([pixels.shape[:2]]), subset.size),
-                subset.mean,
-                subset.std,
-            )
-            with torch.no_grad():
-                p = network(x).double().softmax(1)[0].cpu()
-            table.writerow(
-                [
-                    printable(path.relative_to(folder)),
-                    f"{p[subset.minority]:.6f}",
-                    subset.classes[int(p[1] > 0.5)],
-                ]
-            )
-    print(f"wrote {csv_path}: {len(files) - len(bad)} images")
-    if bad:
-        more = f", and {len(bad) - 1} more like it" if len(bad) > 1 else ""
-        raise UserError(f"{bad[0]}{more}; empty cells in {csv_path}; remove it or repair it")
-
-
-def classification_scores(probabilities, labels, minority):
-    """Test scores as fractions. probabilities [n] of label 1; labels [n]; f1 and auroc take the minority as the positive class.
-
-    Predictions are argmax (0.5). UserError when a class has no image, since AUROC is not defined then.
-    """
-    from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
-
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
-    if len(np.unique(labels)) < 2:
-        raise UserError(f"all {len(labels)} images to be scored are of one class; AUROC needs both")
-    predicted = (probabilities > 0.5).astype(int)
-    return {
-        "accuracy": float(accuracy_score(labels, predicted)),
-        "balanced_accuracy": float(balanced_accuracy_score(labels, predicted)),
-        "auroc": float(
-            roc_auc_score(labels == minority, probabilities if minority else 1 - probabilities)
-        ),
-        "f1": float(f1_score(labels, predicted, pos_label=minority, zero_division=0.0)),
-    }

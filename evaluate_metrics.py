@@ -21,19 +21,11 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import (
-    ContrastiveModel,
-    embed,
-    load_run,
-    load_strict,
-    load_tensors,
-    make_generator,
-    module_sha256,
-    pick_device,
-    provenance,
-)
+from common import ContrastiveModel, embed, load_run
 from utils.cli import ArgumentParser, UserError, number_from, run_main
+from utils.distributed import pick_device
 from utils.files import atomic_write, lock_folder, read_json, sha256, write_json
+from utils.runs import load_strict, load_tensors, make_generator, module_sha256, provenance
 
 
 def parse_args():
@@ -416,7 +408,7 @@ def evaluate(source, out, facts, spaces, args, device):
             "space": space,
             **nested,
             **facts,
-            "provenance": provenance(device, others),
+            "provenance": provenance(device, exclude=others),
         },
     )
 

@@ -12,7 +12,6 @@ by AUROC (of LDAM-DRW, among those with its weights); lws and tau_norm choose by
 than the order. The test split is read once. The same command continues a run that was stopped.
 """
 
-import math
 import os
 from pathlib import Path
 
@@ -20,12 +19,10 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from baselines import (
     CosineClassifier,
     LearnableScale,
-    balanced_batches,
     effective_number_weights,
     ldam_loss,
     ldam_margins,
@@ -33,37 +30,24 @@ from baselines import (
     tau_normalized,
 )
 from common import (
-    Epoch,
-    ImageReader,
-    augment,
-    build_encoder,
-    center_view,
+    Amp,
     class_weights,
-    classification_scores,
     embed,
     focal_loss,
     load_run,
-    load_strict,
     load_subset,
-    load_tensors,
-    log_line,
-    module_sha256,
-    normalize,
-    pick_device,
-    precision,
-    predict_folder,
-    provenance,
-    resume,
-    rewind_log,
-    save_checkpoint,
-    save_tensors,
-    shuffled_batches,
-    start_run,
+    train_one_epoch,
     warmup_cosine,
 )
 from datasets.images import list_prediction_images
-from utils.cli import ArgumentParser, Stop, Stopped, UserError, number_from, run_main
+from datasets.loader import BatchLoader, balanced_batches, shuffled_batches
+from datasets.predict import predict_folder
+from utils.cli import ArgumentParser, UserError, number_from, run_main
+from utils.distributed import pick_device
+from utils.encoders import build_encoder
 from utils.files import read_json, write_json
+from utils.runs import Run, load_strict, load_tensors, module_sha256, provenance, save_tensors
+from utils.scores import classification_scores
 
 RETRAIN_EPOCHS = {"crt": 10, "lws": 5, "tau_norm": 0}  # Kang et al. 2020; tau_norm trains nothing
 
@@ -353,19 +337,19 @@ def main():
     )
     origin = {}
     if args.source.is_dir():
-        run, subset, encoder = load_run(args.source)
-        inherit(args, run)
+        source, subset, encoder = load_run(args.source)
+        inherit(args, source)
         torch.manual_seed(args.seed)
-        arch, out = run["arch"], args.out or args.source / (args.retrain or "finetune")
+        arch, out = source["arch"], args.out or args.source / (args.retrain or "finetune")
         beside_encoder = (
-            "projection_dim" in run and not args.out and not args.retrain
-        )  # a supervised run has one of its own there
+            "projection_dim" in source and not args.out and not args.retrain
+        )  # a supervised source has one of its own there
         summary = (args.source if beside_encoder else out) / "finetune.json"
         options["encoder_sha256"] = module_sha256(encoder)
         if args.retrain:
             options, origin = (
                 {"method": args.retrain, **options},
-                {"encoder_method": "fine-tuned", **settings_of(run, "encoder")},
+                {"encoder_method": "fine-tuned", **settings_of(source, "encoder")},
             )
     else:
         args.seed = args.seed or 0
@@ -376,7 +360,7 @@ def main():
         summary, options = out / "finetune.json", {"method": args.loss, **options}
     head = HEADS[args.head](encoder.dim)
     if args.retrain in ("lws", "tau_norm"):
-        origin.update(load_classifier(head, args, run, options["encoder_sha256"]))
+        origin.update(load_classifier(head, args, source, options["encoder_sha256"]))
     if args.retrain == "lws":
         head = LearnableScale(head)
     model = Classifier(
@@ -390,7 +374,7 @@ def main():
     kept_sha256 = module_sha256(kept)
 
     subset.size = args.size or subset.size
-    amp, autocast, scaler = precision(device, args.amp, subset.size)
+    amp = Amp(device, args.amp, subset.size)
     rows = training_rows(subset.limit_for_smoke() if args.smoke else subset, args)
     if args.batch_size > len(rows):
         raise UserError(
@@ -413,7 +397,7 @@ def main():
         batch_size=args.batch_size,
         lr=args.lr,
         seed=args.seed,
-        amp=amp,
+        amp=amp.mode,
         smoke=args.smoke,
         classes=subset.classes,
         minority=subset.minority,
@@ -423,7 +407,6 @@ def main():
     )
 
     # a new run, or the same one from its last checkpoint; `best` holds the weights of the best epoch so far
-    start_run(out, config, device)
     groups = [
         {"params": [p for p in part.parameters() if p.requires_grad], "peak_lr": lr}
         for part, lr in (
@@ -437,64 +420,38 @@ def main():
         else torch.optim.Adam(groups)
     )
     best = Best(model)
-    parts = {"model": model, "optimizer": optimizer, "scaler": scaler, "best": best}
-    epoch, within = resume(out, parts, config)
-    rewind_log(out, epoch)
-    if args.retrain == "tau_norm" and epoch == 0:
-        choose_tau(model, best, subset, out, device, args)
-        save_checkpoint(out, parts, len(TAUS), config)
+    state = dict(model=model, optimizer=optimizer, scaler=amp.scaler, best=best)
+    run = Run(out, config, device, args.save_every, **state)
+    first_epoch = run.resume()
+    if args.retrain == "tau_norm" and first_epoch == 0:
+        choose_tau(model, best, subset, run, device, args)
+        run.save_checkpoint(len(TAUS))
 
-    train = ImageReader(subset.images, rows, device)
-    steps = min(len(rows) // args.batch_size, 2 if args.smoke else math.inf)
-    with (
-        tqdm(
-            total=args.epochs * steps,
-            initial=epoch * steps,
-            unit="step",
-            dynamic_ncols=True,
-            disable=args.epochs == 0,
-        ) as bar,
-        Stop(within) as stop,
-    ):
-        for epoch in range(epoch, args.epochs):
-            try:
-                stats = train_one_epoch(
-                    epoch,
-                    steps,
-                    model,
-                    loss_of,
-                    optimizer,
-                    scaler,
-                    autocast,
-                    train,
-                    subset,
-                    args,
-                    out,
-                    bar,
-                    stop,
-                )
-            except Stopped as stopped:
-                if stopped.within:
-                    save_checkpoint(out, parts, epoch, config, stopped.within)
-                raise
-            validation = evaluate(model, subset, "val", device, args)
-            if epoch >= first_choice(args):
-                best.update(
-                    model,
-                    epoch,
-                    validation["balanced_accuracy" if args.retrain == "lws" else "auroc"],
-                )
-            log_line(
-                out,
-                epoch=epoch,
-                **stats,
-                **{f"val_{name}": value for name, value in validation.items()},
-            )
-            bar.set_postfix(
-                loss=f"{stats['loss']:.3f}", auroc=f"{validation['auroc']:.3f}", refresh=False
-            )
-            if epoch + 1 == args.epochs or (epoch + 1) % args.save_every == 0:
-                save_checkpoint(out, parts, epoch + 1, config)
+    steps = min(len(rows) // args.batch_size, 2 if args.smoke else len(rows))
+
+    def draw(generator):
+        if args.balanced_batches:
+            return balanced_batches(subset.labels[rows], args.batch_size, steps, generator)
+        return shuffled_batches(len(rows), args.batch_size, generator)[:steps]
+
+    loader = BatchLoader(subset, rows, device, draw, augmented=not args.no_augment)
+    for epoch in range(first_epoch, args.epochs):
+
+        def loss_of_batch(batch, epoch=epoch):
+            return loss_of(model(batch.x[0]).float(), batch.labels, epoch)
+
+        for group in optimizer.param_groups:
+            group["lr"] = warmup_cosine(epoch, args.epochs, group["peak_lr"], warmup_epochs=0)
+        model.train()
+        batches = loader.epoch(epoch, args.seed)
+        stats = train_one_epoch(loss_of_batch, batches, optimizer, amp, out)
+        stats["head_lr"] = optimizer.param_groups[1]["lr"]
+        validation = evaluate(model, subset, "val", device, args)
+        if epoch >= first_choice(args):
+            criterion = "balanced_accuracy" if args.retrain == "lws" else "auroc"
+            best.update(model, epoch, validation[criterion])
+        stats |= {f"val_{name}": value for name, value in validation.items()}
+        run.finish_epoch(epoch, stats)
 
     # what validation chose, on the test split
     model.load_state_dict(best.weights)
@@ -682,58 +639,8 @@ class Best:
         self.epoch, self.score, self.weights = state["epoch"], state["score"], state["weights"]
 
 
-def train_one_epoch(
-    epoch,
-    steps,
-    model,
-    loss_of,
-    optimizer,
-    scaler,
-    autocast,
-    train,
-    subset,
-    args,
-    folder,
-    bar,
-    stop,
-):
-    """`steps` full batches, one view of each image, or the rest of an epoch that was stopped."""
-
-    def draw(generator):
-        if args.balanced_batches:
-            return balanced_batches(subset.labels[train.rows], args.batch_size, steps, generator)
-        return shuffled_batches(len(train.rows), args.batch_size, generator)[:steps]
-
-    progress = Epoch(epoch, args.seed, draw, train.device, stop)
-    for group in optimizer.param_groups:
-        group["lr"] = warmup_cosine(epoch, args.epochs, group["peak_lr"], warmup_epochs=0)
-    bar.update(progress.done)
-    model.train()
-    for positions, images in train(progress.batches[progress.done :]):
-        batch = train.rows[positions]
-        sizes = torch.from_numpy(subset.sizes[batch])
-        labels = torch.from_numpy(subset.labels[batch]).to(train.device, non_blocking=True)
-        if args.no_augment:
-            view = center_view(images, sizes, subset.size)
-        else:
-            view = augment(images, sizes, subset.recipe, subset.size, progress.generator)
-        with autocast:
-            logits = model(normalize(view, subset.mean, subset.std))
-        progress.step(loss_of(logits.float(), labels, epoch), optimizer, scaler)
-        bar.update()
-    loss, seconds = progress.loss(optimizer, train, folder), progress.seconds()
-    return {
-        "loss": loss,
-        "lr": optimizer.param_groups[0]["lr"],
-        "head_lr": optimizer.param_groups[1]["lr"],
-        "seconds": round(seconds, 3),
-        "images_per_s": round(steps * args.batch_size / seconds, 1),
-        **({"skipped_steps": progress.skipped} if scaler.is_enabled() else {}),
-    }
-
-
 @torch.no_grad()
-def choose_tau(model, best, subset, out, device, args):
+def choose_tau(model, best, subset, run, device, args):
     """tau-normalisation (Kang et al. 2020, arXiv:1910.09217): drop the bias, try every tau, keep the best by validation balanced accuracy.
 
     tau = 0 is the classifier without its bias, tau = 1 has unit rows. With two softmax classes the gradients of cross entropy at w_0 and
@@ -751,9 +658,7 @@ def choose_tau(model, best, subset, out, device, args):
             subset.minority,
         )
         best.update(model, i, validation["balanced_accuracy"])
-        log_line(
-            out, epoch=i, tau=tau, **{f"val_{name}": value for name, value in validation.items()}
-        )
+        run.log(epoch=i, tau=tau, **{f"val_{name}": value for name, value in validation.items()})
 
 
 def evaluate(model, subset, split, device, args):

@@ -22,28 +22,22 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
-from common import (
-    ImageReader,
-    augment,
-    class_weights,
-    classification_scores,
-    embed,
-    load_run,
+from common import augment, class_weights, embed, load_run, load_subset, normalize, warmup_cosine
+from datasets.images import list_prediction_images
+from datasets.loader import ImageReader
+from datasets.predict import predict_folder
+from utils.cli import ArgumentParser, UserError, number_from, run_main
+from utils.distributed import pick_device
+from utils.files import lock_folder, read_json, write_json
+from utils.runs import (
     load_strict,
-    load_subset,
     load_tensors,
     make_generator,
     module_sha256,
-    normalize,
-    pick_device,
-    predict_folder,
     provenance,
     save_tensors,
-    warmup_cosine,
 )
-from datasets.images import list_prediction_images
-from utils.cli import ArgumentParser, UserError, number_from, run_main
-from utils.files import lock_folder, read_json, write_json
+from utils.scores import classification_scores
 
 # C of scikit-learn's LogisticRegression: weight of the data against the L2 norm
 STRENGTHS = [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]
@@ -161,7 +155,7 @@ def probe_encoder(encoder, subset, balanced, out, settings, device, args):
         raise RuntimeError("the probe changed the frozen encoder")
     data = {"classes": subset.classes, "minority": subset.minority}
     others = [] if args.out else [run for run in args.runs if run != out]
-    facts = {"provenance": provenance(device, others)}
+    facts = {"provenance": provenance(device, exclude=others)}
     write_json(out / "probe.json", {**result, **settings, **data, **facts})
     print_scores(result, subset)
     print(f"wrote {out / 'probe.json'}")

@@ -17,9 +17,11 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from common import Method, embed, make_generator
-from losses import antipodal_prototypes, check_labels, collapse_value, flatten_views, supcon_loss
+from common import Method, antipodal_prototypes, check_labels, collapse_value, embed, supcon_loss
+from datasets.loader import balanced_batches  # noqa: F401
+from utils.contrast_kernel import flatten_views
 from utils.distributed import at_least_float32
+from utils.runs import make_generator
 
 # ------------------------------------------------------------------------------------------------------------------
 # KCL: every anchor has k positives, whatever its class
@@ -68,13 +70,14 @@ def _draw(candidates, k, generator):
 class KCL(Method):
     """In-batch by default; with a queue, keys come from a momentum encoder."""
 
-    def __init__(self, args, subset, model, generator):
-        super().__init__(args, subset, model, generator)
-        self.k = args.k
-        self.queue = Queue(args.queue, model.dim, generator) if args.queue else None
-        self.key_encoder = MomentumEncoder(model) if args.queue else None
+    def __init__(self, model, subset, training, k, queue):
+        super().__init__(model, subset, training)
+        self.k = k
+        self.queue = Queue(queue, model.dim, training.generator) if queue else None
+        self.key_encoder = MomentumEncoder(model) if queue else None
 
-    def forward(self, model, x, labels, positions, generator):
+    def forward(self, model, batch):
+        x, labels, generator = batch.x, batch.labels, batch.generator
         if self.queue is None:
             return self.loss(
                 model(x).transpose(0, 1),
@@ -146,20 +149,20 @@ class TSC(KCL):
     the class centroids, then give each class the target nearer to it, for good, and start optimizer and schedule afresh.
     """
 
-    def __init__(self, args, subset, model, generator):
-        super().__init__(args, subset, model, generator)
-        self.variant, self.switch = args.variant, 0 if args.variant == "ttc" else args.epochs // 2
+    def __init__(self, model, subset, training, k, queue, variant):
+        super().__init__(model, subset, training, k, queue)
+        self.variant, self.switch = variant, 0 if variant == "ttc" else training.epochs // 2
         self.register_buffer(
-            "targets", antipodal_prototypes(model.dim, generator)
+            "targets", antipodal_prototypes(model.dim, training.generator)
         )  # row = class, once assigned
         self.register_buffer("centroids", torch.zeros(2, model.dim))
         self.targeted = False
 
-    def start_epoch(self, epoch, model, resumed=False):
+    def start_epoch(self, epoch, model):
         self.targeted = epoch >= self.switch
-        if epoch == self.switch and not resumed and targets_swapped(self.centroids, self.targets):
+        if epoch == self.switch and targets_swapped(self.centroids, self.targets):
             self.targets.copy_(self.targets.flip(0))
-        self.facts = {"targeted": self.targeted}
+        self.log_fields = {"targeted": self.targeted}
 
     def loss(self, z, labels, positives, queue=None):
         if self.targeted:
@@ -177,8 +180,8 @@ class TSC(KCL):
         moved = F.normalize(momentum * self.centroids + (1 - momentum) * mean, dim=1)
         self.centroids.copy_(torch.where(members.any(0)[:, None], moved, self.centroids))
 
-    def phase(self, epoch, epochs):
-        return (0, self.switch) if epoch < self.switch else (self.switch, epochs)
+    def schedule_span(self, epoch):
+        return (0, self.switch) if epoch < self.switch else (self.switch, self.epochs)
 
     def collapse_value(self, images):
         return None  # the targets stand in the denominator
@@ -271,29 +274,29 @@ class SBCL(Method):
     images need not be sorted by class.
     """
 
-    def __init__(self, args, subset, model, generator):
-        super().__init__(args, subset, model, generator)
+    def __init__(self, model, subset, training, variant, recluster_every):
+        super().__init__(model, subset, training)
         self.variant, self.every, self.warmup = (
-            args.variant,
-            args.recluster_every,
-            min(10, args.epochs // 2),
+            variant,
+            recluster_every,
+            min(10, training.epochs // 2),
         )
         self.seed, self.batch_size, self.subset, self.rows = (
-            args.seed,
-            args.chunk or args.batch_size,
+            training.seed,
+            model.chunk or training.batch_size,
             subset,
             subset.splits["train"],
         )
         self.numbers = subclass_numbers(subset.train_counts())
         self.register_buffer("subclasses", torch.from_numpy(subset.labels[self.rows]))
-        self.register_buffer("coarse_temperatures", torch.full((2,), args.temperature))
-        self.warming_up, self.facts = False, {"subclasses": self.numbers}
+        self.register_buffer("coarse_temperatures", torch.full((2,), training.temperature))
+        self.warming_up, self.log_fields = False, {"subclasses": self.numbers}
 
-    def start_epoch(self, epoch, model, resumed=False):
+    def start_epoch(self, epoch, model):
         self.warming_up = epoch < self.warmup
-        if not self.warming_up and not resumed and (epoch - self.warmup) % self.every == 0:
+        if not self.warming_up and (epoch - self.warmup) % self.every == 0:
             self.recluster(model, make_generator(self.seed, epoch, 1))
-        self.facts = {
+        self.log_fields = {
             "subclasses": self.numbers,
             "supcon_warmup": self.warming_up,
             "coarse_temperatures": [round(t, 4) for t in self.coarse_temperatures.tolist()],
@@ -322,7 +325,8 @@ class SBCL(Method):
         self.subclasses.copy_(subclasses)
         self.coarse_temperatures.copy_(self.temperature * t)
 
-    def forward(self, model, x, labels, positions, generator):
+    def forward(self, model, batch):
+        x, labels, positions = batch.x, batch.labels, batch.positions
         z = model(x).transpose(0, 1)
         if self.warming_up:
             return supcon_loss(z, labels, self.temperature)
@@ -379,20 +383,21 @@ class BCL(Method):
 
     views = 3
 
-    def __init__(self, args, subset, model, generator):
-        super().__init__(args, subset, model, generator)
+    def __init__(self, model, subset, training, variant, randaugment):
+        super().__init__(model, subset, training)
         dim, norm = (
             model.encoder.dim,
-            {"layernorm": nn.LayerNorm, "batchnorm": nn.BatchNorm1d}[args.variant],
+            {"layernorm": nn.LayerNorm, "batchnorm": nn.BatchNorm1d}[variant],
         )
         self.classifier = CosineClassifier(dim)
         self.centre_head = nn.Sequential(
             nn.Linear(dim, dim), norm(dim), nn.ReLU(), nn.Linear(dim, model.dim)
         )
         self.register_buffer("prior", class_prior(subset))
-        self.strong = (2,) if args.randaugment else ()
+        self.randaugment_views = (2,) if randaugment else ()
 
-    def forward(self, model, x, labels, positions, generator):
+    def forward(self, model, batch):
+        x, labels = batch.x, batch.labels
         features = model.features(x)  # [3, N, dim]
         z = model.project(features[:2]).transpose(0, 1)
         centres = F.normalize(self.centre_head(self.classifier.weight).float(), dim=1)
@@ -459,22 +464,21 @@ class PaCo(Method):
     Variant "gpaco" has no momentum encoder: both views go through the network, both are anchors. The second view's embedding is queued.
     """
 
-    def __init__(self, args, subset, model, generator):
-        super().__init__(args, subset, model, generator)
+    def __init__(self, model, subset, training, variant, alpha, queue, randaugment):
+        super().__init__(model, subset, training)
         self.centres = nn.Linear(model.encoder.dim, 2)
-        self.queue = Queue(args.queue, model.dim, generator)
-        self.key_encoder = MomentumEncoder(model) if args.variant == "paco" else None
+        self.queue = Queue(queue, model.dim, training.generator)
+        self.key_encoder = MomentumEncoder(model) if variant == "paco" else None
         self.register_buffer("prior", class_prior(subset))
         expected = 1 + self.prior * (
-            2 * args.batch_size - 2 + args.queue
+            2 * training.batch_size - 2 + queue
         )  # the own other view, and rows of the own class
-        self.register_buffer(
-            "alpha", 0.4 / expected if args.alpha is None else torch.full((2,), args.alpha)
-        )
-        self.facts = {"alpha": [float(f"{a:.3g}") for a in self.alpha.tolist()]}
-        self.strong = (0,) if args.randaugment else ()
+        self.register_buffer("alpha", 0.4 / expected if alpha is None else torch.full((2,), alpha))
+        self.log_fields = {"alpha": [float(f"{a:.3g}") for a in self.alpha.tolist()]}
+        self.randaugment_views = (0,) if randaugment else ()
 
-    def forward(self, model, x, labels, positions, generator):
+    def forward(self, model, batch):
+        x, labels = batch.x, batch.labels
         if self.key_encoder:
             features = model.features(x[0])[:, None]  # [N, 1, dim]
             z = torch.stack([model.project(features[:, 0]), self.key_encoder(model, x[1])], dim=1)
@@ -654,31 +658,6 @@ def logit_adjusted_loss(logits, targets, prior):
     """
     logits = at_least_float32(logits)
     return F.cross_entropy(logits + prior.to(logits).log(), targets.long())
-
-
-def balanced_batches(labels, batch_size, steps, generator, run=4):
-    """Class-balanced sampling of cRT (Kang et al. 2020, arXiv:1910.09217): classes in turn, in a random order each round, give `run` images.
-
-    Each class goes through a shuffled list of its own and shuffles again when all of it was used; every call (epoch) begins new lists.
-    labels [n]; returns `steps` arrays of batch_size positions, balanced to within `run` (in batches below 8, half of the batch).
-    ValueError when a class has no image.
-    """
-    labels, run = torch.as_tensor(labels), min(run, max(1, batch_size // 2))
-    members = [(labels == c).nonzero().squeeze(1) for c in (0, 1)]
-    if any(len(m) == 0 for m in members):
-        raise ValueError("balanced batches need both classes")
-    lists, drawn, batches = [members[c][:0] for c in (0, 1)], torch.empty(0, dtype=torch.long), []
-    while len(batches) < steps:
-        for c in torch.randperm(2, generator=generator).tolist():
-            while len(lists[c]) < run:
-                lists[c] = torch.cat(
-                    [lists[c], members[c][torch.randperm(len(members[c]), generator=generator)]]
-                )
-            drawn, lists[c] = torch.cat([drawn, lists[c][:run]]), lists[c][run:]
-        while len(drawn) >= batch_size and len(batches) < steps:
-            batches.append(drawn[:batch_size].numpy())
-            drawn = drawn[batch_size:]
-    return batches
 
 
 def tau_normalized(weight, tau):

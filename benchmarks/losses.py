@@ -11,13 +11,13 @@ from benchmarks.timing import compare_times, measure_peak_memory, time_in_rounds
 from common import (
     ContrastiveModel,
     antipodal_prototypes,
-    make_generator,
     ntxent_loss,
     precision,
     supcon_loss,
     supmin_loss,
     suppro_loss,
 )
+from utils.runs import make_generator
 
 ROWS = (512, 2048, 4096, 16384)
 MIN_SECONDS = 0.2  # of each variant in each round

@@ -15,9 +15,11 @@ from torchvision.transforms import v2
 from benchmarks.synthetic import packing_command, synthetic_photographs
 from benchmarks.timing import compare_throughput, time_in_rounds
 from benchmarks.training import TrainingRun
-from common import ImageReader, log_line, make_generator
+from common import log_line
 from datasets.augment import RECIPES, augment, normalize
+from datasets.loader import ImageReader
 from datasets.subset import load_subset
+from utils.runs import make_generator
 
 SIZES = (28, 64, 224)  # pixels
 

@@ -4,8 +4,10 @@ import torch
 from tqdm import tqdm
 
 import pretrain
-from common import ContrastiveModel, ImageReader, make_generator, precision
+from common import ContrastiveModel, precision
+from datasets.loader import ImageReader
 from utils.cli import Stop
+from utils.runs import make_generator
 
 EPOCHS = 4
 

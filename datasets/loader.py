@@ -1,60 +1,187 @@
-"""Images of a subset, one batch at a time on the device."""
+"""Batches of a subset: packed images are read ahead, and views are made on the device."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from datasets.augment import augment, center_view, normalize
+from utils.distributed import local_slice
+from utils.runs import make_generator
+
+
+@dataclass
+class Batch:
+    """N images of a batch; this rank holds the views of n = N / world size of them."""
+
+    x: torch.Tensor  # float32 [V, n, 3, S, S], normalised
+    labels: torch.Tensor  # int64 [N]
+    positions: torch.Tensor  # int64 [N], index of each image among the training rows
+    generator: torch.Generator  # of the epoch, on the CPU, the same on all ranks
+
+
+class BatchLoader:
+    """Normalised views of training images, in batches that are drawn anew in each epoch.
+
+    rows: int [n], the training rows. sampler: generator -> list of arrays of positions in `rows`.
+    randaugment_views: indices of the views that also get RandAugment. augmented=False gives the
+    evaluation view.
+    """
+
+    def __init__(
+        self, subset, rows, device, sampler, views=1, randaugment_views=(), augmented=True
+    ):
+        self.subset, self.rows, self.device, self.sampler = subset, rows, device, sampler
+        self.views, self.randaugment_views, self.augmented = views, randaugment_views, augmented
+        self.reader = ImageReader(subset.images, rows, device)
+
+    def epoch(self, epoch, seed):
+        """Return the batches of an epoch; the same epoch and seed draw the same."""
+        return EpochBatches(self, make_generator(seed, epoch))
+
+    def make_views(self, images, sizes, generator):
+        """uint8 [n, C, S, S] of this rank and sizes [N, 2] of all -> [V, n, 3, size, size]."""
+        subset, shard = self.subset, local_slice()
+        if self.augmented:
+            views = [
+                augment(
+                    images,
+                    sizes,
+                    subset.recipe,
+                    subset.size,
+                    generator,
+                    view in self.randaugment_views,
+                    shard,
+                )
+                for view in range(self.views)
+            ]
+        else:
+            views = [center_view(images, sizes[shard], subset.size)] * self.views
+        x = normalize(torch.cat(views), subset.mean, subset.std)
+        return x.unflatten(0, (self.views, -1))
+
+
+class EpochBatches:
+    """The batches of one epoch: iterable once, with a length."""
+
+    def __init__(self, loader, generator):
+        self.loader, self.generator = loader, generator
+        self.device, self.positions = loader.device, loader.sampler(generator)
+
+    def __len__(self):
+        return len(self.positions)
+
+    def __iter__(self):
+        loader = self.loader
+        for positions, images in loader.reader(self.positions, local_slice()):
+            rows = loader.rows[positions]
+            sizes = torch.from_numpy(loader.subset.sizes[rows])
+            labels = torch.from_numpy(loader.subset.labels[rows])
+            yield Batch(
+                x=loader.make_views(images, sizes, self.generator),
+                labels=labels.to(self.device, non_blocking=True),
+                positions=torch.from_numpy(positions).to(self.device, non_blocking=True),
+                generator=self.generator,
+            )
+
 
 class ImageReader:
-    """uint8 images of some rows of a subset, one batch at a time on the device.
+    """Read packed uint8 images of some rows, one batch at a time, onto the device.
 
-    On CUDA they are kept resident if they fill less than half of the free memory. Otherwise they stay in the mapped
-    file and a thread reads, pins and copies one batch ahead.
+    On CUDA the images stay resident if they fill less than half of the free memory. Otherwise a
+    thread reads, pins and copies one batch ahead.
     """
 
     def __init__(self, images, rows, device):
-        """images uint8 [M, S, S, C] (array or memory map); rows int [n]."""
+        """images: uint8 [M, S, S, C], an array or memory map; rows: int [n]."""
         self.images, self.rows, self.device = images, np.asarray(rows), device
-        size = int(np.prod(images.shape[1:])) * len(self.rows)
-        fits = device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2
-        self.resident = (
-            torch.empty(len(self.rows), *images.shape[1:], dtype=torch.uint8, device=device)
-            if fits
-            else None
-        )
-        for start in range(
-            0, len(self.rows) if fits else 0, 1024
-        ):  # never all of it in the host's memory
-            self.resident[start : start + 1024] = torch.from_numpy(
-                images[self.rows[start : start + 1024]]
-            )
+        n_bytes = int(np.prod(images.shape[1:])) * len(self.rows)
+        self.resident = None
+        if device.type == "cuda" and n_bytes < torch.cuda.mem_get_info(device)[0] / 2:
+            shape = len(self.rows), *images.shape[1:]
+            self.resident = torch.empty(shape, dtype=torch.uint8, device=device)
+            # In blocks, so that the host never holds all images.
+            for start in range(0, len(self.rows), 1024):
+                block = images[self.rows[start : start + 1024]]
+                self.resident[start : start + 1024] = torch.from_numpy(block)
 
-    def _read(self, positions):
-        batch = (
-            torch.from_numpy(self.images[self.rows[positions]]).permute(0, 3, 1, 2).contiguous()
-        )  # cheap as bytes, dear as floats later
-        return (
-            batch.pin_memory().to(self.device, non_blocking=True)
-            if self.device.type == "cuda"
-            else batch
-        )
+    def __call__(self, batches, shard=slice(None)):
+        """Yield (positions, uint8 [b, C, S, S]) for each array of positions in `batches`.
 
-    def __call__(self, batches, part=slice(None)):
-        """batches: a list of position lists. Yields (positions, uint8 [B, C, S, S] on the device), the images of `part` of the positions."""
+        shard: the slice of each batch whose images are read.
+        """
         if self.resident is not None:
             for positions in batches:
-                yield (
-                    positions,
-                    self.resident[
-                        torch.as_tensor(positions[part]).to(self.device, non_blocking=True)
-                    ].permute(0, 3, 1, 2),
-                )
+                index = torch.as_tensor(positions[shard]).to(self.device, non_blocking=True)
+                yield positions, self.resident[index].permute(0, 3, 1, 2)
             return
-        with ThreadPoolExecutor(max_workers=1) as ahead:
-            coming = [ahead.submit(self._read, positions[part]) for positions in batches[:1]]
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            futures = [pool.submit(self._read, batches[0][shard])] if len(batches) else []
             for i, positions in enumerate(batches):
-                batch = coming.pop().result()
+                images = futures.pop().result()
                 if i + 1 < len(batches):
-                    coming.append(ahead.submit(self._read, batches[i + 1][part]))
-                yield positions, batch
+                    futures.append(pool.submit(self._read, batches[i + 1][shard]))
+                yield positions, images
+
+    def _read(self, positions):
+        # Channels first is cheap to copy as bytes, and dear as floats later.
+        batch = torch.from_numpy(self.images[self.rows[positions]]).permute(0, 3, 1, 2).contiguous()
+        if self.device.type == "cuda":
+            return batch.pin_memory().to(self.device, non_blocking=True)
+        return batch
+
+
+def shuffled_batches(n, batch_size, generator):
+    """Cut a permutation of range(n) into full batches; the remainder is left out.
+
+    Returns a list of int arrays [batch_size].
+    """
+    order = torch.randperm(n, generator=generator)
+    return [batch.numpy() for batch in order.split(batch_size) if len(batch) == batch_size]
+
+
+def guarantee_minority(batches, is_minority, k, generator):
+    """Replace majority images until every batch holds at least k minority images.
+
+    batches: arrays of positions; is_minority: bool [n], true at least k times. No image stands
+    twice in a batch, but a minority image may stand in several batches of an epoch.
+    """
+    members, filled = np.flatnonzero(is_minority), []
+    for batch in batches:
+        spare = members[~np.isin(members, batch)]
+        majority = np.flatnonzero(~is_minority[batch])
+        lacking = max(0, k - (len(batch) - len(majority)))
+        # Spread over the batch, since --chunk cuts it into pieces.
+        replaced = majority[np.arange(lacking) * len(majority) // max(lacking, 1)]
+        batch = batch.copy()
+        batch[replaced] = spare[torch.randperm(len(spare), generator=generator)[:lacking]]
+        filled.append(batch)
+    return filled
+
+
+def balanced_batches(labels, batch_size, steps, generator, run_length=4):
+    """Draw class-balanced batches: the classes in turn, in a random order each round.
+
+    labels [n]. Each class gives `run_length` images of its own shuffled list, which is shuffled
+    again when it is used up. Returns `steps` int arrays [batch_size], balanced to within
+    `run_length` (in batches below 8, to half of the batch). Raises ValueError for an empty class.
+    Source: the sampler of cRT (Kang et al. 2020, arXiv:1910.09217).
+    """
+    labels, run_length = torch.as_tensor(labels), min(run_length, max(1, batch_size // 2))
+    members = [(labels == c).nonzero().squeeze(1) for c in (0, 1)]
+    if any(len(m) == 0 for m in members):
+        raise ValueError("balanced batches need both classes")
+    lists = [members[c][:0] for c in (0, 1)]
+    drawn, batches = torch.empty(0, dtype=torch.long), []
+    while len(batches) < steps:
+        for c in torch.randperm(2, generator=generator).tolist():
+            while len(lists[c]) < run_length:
+                order = torch.randperm(len(members[c]), generator=generator)
+                lists[c] = torch.cat([lists[c], members[c][order]])
+            drawn = torch.cat([drawn, lists[c][:run_length]])
+            lists[c] = lists[c][run_length:]
+        while len(drawn) >= batch_size and len(batches) < steps:
+            batches.append(drawn[:batch_size].numpy())
+            drawn = drawn[batch_size:]
+    return batches

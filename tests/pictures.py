@@ -5,7 +5,8 @@ import csv
 import numpy as np
 from PIL import Image
 
-from common import SPLITS, load_subset
+from common import load_subset
+from datasets.source import SPLITS
 
 
 def picture(path, seed=0, size=(24, 16), mode="RGB", **options):

@@ -19,12 +19,12 @@ from common import (
     draw_crops,
     draw_jitter,
     grayscale,
-    make_generator,
     normalize,
     rotate,
     shift_hue,
-    squeeze,
 )
+from datasets.images import squeeze
+from utils.runs import make_generator
 
 
 def photos(n=6, height=48, width=48, channels=3):

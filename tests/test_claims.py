@@ -9,8 +9,8 @@ from conftest import ROOT, one_line, run_script
 from scipy.stats import ttest_rel
 from test_report import call, make_run
 
-from common import UserError
 from reporting import claims, collect
+from utils.cli import UserError
 
 NOISE = (-0.01, 0.0, 0.012)  # of three seeds
 

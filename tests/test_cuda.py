@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from conftest import ROOT, call, log_of
 
 import baselines
+import common as losses
 import evaluate_metrics
 import finetune
 import linear_probe
-import losses
 import pretrain
-from common import ImageReader, make_generator
 from datasets.augment import RECIPES, augment
+from datasets.loader import ImageReader
+from utils.runs import make_generator
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a GPU that torch can use"

@@ -22,9 +22,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 import common
 import finetune
 import pretrain
-from common import ContrastiveModel, Epoch, Stop, Stopped, UserError, load_subset, make_generator
+from common import ContrastiveModel, Epoch, Stop, Stopped, load_subset
 from utils import distributed
-from utils.cli import run_main
+from utils.cli import UserError, run_main
+from utils.runs import make_generator
 
 SUBSET = "subsets/digits/95-5.json"
 CHUNKED = {"supmin": 4, "kcl queue": 4, "bcl": 4, "paco gpaco": 4}  # forms also tried with --chunk

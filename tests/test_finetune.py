@@ -16,7 +16,8 @@ import common
 import finetune
 import linear_probe
 import pretrain
-from common import Stopped, UserError, load_run, load_subset
+from common import Stopped, load_run, load_subset
+from utils.cli import UserError
 
 SCRATCH = "subsets/digits/95-5.json"
 

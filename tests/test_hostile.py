@@ -23,12 +23,13 @@ import finetune
 import linear_probe
 import pretrain
 import report
-from common import RECIPES, SPLITS, UserError, load_subset
+from common import RECIPES, load_subset
 from datasets.npz import npz_source
 from datasets.pack import decode_block
-from datasets.source import read_table, parse_binary
+from datasets.source import SPLITS, parse_binary, read_table
 from evaluate_metrics import open_embeddings
 from reporting import collect, tables
+from utils.cli import UserError
 
 settings.register_profile(
     "kit",

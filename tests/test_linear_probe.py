@@ -16,7 +16,6 @@ import linear_probe
 import pretrain
 from common import load_subset
 
-
 SUBSET = "subsets/digits/99-1.json"
 
 

@@ -18,7 +18,7 @@ from conftest import (
 from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
 from sklearn.datasets import make_blobs
 
-import losses
+import common as losses
 from common import (
     antipodal_prototypes,
     class_weights,

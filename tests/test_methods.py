@@ -16,7 +16,9 @@ import common
 import make_subsets
 import pretrain
 from baselines import SBCL, TSC, sbcl_loss
-from common import Stopped, UserError, load_subset, make_generator
+from common import Stopped, load_subset
+from utils.cli import UserError
+from utils.runs import make_generator
 
 FORMS = {
     "ntxent": "",

@@ -12,16 +12,7 @@ import torch.nn.functional as F
 from conftest import ROOT, LargestTensor, one_line, oracle, run_script
 
 import evaluate_metrics
-from common import (
-    ContrastiveModel,
-    UserError,
-    embed,
-    load_subset,
-    make_generator,
-    save_tensors,
-    sha256,
-    write_json,
-)
+from common import ContrastiveModel, embed, load_subset
 from evaluate_metrics import (
     class_alignment_consistency,
     class_alignment_distance,
@@ -30,6 +21,9 @@ from evaluate_metrics import (
     sample_alignment_accuracy,
     sample_alignment_distance,
 )
+from utils.cli import UserError
+from utils.files import sha256, write_json
+from utils.runs import make_generator, save_tensors
 
 METRICS = (
     sample_alignment_distance,

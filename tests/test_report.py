@@ -12,8 +12,8 @@ from conftest import one_line, run_script
 
 import pretrain
 import report
-from common import UserError
 from reporting import collect, figures, tables
+from utils.cli import UserError
 
 SIX = ("sad", "saa", "cad", "cac", "gpu", "peu")
 

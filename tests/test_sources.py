@@ -14,9 +14,8 @@ from conftest import ROOT, one_line, real_data
 from pictures import contents, counts, inat_folder, index, picture, plain_folder, well_formed
 from PIL import Image
 
-from common import SPLITS
 from datasets import DATASETS, INAT21_FOLDERS
-from datasets.source import draw_splits
+from datasets.source import SPLITS, draw_splits
 
 
 def table(path, rows):

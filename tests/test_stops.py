@@ -19,8 +19,9 @@ import finetune
 import linear_probe
 import make_subsets
 import pretrain
-from common import Epoch, Stop, Stopped, UserError
+from common import Epoch, Stop, Stopped
 from utils import files
+from utils.cli import UserError
 
 SUBSET = "subsets/digits/95-5.json"
 WORDS = [

@@ -17,9 +17,9 @@ from pictures import contents, counts, inat_folder, index, picture, plain_folder
 from PIL import Image
 
 import make_subsets
-from common import SPLITS, load_subset
+from common import load_subset
 from datasets.inat21 import split_counts
-from datasets.source import draw_splits
+from datasets.source import SPLITS, draw_splits
 from make_subsets import ratio_counts
 
 # protocol.json, data.inat21: n, train, val; and class sizes, ratios, counts

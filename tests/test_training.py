@@ -17,7 +17,8 @@ import common
 import finetune
 import linear_probe
 import pretrain
-from common import ContrastiveModel, UserError, load_run, load_subset, supcon_loss
+from common import ContrastiveModel, load_run, load_subset, supcon_loss
+from utils.cli import UserError
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
-"""Several processes as one, on as many GPUs and machines as torchrun has started them: a run is the same on any number, up to rounding.
+"""Training on several GPUs by torchrun: the result equals that of one process, up to rounding.
 
-Every process draws for the whole batch and puts its own images through the network. `gather` gives all of them the features of all
-images, so each computes the loss of the whole batch. It takes the gradient of loss / processes, and the gradients are summed: that is exact
-for whatever lies in front of `gather` or behind it. Batch norm takes its statistics over all images.
-In a process of its own nothing here does anything.
+Every rank draws order and augmentation for the whole batch and passes its own images through the
+network. `gather_views` gives every rank the features of all images, so each rank computes the loss
+of the whole batch. Each takes the gradient of loss / world size, and gradients are summed. Batch
+norm uses the statistics of all images. In a single process all functions here do nothing.
 """
 
 import functools
@@ -16,49 +16,74 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 
-from utils.cli import SIGNALS, Stopped, UserError
+from utils.cli import SIGNALS, UserError
 
 
 def torchrun_main(main):
-    """A script's main() for each of the processes that torchrun has started; only the first one prints. UserError where one is lost."""
+    """Decorate a script's main() so that torchrun can start it; only rank 0 prints.
+
+    Raises UserError if the processes cannot connect, or if one of them is lost.
+    """
 
     @functools.wraps(main)
-    def joined(*args):
+    def run(*args):
         if os.environ.get("WORLD_SIZE", "1") == "1":
             return main(*args)
-        if not {"LOCAL_RANK", "LOCAL_WORLD_SIZE"} <= os.environ.keys():
-            raise UserError(
-                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but not from torchrun; start with torchrun, or unset it"
-            )
-        handlers = {
-            number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS
-        }  # no Python runs while torch waits for the others
-        try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-        except (ValueError, RuntimeError) as error:
-            raise UserError(
-                f"the processes of torchrun do not find each other ({' '.join(str(error).split())}); see its --rdzv-endpoint"
-            ) from None
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        connect()
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
             try:
                 main(*args)
-            except Stopped as stopped:
-                if (
-                    stopped.within
-                ):  # all have stopped; after an error of one, the others would be waited for
-                    dist.destroy_process_group()
-                raise
             except RuntimeError as error:
                 if "gloo" not in str(error):
                     raise
                 raise UserError(
-                    "another process of this run has ended; the same command goes on from the last checkpoint"
+                    "another process of this run has ended; run the same command again to continue"
                 ) from None
             dist.destroy_process_group()
 
-    return joined
+    return run
+
+
+def connect():
+    """Join the process group that torchrun describes in the environment."""
+    if not {"LOCAL_RANK", "LOCAL_WORLD_SIZE"} <= os.environ.keys():
+        world = os.environ["WORLD_SIZE"]
+        raise UserError(f"WORLD_SIZE is {world}, but not from torchrun; use torchrun, or unset it")
+    # Python handlers do not run while torch waits for the other processes.
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"torchrun: cannot connect ({reason}); check --rdzv-endpoint") from None
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def pick_device(name, deterministic=False):
+    """Return the torch.device for --device; under torchrun each local rank gets its own GPU.
+
+    auto: CUDA if there is any. deterministic: only algorithms that give the same bits each time.
+    Raises UserError if CUDA is asked for and absent, or if a machine has too few GPUs.
+    """
+    if deterministic:
+        # cuBLAS reads this variable before its first call.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    if os.environ.get("WORLD_SIZE", "1") != "1" and world_size() == 1:
+        raise UserError("this script uses one device; start it with python, not with torchrun")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA device; use --device cpu or auto")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if world_size() == 1:
+        return torch.device("cuda")
+    available, wanted = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
+    if wanted > available:
+        raise UserError(f"torchrun: {wanted} processes, {available} GPUs; lower --nproc-per-node")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    return device
 
 
 def at_least_float32(x):
@@ -70,42 +95,35 @@ def world_size():
 
 
 def rank():
-    """Number of this process; 0 reads and writes the run's folder, watches and prints."""
+    """Return the number of this process; rank 0 reads and writes the run folder and prints."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def local_slice():
-    """Which images of a batch are this process's. Every so-many-th, so that a part of the batch is spread over all processes, too."""
+    """Return the slice of a batch that this rank processes: every world_size-th image."""
     return slice(rank(), None, world_size())
 
 
 def on_rank_zero(function, *args):
-    """Process 0 calls it, while the others wait."""
+    """Call the function on rank 0 while the other ranks wait."""
     if rank() == 0:
         function(*args)
-    all_reduce_max(0)
-
-
-def all_reduce_max(number):
-    """The highest of the processes' whole numbers. Waits for all processes, but for no GPU."""
-    if world_size() == 1:
-        return number
-    number = torch.tensor(number)
-    dist.all_reduce(number, op=dist.ReduceOp.MAX)
-    return number.item()
-
-
-def assert_same_on_all_ranks(what, way_out):
-    """UserError with `way_out` unless all processes give the same, which can be pickled."""
     if world_size() > 1:
-        given = [None] * world_size()
-        dist.all_gather_object(given, what)
-        if any(other != given[0] for other in given):
-            raise UserError(way_out)
+        # An all_reduce of a CPU tensor: it waits for the processes, not for a GPU.
+        dist.all_reduce(torch.zeros(1))
+
+
+def assert_same_on_all_ranks(value, message):
+    """Raise UserError(message) unless every rank has the same value, which can be pickled."""
+    if world_size() > 1:
+        values = [None] * world_size()
+        dist.all_gather_object(values, value)
+        if any(other != values[0] for other in values):
+            raise UserError(message)
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over processes. Each counts its share of the loss, so the gradients are summed, too."""
+    """Sum over ranks. Each counts its share of the loss, so the gradients are summed, too."""
 
     @staticmethod
     def forward(ctx, x):
@@ -117,37 +135,36 @@ class _Sum(torch.autograd.Function):
 
 
 def gather_views(x):
-    """[..., n, D] of this process's images -> [..., N, D] of all images, in their order; with gradient."""
+    """[..., n, D] of this rank's images -> [..., N, D] of all images, with gradient."""
     if world_size() == 1:
         return x
-    everything = at_least_float32(x).new_zeros(
-        *x.shape[:-2], x.shape[-2] * world_size(), x.shape[-1]
-    )
-    everything[..., local_slice(), :] = at_least_float32(x)
-    return _Sum.apply(everything)  # zeros but for the own rows: exact
+    local = at_least_float32(x)
+    everything = local.new_zeros(*x.shape[:-2], x.shape[-2] * world_size(), x.shape[-1])
+    everything[..., local_slice(), :] = local
+    # Every other rank holds zeros in these rows, so the sum is exact.
+    return _Sum.apply(everything)
 
 
 def sum_gradients(parameters):
-    """Of loss / processes(), whose sum is the gradient of the loss."""
+    """Sum the gradients of loss / world size over all ranks: the gradient of the loss."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     if world_size() > 1:
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
-        for gradient, total in zip(
-            gradients, flat.split([gradient.numel() for gradient in gradients])
-        ):
+        totals = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, total in zip(gradients, totals, strict=True):
             gradient.copy_(total.view_as(gradient))
 
 
 def broadcast_buffers(module):
-    """Give every process the buffers of the first: what a GPU computes twice may differ in its last bits, and a choice made by it wholly."""
+    """Give every rank the buffers of rank 0: GPUs may differ in the last bits."""
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
 
 
 def convert_sync_batchnorm(model):
-    """The model, with batch norm over the images of all processes; the keys of its state_dict stay."""
+    """Return the model with batch norm over the images of all ranks; state_dict keys stay."""
     if world_size() == 1:
         return model
     if next(model.parameters()).is_cuda:
@@ -159,20 +176,23 @@ def convert_sync_batchnorm(model):
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """nn.BatchNorm2d over the images of all processes, on the CPU, where torch.nn.SyncBatchNorm does not run. Every process has as many."""
+    """nn.BatchNorm2d over all ranks on the CPU, where torch.nn.SyncBatchNorm does not run.
+
+    Every rank has the same number of images.
+    """
 
     def forward(self, x):  # [n, C, H, W]
         if not self.training:
             return super().forward(x)
-        wide = at_least_float32(x)
-        var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
-        means, variances = gather_views(torch.stack([mean, var])[:, None])  # [processes, C]
+        x32 = at_least_float32(x)
+        var, mean = torch.var_mean(x32, (0, 2, 3), correction=0)
+        # [world size, C] each
+        means, variances = gather_views(torch.stack([mean, var])[:, None])
         mean, var = means.mean(0), variances.mean(0) + means.var(0, correction=0)
         n = world_size() * x.numel() / len(mean)
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean.detach(), self.momentum)
         self.running_var.lerp_(var.detach() * n / (n - 1), self.momentum)
         scale = self.weight / (var + self.eps).sqrt()
-        return ((wide - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]).to(
-            x.dtype
-        )
+        centred = x32 - mean[:, None, None]
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)

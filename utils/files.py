@@ -1,95 +1,88 @@
-"""Files that appear whole or not at all, locks, JSON and checksums."""
+"""Files that appear whole or not at all, folder locks, JSON and checksums. Needs no torch."""
 
-import errno
 import hashlib
 import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
 
+import filelock
+
 from utils.cli import UserError
 
-
-@contextmanager
-def naming(path):
-    """A block in which an OSError that names no file, such as that of a full disk, names this one."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
+# Locks of this process by path; the system releases them when the process ends.
+_open_locks = {}
 
 
 @contextmanager
 def atomic_write(path):
-    """Yield a temporary path beside `path`, moved to `path` when the block succeeds: no half-written files, even if the machine dies."""
+    """Yield a temporary path beside `path`; move it to `path` when the block succeeds.
+
+    An OSError without a file name, such as that of a full disk, gets the name of `path`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{path.name}")
+    temporary = path.with_name(f".part-{path.name}")
     try:
-        with naming(path):
-            yield part
-            with open(part, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-HELD = []  # open lock files; the system lets go of them when the process ends
-
-
-def lock_folder(folder, what=""):
-    """Make `folder` and keep it for this process until it ends, however it ends. UserError while another process holds it.
-
-    what: not all of it, but what is written there under this name.
-    """
-    import fcntl
-
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    try:
-        file = open(Path(folder) / f".lock{what}", "a")
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
     except OSError as error:
-        if error.errno in (
-            errno.EACCES,
-            errno.EROFS,
-        ):  # who may not write there cannot disturb: what is finished can be read
-            return
+        if error.filename in (None, str(temporary)):
+            error.filename = str(path)
         raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def lock_folder(folder, name=""):
+    """Create `folder` and lock it until this process ends.
+
+    `name` selects a separate lock inside the folder. A folder that cannot be written is not
+    locked: a finished run in it can still be read. Raises UserError if another process holds it.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    path = Path(folder).resolve() / f".lock{name}"
+    lock = _open_locks.get(path) or filelock.FileLock(path, timeout=0)
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise UserError(
-                f"{folder}: cannot be locked ({error.strerror}); choose a folder on another disk with --out"
-            ) from None
+        lock.acquire()
+    except filelock.Timeout:
         raise UserError(
-            f"{folder}: another process is at work in it; wait until it has ended, or choose another folder with --out"
+            f"{folder}: another process works in it; wait for it, or choose another with --out"
         ) from None
-    HELD.append(file)
+    except PermissionError:
+        return
+    except (NotImplementedError, OSError) as error:
+        raise UserError(
+            f"{folder}: cannot be locked ({error}); choose a folder on another disk with --out"
+        ) from None
+    _open_locks[path] = lock
 
 
 def write_json(path, data):
-    with atomic_write(path) as part:
-        part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
-def read_json(path, way_out):
-    """The JSON object in `path`. UserError with `way_out` when it is missing or not JSON."""
+def read_json(path, hint):
+    """Return the JSON object in `path`.
+
+    Raises UserError with `hint`, the fix, if the file is missing or holds something else.
+    """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {way_out}") from None
+        raise UserError(f"{path}: no such file; {hint}") from None
     except (ValueError, IsADirectoryError, NotADirectoryError):
-        raise UserError(f"{path}: not a JSON file; {way_out}") from None
+        raise UserError(f"{path}: not a JSON file; {hint}") from None
     if not isinstance(data, dict):
-        raise UserError(f"{path}: not the JSON object expected; {way_out}")
+        raise UserError(f"{path}: does not hold a JSON object; {hint}")
     return data
 
 
 def read_log(folder):
-    """log.jsonl as dicts; a last line torn by a kill is left out."""
+    """Return log.jsonl as a list of dicts, without a last line that a kill cut short."""
     lines = []
     for line in (Path(folder) / "log.jsonl").read_text(encoding="utf-8").splitlines():
         try:
@@ -105,3 +98,13 @@ def sha256(path):
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextmanager
+def naming(path):
+    """Give an OSError without a file name this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
