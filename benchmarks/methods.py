@@ -36,15 +36,15 @@ def measure_methods(args, device):
     seconds = time_in_rounds(steps, args.rounds)
     results = {}
     for variant, run in runs.items():
-        per_step = [epoch / args.steps for epoch in seconds[variant]]
-        reference = [epoch / args.steps for epoch in seconds["supcon"]]
-        trained = sum(p.numel() for p in run.method.parameters() if p.requires_grad)
-        stored = sum(tensor.numel() for tensor in run.method.state_dict().values())
-        results[variant] = {
-            **compare_times(per_step, reference),
-            "views": run.method.views,
-            "learned": trained,
-            "kept": stored - trained,
-        }
+        times = compare_times(seconds[variant], seconds["supcon"])
+        times["seconds"] /= args.steps
+        results[variant] = {**times, "views": run.method.views, **count_numbers(run.method)}
     keys = ("arch", "size", "batch_size", "steps", "amp")
     return {key: getattr(args, key) for key in keys}, results
+
+
+def count_numbers(method):
+    """Count the trained parameters and the other stored numbers of a method."""
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    stored = sum(tensor.numel() for tensor in method.state_dict().values())
+    return {"learned": trained, "kept": stored - trained}
