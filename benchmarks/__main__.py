@@ -22,8 +22,9 @@ from benchmarks.pipeline import measure_pipeline
 from benchmarks.subsets import measure_subsets
 from benchmarks.timing import print_table
 from utils.cli import ArgumentParser, number_from, run_main
+from utils.distributed import pick_device
 from utils.files import write_json
-from utils.runs import pick_device, provenance
+from utils.runs import provenance
 
 BENCHMARKS = {
     "methods": measure_methods,

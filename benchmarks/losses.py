@@ -9,10 +9,10 @@ from tqdm import tqdm
 from benchmarks.synthetic import DIM, synthetic_embeddings
 from benchmarks.timing import compare_times, measure_peak_memory, time_in_rounds, time_step
 from common import (
+    Amp,
     ContrastiveModel,
     antipodal_prototypes,
     ntxent_loss,
-    precision,
     supcon_loss,
     supmin_loss,
     suppro_loss,
@@ -77,12 +77,12 @@ def run_loss(name, z, labels):
 
 def time_network_view(args, device):
     """Return the median seconds of forward and backward through the network for one view."""
-    _, autocast, _ = precision(device, args.amp, args.size)
+    amp = Amp(device, args.amp, args.size)
     model = ContrastiveModel(args.arch).to(device)
     views = torch.randn(2, args.batch_size, 3, args.size, args.size, device=device)
 
     def step():
-        with autocast:
+        with amp.autocast:
             z = model(views)
         z.sum().backward()
 

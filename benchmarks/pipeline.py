@@ -15,11 +15,9 @@ from torchvision.transforms import v2
 from benchmarks.synthetic import packing_command, synthetic_photographs
 from benchmarks.timing import compare_throughput, time_in_rounds
 from benchmarks.training import TrainingRun
-from common import log_line
-from datasets.augment import RECIPES, augment, normalize
-from datasets.loader import ImageReader
+from datasets.augment import RECIPES
+from datasets.loader import Batch, BatchLoader
 from datasets.subset import load_subset
-from utils.runs import make_generator
 
 SIZES = (28, 64, 224)  # pixels
 
@@ -36,13 +34,13 @@ def measure_pipeline(args, device):
             subprocess.run(command, capture_output=True, check=True)
             subset = load_subset(root / str(size) / "inat21-mammals" / "natural.json")
             results[size] = {
-                **measure_steps(args, device, subset, root),
+                **measure_steps(args, device, subset),
                 "views": measure_views(args, device, subset, root),
             }
     return {key: getattr(args, key) for key in ("arch", "batch_size", "steps", "amp")}, results
 
 
-def measure_steps(args, device, subset, folder):
+def measure_steps(args, device, subset):
     """Measure full training steps and a compiled network against the plain network alone.
 
     A network step trains on one batch of finished views that stays on the device.
@@ -51,11 +49,12 @@ def measure_steps(args, device, subset, folder):
     compiled = run.model if args.smoke else torch.compile(run.model, dynamic=False)
     views = torch.randn(2, args.batch_size, 3, subset.size, subset.size, device=device)
     labels = torch.arange(args.batch_size, device=device) % 2
+    batch = Batch(views, labels, positions=None, generator=None)
     seconds = time_in_rounds(
         {
-            "network_step": partial(run.train_on, views, labels, run.model),
-            "full_step": lambda: log_line(folder, **run.train_epoch(folder=folder)),
-            "compiled_step": partial(run.train_on, views, labels, compiled),
+            "network_step": partial(run.train_on, batch, run.model),
+            "full_step": run.train_epoch,
+            "compiled_step": partial(run.train_on, batch, compiled),
         },
         args.rounds,
     )
@@ -82,14 +81,12 @@ def measure_views(args, device, subset, root):
         persistent_workers=True,
         pin_memory=device.type == "cuda",
     )
-    reader, generator = ImageReader(subset.images, rows, device), make_generator(0)
+    batches = np.split(np.arange(len(rows)), args.steps)
+    packed = BatchLoader(subset, rows, device, lambda generator: batches, views=2)
 
     def packed_views():
-        for positions, images in reader(np.split(np.arange(len(rows)), args.steps)):
-            sizes = torch.from_numpy(subset.sizes[rows[positions]])
-            recipe = (sizes, subset.recipe, subset.size, generator)
-            views = torch.cat([augment(images, *recipe) for _ in range(2)])
-            normalize(views, subset.mean, subset.std)
+        for _ in packed.epoch(0, seed=0):
+            pass
 
     def loader_views():
         for views in loader:

@@ -1,63 +1,47 @@
 """Training steps of pretrain.py, without a run folder."""
 
+import tempfile
+from functools import partial
+
 import torch
-from tqdm import tqdm
 
 import pretrain
-from common import ContrastiveModel, precision
-from datasets.loader import ImageReader
-from utils.cli import Stop
-from utils.runs import make_generator
+from common import Amp, ContrastiveModel, train_one_epoch
+from datasets.loader import BatchLoader
 
 EPOCHS = 4
+# Small, so that no loss diverges in the rounds of a benchmark.
+FLAGS = f"--epochs {EPOCHS} --lr 0.001"
 
 
 class TrainingRun:
     """Network, method and optimizer that pretrain.py would train with the given flags."""
 
     def __init__(self, flags, subset, args, device):
-        """flags: those of pretrain.py that differ from its defaults, as one string.
-
-        args: --batch-size, --steps and --amp of the benchmark.
-        """
-        words = ["synthetic", *flags.split(), "--epochs", str(EPOCHS)]
-        self.options = pretrain.parse_args([*words, "--batch-size", str(args.batch_size)])
-        self.subset, self.steps = subset, args.steps
-        self.reader = ImageReader(subset.images, subset.splits["train"], device)
-        _, self.autocast, self.scaler = precision(device, args.amp, subset.size)
+        """flags: of pretrain.py, one string; args: --batch-size, --steps and --amp."""
+        words = f"synthetic {flags} {FLAGS} --batch-size {args.batch_size}"
+        self.options = pretrain.parse_args(words.split())
+        self.steps, self.amp = args.steps, Amp(device, args.amp, subset.size)
         torch.manual_seed(0)
         self.model = ContrastiveModel(self.options.arch, pretrain.PROJECTION_DIM).to(device)
-        method = pretrain.METHODS[self.options.method]
-        self.method = method(self.options, subset, self.model, make_generator(0)).to(device)
+        self.method = pretrain.build_method(self.options, self.model, subset).to(device)
         parameters = [*self.model.parameters(), *self.method.parameters()]
         trainable = [p for p in parameters if p.requires_grad]
-        self.optimizer = torch.optim.SGD(trainable, lr=1e-3, momentum=pretrain.MOMENTUM)
+        self.optimizer = torch.optim.SGD(trainable, self.options.lr, pretrain.MOMENTUM)
+        rows = subset.splits["train"][: args.batch_size * args.steps]
+        sampler = pretrain.make_sampler(self.options, subset, rows)
+        views = self.method.views, self.method.randaugment_views
+        self.loader = BatchLoader(subset, rows, device, sampler, *views)
 
-    def train_epoch(self, epoch=0, folder=None):
-        """Train one epoch of `steps` steps and return its log line."""
-        with tqdm(disable=True) as bar:
-            return pretrain.train_one_epoch(
-                epoch,
-                self.steps,
-                self.model,
-                self.method,
-                self.optimizer,
-                self.scaler,
-                self.autocast,
-                self.reader,
-                self.subset,
-                self.options,
-                folder,
-                bar,
-                Stop(),
-            )
+    def train_epoch(self, epoch=0):
+        """Train an epoch of `steps` steps as pretrain.py does."""
+        pretrain.start_epoch(epoch, self.options, self.model, self.method, self.optimizer)
+        batches, loss = self.loader.epoch(epoch, seed=0), partial(self.method, self.model)
+        train_one_epoch(loss, batches, self.optimizer, self.amp, tempfile.gettempdir())
 
-    def train_on(self, views, labels, network):
-        """Train `steps` steps on one batch of finished views, through `network`."""
+    def train_on(self, batch, network):
+        """Train `steps` steps through `network` on one batch of finished views."""
         for _ in range(self.steps):
-            with self.autocast:
-                loss = self.method(network, views, labels, None, None)
-            self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(loss).backward()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+            with self.amp.autocast:
+                loss = self.method(network, batch)
+            self.amp.step(loss, self.optimizer)
