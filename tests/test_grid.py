@@ -1,4 +1,4 @@
-"""run_all.sh with stand-ins for the scripts, nvidia-smi and SLURM: who runs where and when, what a failure and a signal leave."""
+"""run_all.sh and results/evidence.sh with stand-ins for the scripts, nvidia-smi and SLURM."""
 
 import json
 import os
@@ -8,27 +8,30 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, one_line
+from test_readme import parse
 
+# Every stand-in makes its run folder.
 RUN = """import os, pathlib, signal, sys, time
-out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1]) if "--out" in sys.argv else pathlib.Path(sys.argv[1])
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1] if "--out" in sys.argv else sys.argv[1])
 out.mkdir(parents=True, exist_ok=True)
 (out / "encoder.pt").touch()
 """
-PRETRAIN = (
-    RUN
-    + """
+# The file `busy` marks a GPU as taken: a second run on it fails. Seed 2 fails always.
+PRETRAIN = """
 def end(number, frame):
-    time.sleep(0.3)                                          # as long as the step takes
-    (out / "saved").touch()
+    time.sleep(0.2)
+    (out / "ended").touch()
     sys.exit(128 + number)
 
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, end)
 busy = pathlib.Path("busy " + os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
-busy.touch(exist_ok=False)                                   # fails where another run is on this GPU
+busy.touch(exist_ok=False)
 (out / busy.name).touch()
 print("epoch 1 of 1, threads", os.environ.get("OMP_NUM_THREADS"))
 deadline = time.time() + float(os.environ.get("SECONDS_OF_A_RUN", 0.2))
@@ -37,49 +40,45 @@ while time.time() < deadline:
 busy.unlink()
 sys.exit(out.name == "seed2")
 """
-)
+TWO_GPUS = """printf 'GPU 0: Test (UUID: GPU-a)\\n  MIG 1g Device 0: (UUID: MIG-b)\\n'
+printf 'GPU 1: Test (UUID: GPU-c)\\n'"""
+FOLDER = "runs/breastmnist/natural/supcon"
 
 
 @pytest.fixture
 def kit(tmp_path):
-    """A folder with run_all.sh and stand-ins for what it calls; DATA_ROOT holds one data set. PATH begins with its bin/."""
+    """A copy of the shell scripts with stand-ins for what they call; one data set in data/."""
     kit = tmp_path / "a kit"
-    (kit / "bin").mkdir(parents=True)
-    (kit / "data").mkdir()
-    (kit / "data" / "breastmnist.npz").touch()
-    shutil.copy(ROOT / "run_all.sh", kit)
-    (kit / "datasets").mkdir()
-    for name in ("__init__.py", "__main__.py"):
-        shutil.copy(ROOT / "datasets" / name, kit / "datasets")
-    (kit / "requirements.txt").touch()
-    (kit / "pretrain.py").write_text(PRETRAIN)
+    for file in ("run_all.sh", "utils/launch.sh", "results/evidence.sh", "reporting/estimate.py"):
+        (kit / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, kit / file)
+    shutil.copytree(ROOT / "datasets", kit / "datasets")
+    for folder in ("bin", "data"):
+        (kit / folder).mkdir()
+    (kit / "data/breastmnist.npz").touch()
+    (kit / "requirements.txt").write_text("numpy")
+    (kit / "pretrain.py").write_text(RUN + PRETRAIN)
     for name in ("linear_probe", "evaluate_metrics"):
         (kit / f"{name}.py").write_text(RUN + f"(out / {name!r}).touch()\n")
     (kit / "make_subsets.py").touch()
-    (kit / "report.py").write_text("print('the tables')\n")
-    command(
-        kit,
-        "nvidia-smi",
-        "printf 'GPU 0: Test (UUID: GPU-a)\\n  MIG 1g Device 0: (UUID: MIG-b)\\nGPU 1: Test (UUID: GPU-c)\\n'",
-    )
+    (kit / "report.py").write_text("import sys; print('the tables', *sys.argv[1:])\n")
+    write_command(kit, "nvidia-smi", TWO_GPUS)
+    no_pip = 'case "$*" in "-m pip "*) exit ;; esac'
+    write_command(kit, "spaced python", f'{no_pip}; exec {sys.executable} "$@"')
     return kit
 
 
-def command(kit, name, text):
-    (kit / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+def write_command(kit, name, text):
+    (kit / "bin" / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
     (kit / "bin" / name).chmod(0o755)
 
 
 def environment(kit, **variables):
-    clean = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "JOBS")
-    }
+    hidden = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "JOBS")
     return {
-        **clean,
+        **{name: value for name, value in os.environ.items() if name not in hidden},
         "PATH": f"{kit / 'bin'}:{os.environ['PATH']}",
-        "PYTHON": sys.executable,
+        "PYTHON": str(kit / "bin/spaced python"),
         "DATA_ROOT": str(kit / "data"),
         "METHODS": "supcon",
         "BASELINES": "",
@@ -100,75 +99,72 @@ def run_all(kit, *words, **variables):
     )
 
 
-def places(kit):
-    """Which GPU every run was on, by its seed."""
-    return [
-        next((kit / f"runs/breastmnist/natural/supcon/seed{seed}").glob("busy*")).name[5:]
-        for seed in range(5)
-    ]
+def finished_seeds(kit, folder=FOLDER):
+    return sorted(path.parent.name[4:] for path in kit.glob(f"{folder}/*/evaluate_metrics"))
 
 
-def test_every_gpu_has_one_run_at_a_time_and_a_failure_is_listed(kit):
+def test_every_gpu_has_one_run_at_a_time_and_a_failure_stops_no_other(kit):
     done = run_all(kit)
-    assert done.returncode == 1 and "5 to run, one at a time on: 0 1" in done.stdout
-    assert set(places(kit)) == {"0", "1"} and not list(
-        kit.glob("busy*")
-    )  # busy: two on one GPU, or a run that broke off
-    assert re.findall(r"pretrain.*?/seed(\d) &&", done.stderr.split("these again:")[1]) == ["2"]
-    probed = [
-        (kit / f"runs/breastmnist/natural/supcon/seed{seed}/evaluate_metrics").exists()
-        for seed in range(5)
-    ]
-    assert probed == [True, True, False, True, True] and done.stdout.rstrip().endswith("the tables")
-    assert done.stdout.count("FAILED") == 1 and done.stdout.count("epoch 1 of 1") == 5
-    assert f"threads {max(1, os.cpu_count() // 2)}" in done.stdout
+    assert done.returncode == 1 and "training on: 0 1\n" in done.stdout
+    gpus = {path.name for path in kit.glob(f"{FOLDER}/*/busy*")}
+    assert gpus == {"busy 0", "busy 1"} and not list(kit.glob("busy*"))
+    assert finished_seeds(kit) == ["0", "1", "3", "4"]
+    assert re.findall(r"failed: .* pretrain.*?/seed(\d) ", done.stderr) == ["2"]
+    assert "same command" in done.stderr and done.stdout.endswith("the tables runs\n")
+    threads = max(1, os.cpu_count() // 2)
+    for seed in range(5):
+        assert f"\n{FOLDER}/seed{seed}: epoch 1 of 1, threads {threads}\n" in done.stdout
 
 
-def test_what_was_not_done_is_never_passed_over(kit):
-    """A worker is killed, and the folder of temporary files swept, in the middle of the list: whatever has not ended well is named."""
-    (kit / "tmp").mkdir()
-    (kit / "pretrain.py").write_text(
-        "import pathlib, shutil\n"
-        + RUN
-        + f"shutil.rmtree({str(kit / 'tmp')!r}) if out.name == 'seed1' else None\n"
-    )
-    done = run_all(kit, SEEDS="0 1 3", CUDA_VISIBLE_DEVICES="0", TMPDIR=str(kit / "tmp"))
-    assert done.returncode == 1 and "/seed3 &&" in done.stderr.split("these again:")[1]
-    (kit / "tmp").mkdir()
+@pytest.mark.parametrize("xargs", ["GNU", "macOS"])
+def test_one_gpu_takes_the_runs_in_turn(kit, xargs):
+    """The xargs of macOS has no slots: the first of two GPUs then takes all runs."""
+    if xargs == "macOS":
+        refusal = 'case "$*" in *--process-slot-var*) exit 1 ;; esac'
+        write_command(kit, "xargs", f'{refusal}; exec {shutil.which("xargs")} "$@"')
+    gpus = {"GNU": "1", "macOS": "1,0"}[xargs]
+    done = run_all(kit, CUDA_VISIBLE_DEVICES=gpus, SEEDS="1 2 3")
+    assert done.returncode == 1 and re.findall(r"failed: .*?/seed(\d) ", done.stderr) == ["2"]
+    assert finished_seeds(kit) == ["1", "3"]
+    assert {path.name for path in kit.glob(f"{FOLDER}/*/busy*")} == {"busy 1"}
+    if xargs == "GNU":
+        assert "\nepoch 1 of 1, threads None\n" in done.stdout
+
+
+def test_a_killed_runner_is_reported(kit):
     (kit / "pretrain.py").write_text(
         RUN + "os.kill(os.getppid(), signal.SIGKILL) if out.name == 'seed1' else None\n"
     )
-    done = run_all(
-        kit, SEEDS="0 1 3", CUDA_VISIBLE_DEVICES="0", TMPDIR=str(kit / "tmp"), RUNS="others"
-    )
-    assert done.returncode == 1 and re.findall(
-        r"pretrain.*?/seed(\d) &&", done.stderr.split("these again:")[1]
-    ) == ["1", "3"]
+    done = run_all(kit, SEEDS="0 1 3", CUDA_VISIBLE_DEVICES="0")
+    assert done.returncode == 1 and "same command" in done.stderr
 
 
 @pytest.mark.parametrize(
-    "variables, ids",
+    "variables, names",
     [
-        ({"CUDA_VISIBLE_DEVICES": "3,MIG-b"}, {"3", "MIG-b"}),
-        ({"CUDA_VISIBLE_DEVICES": "", "JOBS": "1"}, {""}),
+        ({"CUDA_VISIBLE_DEVICES": "3,MIG-b"}, {"busy 3", "busy MIG-b"}),
+        ({"CUDA_VISIBLE_DEVICES": "", "JOBS": "1"}, {"busy "}),
     ],
 )
-def test_the_gpus_may_be_named_and_a_machine_may_have_none(kit, variables, ids):
-    """CUDA_VISIBLE_DEVICES="" is what hides all of them; the runs then follow each other."""
-    command(kit, "spaced python", f'exec {sys.executable} "$@"')
-    done = run_all(
-        kit, SEEDS="0 1 3", PYTHON=str(kit / "bin" / "spaced python"), RUNS="my runs", **variables
-    )
+def test_gpus_are_named_or_hidden_and_paths_may_have_spaces(kit, variables, names):
+    done = run_all(kit, SEEDS="0 1 3", RUNS="my runs", **variables)
     assert done.returncode == 0, done.stdout + done.stderr
-    runs = [kit / f"my runs/breastmnist/natural/supcon/seed{seed}" for seed in (0, 1, 3)]
-    assert {next(run.glob("busy*")).name[5:] for run in runs} == ids and all(
-        (run / "evaluate_metrics").exists() for run in runs
-    )
+    folder = FOLDER.replace("runs", "my runs")
+    assert finished_seeds(kit, folder) == ["0", "1", "3"]
+    assert {path.name for path in kit.glob(f"{folder}/*/busy*")} == names
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-@pytest.mark.parametrize("gpus", ["0,1", "0"])
-def test_a_signal_lets_what_runs_save_and_starts_no_more(kit, number, gpus):
+@pytest.mark.parametrize(
+    "number, gpus",
+    [
+        (signal.SIGTERM, "0,1"),
+        (signal.SIGUSR1, "0,1"),
+        (signal.SIGUSR1, "0"),
+        (signal.SIGINT, "0"),
+        (signal.SIGHUP, "0"),
+    ],
+)
+def test_a_signal_reaches_the_runs_and_starts_no_more(kit, number, gpus):
     process = subprocess.Popen(
         ["bash", str(kit / "run_all.sh")],
         env=environment(kit, CUDA_VISIBLE_DEVICES=gpus, SECONDS_OF_A_RUN="30"),
@@ -177,75 +173,74 @@ def test_a_signal_lets_what_runs_save_and_starts_no_more(kit, number, gpus):
         text=True,
     )
     n = len(gpus.split(","))
-    while len(list(kit.glob("runs/*/*/*/*/busy*"))) < n:
+    while len(list(kit.glob(f"{FOLDER}/*/busy*"))) < n:
         time.sleep(0.05)
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
-    assert (
-        process.returncode == 128 + number
-        and f"stopped by {number.name}" in err
-        and "the tables" not in out
-    )
-    assert (
-        len(list(kit.glob("runs/*/*/*/*/saved"))) == len(list(kit.glob("runs/*/*/*/*"))) == n
-    )  # waited for, and no other begun
-    assert not list(kit.glob("runs/*/*/*/*/evaluate_metrics"))
+    assert process.returncode == 128 + number and f"stopped by {number.name}" in err
+    assert "the tables" not in out and not finished_seeds(kit)
+    assert len(list(kit.glob(f"{FOLDER}/*/ended"))) == len(list(kit.glob(f"{FOLDER}/*"))) == n
+    assert not [folder for folder in working_folders() if folder.startswith(str(kit))]
 
 
-def test_hours_are_those_of_the_measured_speed(kit):
-    (kit / "subsets/breastmnist").mkdir(parents=True)
-    (kit / "subsets/breastmnist/natural.json").write_text(
-        '{"counts": {"train": {"0": 30000, "1": 6000}}}'
-    )
-    assert (
-        "5 to do: 3,600,000 training images, speed not measured yet\n"
-        in run_all(kit, "--dry-run", SEEDS="5 6 7 8 9", FLAGS="--epochs 20").stdout
-    )
-    log = kit / "runs/breastmnist/natural/supcon/seed0/log.jsonl"
+def working_folders():
+    """Yield the working folder of every process (Linux)."""
+    for link in Path("/proc").glob("[0-9]*/cwd"):
+        try:
+            yield os.readlink(link)
+        except OSError:
+            continue
+
+
+def make_subset(kit, subset, majority, minority):
+    path = kit / f"subsets/{subset}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"counts": {"train": {"0": majority, "1": minority}}}))
+
+
+def test_hours_follow_from_measured_speed_and_epochs(kit):
+    make_subset(kit, "breastmnist/natural", 3000, 600)
+    unknown = run_all(kit, "--dry-run", SEEDS="5 6 7 8 9", FLAGS="--epochs 20").stdout
+    line = "breastmnist: 5 runs, 5 to do: 360,000 training images, speed not measured yet\n"
+    assert unknown.count(line) == 2 and not re.search(r"\d hours", unknown)
+    # (1/50 + 1/200) / 2 = 1/80 s per image
+    log = kit / FOLDER / "seed0/log.jsonl"
     log.parent.mkdir(parents=True)
-    log.write_text(
-        '{"images_per_s": 50.0}\n{"images_per_s": 200.0}\n'
-    )  # (1/50 + 1/200) / 2 = 1/80 s per image
+    log.write_text('{"images_per_s": 50.0}\n{"images_per_s": 200.0}\n')
     (log.parent / "encoder.pt").touch()
-    done = run_all(kit, "--dry-run", FLAGS="--epochs 20").stdout.splitlines()
-    assert (
-        done[-2]
-        == "breastmnist: 5 runs, 4 to do: 2,880,000 training images, about 10.0 h at the mean of measured epochs"
-    )
-    assert done[-1] == "all: 4 to do: about 10.0 GPU hours, 5.0 h by the clock on: 0 1"
-    assert (
-        "10.0 hours, 2.5 h by the clock on: cpu cpu cpu cpu"
-        in run_all(
-            kit, "--dry-run", FLAGS="--epochs 20", CUDA_VISIBLE_DEVICES="-1", JOBS="4"
-        ).stdout
-    )
+    lines = run_all(kit, "dry-run").stdout.splitlines()
+    assert lines[6:] == [
+        "100 epochs of pre-training",
+        "breastmnist: 5 runs, 4 to do: 1,440,000 training images, 5.0 hours",
+        "all: 4 runs to do, 5.0 GPU hours, 2.5 hours with 2 at a time",
+        "",
+        "350 epochs of pre-training",
+        "breastmnist: 5 runs, 4 to do: 5,040,000 training images, 17.5 hours",
+        "all: 4 runs to do, 17.5 GPU hours, 8.8 hours with 2 at a time",
+    ]
+    assert all("--epochs 100" in line for line in lines[:5])
+    cpu = run_all(kit, "dry-run", EPOCHS="20", CUDA_VISIBLE_DEVICES="-1", JOBS="4").stdout
+    assert "all: 4 runs to do, 1.0 CPU hours, 0.2 hours with 4 at a time\n" in cpu
 
 
 def test_evidence_runs_what_a_claim_needs_and_judges_it(kit):
-    (kit / "data" / "breastmnist.npz").unlink()
-    for name, counts in (("digits/99-1", (620, 6)), ("digits/95-5", (595, 31))):
-        (kit / f"subsets/evidence/{name}.json").parent.mkdir(parents=True, exist_ok=True)
-        (kit / f"subsets/evidence/{name}.json").write_text(
-            json.dumps({"counts": {"train": {"0": counts[0], "1": counts[1]}}})
-        )
-    (kit / "results").mkdir()
+    (kit / "data/breastmnist.npz").unlink()
+    make_subset(kit, "evidence/digits/99-1", 620, 6)
+    make_subset(kit, "evidence/digits/95-5", 595, 31)
     (kit / "results/runs.jsonl").write_text(
         '{"config": {"dataset": "digits"}, "log": [{"images_per_s": 100.0}]}\n'
     )
-    (kit / "report.py").write_text("import sys; print('judged', *sys.argv[1:])\n")
-    done = run_all(kit, "evidence", "m", SEEDS="0", CUDA_VISIBLE_DEVICES="-1", JOBS="1")
-    assert done.returncode == 0 and done.stdout.rstrip().endswith("judged runs/evidence --claims")
-    assert (
-        "digits: 6 runs, 6 to do: 60,096 training images, about 0.2 h" in done.stdout
-    )  # 626 images, 16 epochs
-    assert "pneumoniamnist.npz (medmnist.com); its runs are left out" in done.stderr
-    runs = {
-        path.relative_to(kit / "runs/evidence").as_posix()
-        for path in kit.glob("runs/evidence/*/*/*/seed0")
-    }
-    assert runs == {
-        f"digits/99-1/{name}/seed0"
-        for name in (
+    variables = {"SEEDS": "0", "CUDA_VISIBLE_DEVICES": "-1", "JOBS": "1", "SECONDS_OF_A_RUN": "0"}
+    done = run_all(kit, "evidence", "m", **variables)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("the tables runs/evidence --claims\n")
+    # 626 images, 16 epochs
+    assert "digits: 6 runs, 6 to do: 60,096 training images, 0.2 hours" in done.stdout
+    assert "pneumoniamnist.npz; the runs on pneumoniamnist are left out" in done.stderr
+    runs = kit / "runs/evidence"
+    assert {str(path.relative_to(runs)) for path in runs.glob("*/*/*/*")} == {
+        f"digits/99-1/{method}/seed0"
+        for method in (
             "ntxent",
             "supcon",
             "supcon-minority-per-batch-4",
@@ -254,31 +249,142 @@ def test_evidence_runs_what_a_claim_needs_and_judges_it(kit):
             "suppro",
         )
     }
-    assert (
-        "--method supcon --seed 0 --out runs/evidence/digits/99-1/supcon-minority-per-batch-4/seed0 "
-        in done.stdout
-        and "--minority-per-batch=4" in done.stdout
-    )
-    assert (kit / "runs/evidence/digits/99-1/supcon/seed0/evaluate_metrics").exists()
-    assert (
-        "0 to do: nothing left"
-        in run_all(kit, "evidence", "m", SEEDS="0", CUDA_VISIBLE_DEVICES="-1").stdout
-    )
-    wrong = run_all(kit, "evidence", "g")
-    assert (
-        wrong.returncode == 2
-        and len(wrong.stderr.splitlines()) == 1
-        and "letters of claims" in wrong.stderr
-    )
+    assert "--method supcon --minority-per-batch=4 && " in done.stdout
+    assert (runs / "digits/99-1/supcon/seed0/evaluate_metrics").exists()
+    again = run_all(kit, "evidence", "m", **variables)
+    assert "digits: 6 runs, 0 to do\n" in again.stdout
 
 
-def test_jobs_is_a_number(kit):
-    done = run_all(kit, JOBS="0")
-    assert done.returncode == 2 and done.stderr == "run_all.sh: JOBS=0 is not a number from 1 up\n"
+@pytest.mark.parametrize("letters", [["g"], ["f", "x"], ["A"]])
+def test_evidence_refuses_letters_without_runs(kit, letters):
+    wrong = run_all(kit, "evidence", *letters)
+    assert wrong.returncode == 2
+    one_line(wrong, "unknown claim", "a to m")
+
+
+def training_settings(command):
+    """Return what a command trains: script, source and flags (the last value of each counts)."""
+    _, script, source, *flags = command.replace("=", " ").split()
+    flags = dict(zip(flags[::2], flags[1::2], strict=True))
+    for name in ("--out", "--save-every", "--watch-every"):
+        flags.pop(name, None)
+    return script, source.replace("/evidence/", "/"), flags
+
+
+def test_evidence_lists_the_committed_runs(tmp_path):
+    committed = [
+        json.loads(line)["log"][0]["command"]
+        for line in (ROOT / "results/runs.jsonl").read_text().splitlines()[1:]
+    ]
+    for subset in re.findall(r"subsets/(?:evidence/)?(\S+)", "\n".join(committed)):
+        path = tmp_path / "subsets/evidence" / subset
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    script = (ROOT / "results/evidence.sh").read_text().split("LETTERS=")[0]
+    lines = [line for line in script.splitlines() if not line.startswith("source ")]
+    body = "\n".join([*lines, "PYTHON=python LETTERS=a-m", "evidence"])
+    done = subprocess.run(
+        ["bash", "-c", body], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    commands = done.stdout.replace(" && ", "\n").splitlines()
+    listed = [training_settings(command) for command in commands]
+    assert len(committed) > 200
+    assert not [run for run in committed if training_settings(run) not in listed]
+
+
+def test_the_grid_lists_what_is_found_and_names_what_is_missing(tmp_path, monkeypatch):
+    root = tmp_path / "a data root"
+    for order in ("Artiodactyla_Bovidae_Bison_bison", "Carnivora_Ailuridae_A_f"):
+        for split in ("train", "val"):
+            (root / split / f"00002_Animalia_Chordata_Mammalia_{order}").mkdir(parents=True)
+    (root / "breastmnist.npz").touch()
+
+    def list_runs(**variables):
+        return subprocess.run(
+            ["bash", str(ROOT / "run_all.sh"), "--list"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+            env={**os.environ, "DATA_ROOT": str(root), "PYTHON": sys.executable, **variables},
+        )
+
+    done = list_runs(SEEDS="0 1")
+    lines = done.stdout.splitlines()
+    # seeds, methods, ratios
+    assert len(lines) == len(set(lines)) == 2 * (11 + 6) * (1 + 3)
+    assert {"crt", "tau_norm", "lws"} == set(re.findall(r"--retrain (\w+)", done.stdout))
+    for name in ("pneumoniamnist", "inat21-plants", "inat21-insects"):
+        assert f"not found: {name}" in done.stderr
+    assert "mammals" not in done.stderr
+    narrow = list_runs(
+        SEEDS="3",
+        METHODS="tsc:variant=code:k=6",
+        BASELINES="focal:no-augment",
+        RATIOS="90-10",
+        FLAGS="--epochs 10",
+        PRETRAIN_FLAGS="--warmup-epochs 1",
+        FINETUNE_FLAGS="--head mlp",
+    ).stdout.splitlines()
+    out = "runs/inat21-mammals/90-10"
+    tsc, focal = f"{out}/tsc-variant-code-k-6/seed3", f"{out}/focal-no-augment/seed3"
+    assert [line.replace(sys.executable, "python") for line in narrow[2:]] == [
+        f"python pretrain.py subsets/inat21-mammals/90-10.json --out {tsc} --seed 3 --epochs 100 "
+        "--epochs 10 --warmup-epochs 1 --method tsc --variant=code --k=6 "
+        f"&& python linear_probe.py {tsc} && python evaluate_metrics.py {tsc}",
+        f"python finetune.py subsets/inat21-mammals/90-10.json --out {focal} --seed 3 --epochs 10 "
+        f"--head mlp --loss focal --no-augment && python evaluate_metrics.py {focal}",
+    ]
+    for line in lines + narrow:
+        for command in line.split(" && "):
+            parse(command.removeprefix(f"{sys.executable} "), monkeypatch)
+
+
+def test_mistakes_end_in_one_line(kit):
+    (kit / "data/breastmnist.npz").unlink()
+    for words in ([], ["list"], ["dry-run"]):
+        done = run_all(kit, *words)
+        assert done.returncode == 2 and "no data set below" in done.stderr
+    for words, variables, message in (
+        (["dmo"], {}, "run_all.sh: unknown command dmo; bash run_all.sh --help lists the commands"),
+        (["demo"], {"JOBS": "0"}, "run_all.sh: JOBS=0 is not a number from 1 up"),
+        (["demo"], {"PYTHON": "false"}, "false is not Python 3.10 to 3.13"),
+    ):
+        done = run_all(kit, *words, **variables)
+        assert done.returncode == 2
+        one_line(done, message)
+
+
+def test_help_is_the_head_of_the_file(kit):
+    done = run_all(kit, "--help")
+    assert done.returncode == 0 and "bash run_all.sh demo" in done.stdout
+    assert "#" not in done.stdout and "set -e" not in done.stdout
+
+
+def test_only_installed_packages_satisfy_the_requirements(kit):
+    """A wheel that pip could install, from a folder that the user has configured, is not enough."""
+    with zipfile.ZipFile(kit / "absent_package-1.0-py3-none-any.whl", "w") as wheel:
+        folder = "absent_package-1.0.dist-info"
+        wheel.writestr(
+            f"{folder}/METADATA", "Metadata-Version: 2.1\nName: absent-package\nVersion: 1.0\n"
+        )
+        wheel.writestr(
+            f"{folder}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{folder}/RECORD", "")
+    (kit / "requirements.txt").write_text("-r more.txt\nnumpy>=1\n")
+    check = "source utils/launch.sh; has_requirements requirements.txt; echo $?"
+    for name, code in (("numpy<99", "0"), ("absent-package", "1"), ("numpy<1", "1")):
+        (kit / "more.txt").write_text(name)
+        env = environment(kit, PIP_FIND_LINKS=str(kit), PYTHON=sys.executable)
+        done = subprocess.run(
+            ["bash", "-c", check], cwd=kit, env=env, capture_output=True, text=True
+        )
+        assert done.stdout.strip() == code, name
 
 
 def test_the_lines_for_slurm_do_their_part_of_the_grid(kit):
-    """As docs/running.md shows them, with stand-ins for srun and scontrol. A warning makes the job queue again, a failure does not."""
+    """Stand-ins for srun and scontrol: SLURM's warning requeues the job, a failure does not."""
     script, submit = re.search(
         r"```bash\n(#!/bin/bash\n.*?)```.*?`(sbatch [^`]*)`",
         (ROOT / "docs/running.md").read_text(encoding="utf-8"),
@@ -288,9 +394,9 @@ def test_the_lines_for_slurm_do_their_part_of_the_grid(kit):
     (kit / "grid.sbatch").write_text(script)
     (kit / ".venv/bin").mkdir(parents=True)
     (kit / ".venv/bin/activate").write_text("")
-    command(kit, "sbatch", 'echo "$@"')
-    command(kit, "srun", '"$@"')
-    command(kit, "scontrol", 'echo "$@" > requeued')
+    write_command(kit, "sbatch", 'echo "$@"')
+    write_command(kit, "srun", '"$@"')
+    write_command(kit, "scontrol", 'echo "$@" > requeued')
     env = environment(kit)
     assert (
         subprocess.run(submit, shell=True, cwd=kit, env=env, capture_output=True, text=True).stdout
@@ -298,9 +404,10 @@ def test_the_lines_for_slurm_do_their_part_of_the_grid(kit):
     )
     for task, code, again in ((2, 0, False), (3, 1, False), (4, 138, True)):
         if again:
-            text = PRETRAIN.replace(
+            text = RUN + PRETRAIN.replace(
                 "deadline =",
-                "os.kill(os.getppid(), signal.SIGUSR1); os.kill(os.getpid(), signal.SIGUSR1)\ndeadline =",
+                "os.kill(os.getppid(), signal.SIGUSR1); os.kill(os.getpid(), signal.SIGUSR1)\n"
+                "deadline =",
             )
             (kit / "pretrain.py").write_text(text)
         subprocess.run(
@@ -310,7 +417,7 @@ def test_the_lines_for_slurm_do_their_part_of_the_grid(kit):
             timeout=20,
         )
         run = kit / f"runs/breastmnist/natural/supcon/seed{task - 1}"
-        assert (run / "evaluate_metrics").exists() == (code == 0) and (run / "saved").exists() == (
+        assert (run / "evaluate_metrics").exists() == (code == 0) and (run / "ended").exists() == (
             kit / "requeued"
         ).exists() == again
     assert (

@@ -1,10 +1,8 @@
 """README.md and docs/ show commands that parse, flags and links that exist, and true tables."""
 
 import csv
-import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -185,73 +183,3 @@ def test_the_table_of_results_is_that_of_the_logs():
             auroc = float(row["auroc_percent_mean"])
             assert cell == f"{mean:.1f} ± {std:.1f} ({auroc:.1f})", (method, dataset)
             assert int(row["n"]) == n
-
-
-def run_all(*words, **variables):
-    return subprocess.run(
-        ["bash", str(ROOT / "run_all.sh"), *words],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, **variables},
-    )
-
-
-def test_the_grid_lists_what_is_found_and_names_what_is_missing(tmp_path, monkeypatch):
-    root = tmp_path / "a data root"
-    for part in ("train", "val"):
-        for name in (
-            "00002_Animalia_Chordata_Mammalia_Artiodactyla_Bovidae_Bison_bison",
-            "00008_Animalia_Chordata_Mammalia_Carnivora_Ailuridae_A_f",
-        ):
-            (root / part / name).mkdir(parents=True)
-    (root / "breastmnist.npz").touch()
-    done = run_all("--list", DATA_ROOT=str(root), SEEDS="0 1")
-    lines = done.stdout.splitlines()
-    assert done.returncode == 0 and len(lines) == len(set(lines)) == 2 * (11 + 6) * (
-        1 + 3
-    )  # seeds, methods, ratios
-    assert {"crt", "tau_norm", "lws"} == set(re.findall(r"--retrain (\w+)", done.stdout))
-    assert all(
-        f"not found: {name}" in done.stderr
-        for name in ("pneumoniamnist", "inat21-plants", "inat21-insects")
-    )
-    assert "mammals" not in done.stderr
-    for line in lines:
-        for command in line.split(" && "):
-            parse(command.removeprefix("python "), monkeypatch)
-    narrow = run_all(
-        "--list",
-        DATA_ROOT=str(root),
-        SEEDS="3",
-        METHODS="tsc:variant=code:k=6",
-        BASELINES="focal:no-augment",
-        RATIOS="90-10",
-        FLAGS="--epochs 10",
-        PRETRAIN_FLAGS="--warmup-epochs 1",
-        FINETUNE_FLAGS="--head mlp",
-    ).stdout.splitlines()
-    for line in narrow:
-        for command in line.split(" && "):
-            parse(command.removeprefix("python "), monkeypatch)
-    out = "runs/inat21-mammals/90-10"
-    tsc, focal = f"{out}/tsc-variant-code-k-6/seed3", f"{out}/focal-no-augment/seed3"
-    assert len(narrow) == 4 and narrow[2:] == [
-        f"python pretrain.py subsets/inat21-mammals/90-10.json --method tsc --seed 3 --out {tsc} "
-        "--epochs 10 --warmup-epochs 1 --variant=code --k=6 "
-        f"&& python linear_probe.py {tsc} && python evaluate_metrics.py {tsc}",
-        f"python finetune.py subsets/inat21-mammals/90-10.json --loss focal --seed 3 --out {focal} "
-        f"--epochs 10 --head mlp --no-augment && python evaluate_metrics.py {focal}",
-    ]
-    assert (
-        "inat21-mammals: 102 runs, 102 to do"
-        in run_all("--dry-run", DATA_ROOT=str(root), SEEDS="0 1").stdout
-    )
-
-
-def test_without_data_the_grid_says_so(tmp_path):
-    for words in ([], ["--list"], ["--dry-run"]):
-        done = run_all(*words, DATA_ROOT=str(tmp_path))
-        assert done.returncode == 2 and "no data set under" in done.stderr and "demo" in done.stderr
-    done = run_all("dmo")
-    assert done.returncode == 2 and "dmo is none of demo, test" in done.stderr
