@@ -89,7 +89,7 @@ def test_metrics_are_the_same():
         (torch.arange(400) % 10 == 0).long(),
     )
     here, there = (
-        evaluate_metrics.measure(z.to(device), labels, 0.05, "") for device in ("cpu", GPU)
+        evaluate_metrics.compute_metrics(z.to(device), labels, 0.05) for device in ("cpu", GPU)
     )
     assert here.keys() == there.keys()
     for name, values in here.items():

@@ -27,7 +27,7 @@ from common import RECIPES, load_subset
 from datasets.npz import npz_source
 from datasets.pack import decode_block
 from datasets.source import SPLITS, parse_binary, read_table
-from evaluate_metrics import open_embeddings
+from evaluate_metrics import load_embeddings
 from reporting import collect, tables
 from utils.cli import UserError
 
@@ -204,16 +204,13 @@ def test_embeddings_with_anything_in_them(tmp_path, data):
     file, path = io.BytesIO(), tmp_path / "z.npz"
     np.savez(file, z=np.eye(6, 4, dtype=np.float32)[None].repeat(2, 0), labels=np.arange(6) % 2)
     path.write_bytes(damaged(data, file.getvalue()))
-    args = SimpleNamespace(
-        embeddings=path, smoke=False, out=None, neighborhood=1, seed=0, picture="pca"
-    )
     try:
-        _, _, _, spaces = open_embeddings(args)
+        embeddings = load_embeddings(path, smoke=False)
     except UserError as error:
         assert str(path) in str(error) and "\n" not in str(error)
         return
-    labels, embeddings = spaces()
-    assert all(z.shape[1] == len(labels) and z.isfinite().all() for z, _ in embeddings.values())
+    z, _ = embeddings.spaces["embeddings"]
+    assert z.shape[1] == len(embeddings.labels) and z.isfinite().all()
 
 
 @pytest.fixture(scope="module")
@@ -383,16 +380,7 @@ def test_no_pickle_is_executed(tmp_path, monkeypatch, refused, make):
     )
     refused("npz", "--data-root", "some.npz", says=["some.npz", "object"])
     with pytest.raises(UserError, match="some.npz"):
-        open_embeddings(
-            SimpleNamespace(
-                embeddings=Path("some.npz"),
-                smoke=False,
-                out=None,
-                neighborhood=1,
-                seed=0,
-                picture="pca",
-            )
-        )
+        load_embeddings(Path("some.npz"), smoke=False)
     Path("infarction").mkdir()
     Path("infarction/table.csv").write_text(PARTICIPANTS)
     Path("some.pt").rename("infarction/some.pt")
@@ -427,16 +415,7 @@ def test_a_huge_declared_shape_costs_no_memory(tmp_path, monkeypatch, refused, s
         archive.write("z.npy")
         archive.write("labels.npy")
     with pytest.raises(UserError, match="z.npz: "):
-        open_embeddings(
-            SimpleNamespace(
-                embeddings=Path("z.npz"),
-                smoke=False,
-                out=None,
-                neighborhood=1,
-                seed=0,
-                picture="pca",
-            )
-        )
+        load_embeddings(Path("z.npz"), smoke=False)
 
 
 def test_links_that_go_in_circles(make, tmp_path):

@@ -179,7 +179,7 @@ def test_chunks_do_not_change_results_and_bound_memory(metric, monkeypatch):
     z, labels = cloud(n=60, dim=4)  # 120 rows
     expected = metric(z, labels)
     for at_once in (1, 3 * 120 + 1, 5000):
-        monkeypatch.setattr(evaluate_metrics, "AT_ONCE", at_once)
+        monkeypatch.setattr(evaluate_metrics, "CHUNK_DISTANCES", at_once)
         with LargestTensor() as largest:
             np.testing.assert_allclose(metric(z, labels), expected, rtol=1e-12)
         assert largest.numel <= max(at_once, 1024 * 4)  # less than the 14 400 pairs
@@ -226,7 +226,7 @@ def test_metrics_are_pure(metric):
             lambda z, y: class_alignment_consistency(z, y, 5.0),
             torch.ones(2, 9, 2),
             [0, 1, 1] * 3,
-            "share between 0 and 1",
+            "no share between 0 and 1",
         ),
         *[
             (metric, *case)
@@ -307,7 +307,7 @@ def run(tmp_path):
     subset = make_subset(tmp_path / "subsets" / "noise")
     folder = tmp_path / "runs" / "noise" / "99-1" / "supmin" / "seed0"
     torch.manual_seed(0)
-    model = ContrastiveModel("resnet18", 8)
+    model = ContrastiveModel("resnet8", 8)
     save_tensors(folder / "checkpoint.pt", {"model": model.state_dict()})
     save_tensors(folder / "encoder.pt", model.encoder.state_dict())
     write_json(
@@ -316,7 +316,7 @@ def run(tmp_path):
             method="supmin",
             dataset="noise",
             ratio="99-1",
-            arch="resnet18",
+            arch="resnet8",
             projection_dim=8,
             size=16,
             seed=0,
@@ -344,7 +344,7 @@ def test_a_run_as_its_user_evaluates_it(run, tmp_path, monkeypatch, capsys):
     )
 
     subset = load_subset(tmp_path / "subsets" / "noise" / "99-1.json")
-    model = ContrastiveModel("resnet18", 8)
+    model = ContrastiveModel("resnet8", 8)
     model.load_state_dict(torch.load(run / "checkpoint.pt", weights_only=True)["model"])
     labels = torch.from_numpy(subset.labels[12:])
     projection, features = (
@@ -415,8 +415,8 @@ def test_a_supervised_run_has_its_encoder_alone(run, monkeypatch):
 
 def test_a_run_that_is_not_finished_is_refused(run, monkeypatch):
     torch.manual_seed(1)
-    save_tensors(run / "checkpoint.pt", {"model": ContrastiveModel("resnet18", 8).state_dict()})
-    with pytest.raises(UserError, match="different encoders"):
+    save_tensors(run / "checkpoint.pt", {"model": ContrastiveModel("resnet8", 8).state_dict()})
+    with pytest.raises(UserError, match="encoder.pt differ; finish"):
         call(monkeypatch, run)
     (run / "encoder.pt").unlink()
     with pytest.raises(UserError, match="encoder.pt: no such file"):
@@ -453,20 +453,21 @@ def test_embeddings_of_anyone(tmp_path, monkeypatch, capsys):
     assert found["sad"] is None and found["saa"] is None and found["gpu"] == pytest.approx([1, 1])
     printed = capsys.readouterr().out
     assert "one view" in printed and "all embeddings are equal" in printed
+    assert "its rows are 1.73 to 1.73 long, not of unit length" in printed
     assert not np.load(tmp_path / "there" / "embedding.npz")["xy"].any()
 
 
 @pytest.mark.parametrize(
     "arrays, words",
     [
-        (dict(x=np.ones((40, 2)), labels=[0, 1] * 20), "z is not a file in the archive"),
-        (dict(z=np.ones((40, 2))), "labels is not a file"),
+        (dict(x=np.ones((40, 2)), y=[0, 1] * 20), "has no array z, only x, y; "),
+        (dict(z=np.ones((40, 2))), "has no array labels, only z; "),
         (dict(z=np.ones((2, 40, 2, 1)), labels=[0, 1] * 20), r"\[2, 40, 2, 1\]"),
         (dict(z=np.ones((40, 2)), labels=[0, 1]), r"labels \[40\]"),
         (dict(z=np.full((40, 2), np.nan), labels=[0, 1] * 20), "NaN"),
         (dict(z=np.ones((40, 2)), labels=[1] * 40), "of class 1"),
         (dict(z=np.ones((40, 2)), labels=[1, 2] * 20), "0 and 1"),
-        (dict(z=np.ones((40, 2)), labels=["a", "b"] * 20), "must be numbers"),
+        (dict(z=np.ones((40, 2)), labels=["a", "b"] * 20), "labels is <U1, not numbers"),
         (dict(z=np.array([{}] * 40), labels=[0, 1] * 20), "allow_pickle=False"),
         (dict(z=np.ones((6, 2)), labels=[0, 1] * 3), "--neighborhood 0.05"),
         (dict(z=np.ones((40, 2)), labels=[1] + [0] * 39), "class 1 has a single row"),
@@ -488,14 +489,14 @@ def test_mistakes_end_in_one_line_and_the_import_is_light(tmp_path):
     one_line(
         run_script(tmp_path / "light.py", "--embeddings", "z.npz", cwd=tmp_path, code=2),
         "z.npz",
-        "needs an .npz",
+        "not an .npz file",
     )
     np.save(tmp_path / "z.npy", np.ones((4, 2)))
     for args, words in (
-        (["--embeddings", "z.npy"], "needs an .npz"),
+        (["--embeddings", "z.npy"], "z.npy: not an .npz file .numpy.savez writes one."),
         (["--embeddings", "absent.npz"], "no such file"),
         ([], "--embeddings"),
-        (["runs", "--embeddings", "z.npz"], "one of the two"),
+        (["runs", "--embeddings", "z.npz"], "either run folders or"),
         (["absent"], "config.json"),
     ):
         with pytest.raises(UserError, match=words), pytest.MonkeyPatch.context() as patch:
