@@ -64,7 +64,7 @@ def test_stopped_or_not_a_run_ends_the_same_to_the_last_bit(workplace, monkeypat
 
     SBCL is given three sub-classes of the majority, which --smoke alone would not have.
     """
-    monkeypatch.setattr("baselines.subclass_numbers", lambda counts: [3, 1])
+    monkeypatch.setattr("baselines.sbcl.subclass_numbers", lambda counts: [3, 1])
     command = [
         "subsets/digits/95-5.json",
         *words(form),
@@ -319,7 +319,7 @@ def test_the_partition_does_not_depend_on_the_order_of_the_images(workplace, net
     groups = torch.nn.functional.normalize(torch.randn(4, 128, generator=make_generator(5)), dim=1)
     point = {row: groups[i // 100] for i, row in enumerate(subset.splits["train"])}
     monkeypatch.setattr(
-        "baselines.embed",
+        "baselines.sbcl.embed",
         lambda model, subset, rows, *args, **options: torch.stack([point[row] for row in rows]),
     )
     found = []
@@ -380,7 +380,7 @@ def test_a_collapsed_network_gives_no_temperature_from_rounding(workplace, netwo
             + noise * torch.randn(len(method.rows), 128, generator=make_generator(1)),
             dim=1,
         )
-        monkeypatch.setattr("baselines.embed", lambda *args, **options: z)
+        monkeypatch.setattr("baselines.sbcl.embed", lambda *args, **options: z)
         method.recluster(network, make_generator(0))
         torch.testing.assert_close(method.coarse_temperatures, torch.full((2,), 0.07 * np.e))
 

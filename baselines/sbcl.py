@@ -1,0 +1,163 @@
+"""SBCL ("SBC"): the majority in sub-classes about as large as the minority."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from baselines.shared import _equal_pairs, _pull, _shares
+from common import Method, check_labels, embed, supcon_loss
+from utils.contrast_kernel import flatten_views
+from utils.runs import make_generator
+
+
+def sbcl_loss(
+    z,
+    labels,
+    subclasses,
+    temperature=0.1,
+    coarse_temperatures=(0.1, 0.1),
+    beta=0.25,
+    fine_scale=1.0,
+):
+    """Subclass-balancing contrastive learning (Hou et al. 2023, arXiv:2306.15925): fine_scale * fine + beta * coarse.
+
+    fine is SupCon on the sub-classes. coarse is SupCon on the classes without the own sub-class: of that, only the own other views are
+    pulled to or stand in the denominator; its temperature is that of the anchor's class.
+    z [N, V, D] unit vectors; labels, subclasses int [N] (two classes may use the same ids); coarse_temperatures a pair, one per class.
+    Returns a scalar (nats).
+    """
+    check_labels(z, labels)
+    check_labels(z, subclasses)
+    rows = flatten_views(z)
+    with torch.autocast(z.device.type, enabled=False):
+        s = rows @ rows.T
+    others = ~torch.eye(len(s), dtype=torch.bool, device=s.device)
+    same, same_subclass, own = (
+        _equal_pairs(values, z.shape[1]) & others
+        for values in (labels, subclasses, torch.arange(len(z), device=z.device))
+    )
+    members = same & same_subclass
+    outside = others & ~members | own
+    positives = same & outside
+    t = torch.as_tensor(coarse_temperatures, dtype=s.dtype).to(s.device, non_blocking=True)[
+        labels.long().repeat(z.shape[1]), None
+    ]  # [V*N, 1]
+    fine = _pull(s / temperature, others, _shares(members, s))
+    coarse = _pull(s / t, outside, _shares(positives, s))
+    return (fine_scale * fine + beta * coarse).mean()
+
+
+def subclass_numbers(counts, smallest=10):
+    """How many sub-classes each class has: max(1, floor(n_c / M)), with M = max(n_min, smallest). counts: two numbers. Returns a list."""
+    size = max(min(counts), smallest)
+    return [max(1, n // size) for n in counts]
+
+
+def cosine_kmeans(x, clusters, generator, steps=35, tolerance=1e-3):
+    """k-means by cosine: centres are means of their unit vectors, an empty one restarts on a random row. x [n, D]. Returns int [n].
+
+    Starts on distinct random rows; stops when the square of the centres' summed moves is below `tolerance`, or after `steps`.
+    """
+    centres = x[torch.randperm(len(x), generator=generator)[:clusters]]
+    for _ in range(steps):
+        nearest = (x @ F.normalize(centres, dim=1).T).argmax(1)
+        sizes = nearest.bincount(minlength=len(centres))[:, None]
+        moved = torch.zeros_like(centres).index_add_(0, nearest, x) / sizes.clamp(min=1)
+        moved = torch.where(
+            sizes > 0, moved, x[torch.randint(len(x), (len(centres),), generator=generator)]
+        )
+        shift, centres = (moved - centres).norm(dim=1).sum().square(), moved
+        if shift < tolerance:
+            break
+    return (x @ F.normalize(centres, dim=1).T).argmax(1)
+
+
+def class_spreads(z, labels):
+    """phi_c = mean distance from the class mean / log(n_c + 10), the spread that sets SBCL's coarse temperature. z [n, D]. Returns [2]."""
+    return torch.stack(
+        [
+            (z[labels == c] - z[labels == c].mean(0)).norm(dim=1).mean()
+            / math.log((labels == c).sum() + 10)
+            for c in (0, 1)
+        ]
+    )
+
+
+class SBCL(Method):
+    """SupCon for 10 epochs (half of them all, if that is less); then sub-classes by k-means of the projections, anew every few epochs.
+
+    Variant "code", as the published code, which gave the numbers in arXiv:2503.17024: coarse temperature T phi_c / mean phi, with phi clipped
+    between its percentiles 20 and 80, and T itself for a class in one piece; clustered on an augmented view; the fine term times 0.1/0.07.
+    "paper": coarse temperature T exp(phi_c / mean phi), clustered on the evaluation view. Sub-classes belong to rows by their label, so the
+    images need not be sorted by class.
+    """
+
+    def __init__(self, model, subset, training, variant, recluster_every):
+        super().__init__(model, subset, training)
+        self.variant, self.every, self.warmup = (
+            variant,
+            recluster_every,
+            min(10, training.epochs // 2),
+        )
+        self.seed, self.batch_size, self.subset, self.rows = (
+            training.seed,
+            model.chunk or training.batch_size,
+            subset,
+            subset.splits["train"],
+        )
+        self.numbers = subclass_numbers(subset.train_counts())
+        self.register_buffer("subclasses", torch.from_numpy(subset.labels[self.rows]))
+        self.register_buffer("coarse_temperatures", torch.full((2,), training.temperature))
+        self.warming_up, self.log_fields = False, {"subclasses": self.numbers}
+
+    def start_epoch(self, epoch, model):
+        self.warming_up = epoch < self.warmup
+        if not self.warming_up and (epoch - self.warmup) % self.every == 0:
+            self.recluster(model, make_generator(self.seed, epoch, 1))
+        self.log_fields = {
+            "subclasses": self.numbers,
+            "supcon_warmup": self.warming_up,
+            "coarse_temperatures": [round(t, 4) for t in self.coarse_temperatures.tolist()],
+        }
+
+    def recluster(self, model, generator):
+        """Sub-classes and coarse temperatures from the projections of all training images, in eval mode."""
+        device, views = self.subclasses.device, 1 if self.variant == "code" else 0
+        z = embed(
+            model, self.subset, self.rows, device, self.batch_size, views=views, generator=generator
+        ).reshape(len(self.rows), -1)
+        labels = torch.from_numpy(self.subset.labels[self.rows])
+        subclasses = torch.empty_like(labels)
+        for c in (0, 1):
+            subclasses[labels == c] = (
+                cosine_kmeans(z[labels == c], self.numbers[c], generator) + c * self.numbers[0]
+            )
+        phi = class_spreads(z, labels).clamp(
+            min=1e-6
+        )  # where all embeddings are equal, what is left is rounding
+        if self.variant == "code":
+            clipped = phi.clamp(phi.quantile(0.2), phi.quantile(0.8))
+            t = torch.where(torch.tensor(self.numbers) == 1, 1.0, clipped / clipped.mean())
+        else:
+            t = (phi / phi.mean()).exp()
+        self.subclasses.copy_(subclasses)
+        self.coarse_temperatures.copy_(self.temperature * t)
+
+    def forward(self, model, batch):
+        x, labels, positions = batch.x, batch.labels, batch.positions
+        z = model(x).transpose(0, 1)
+        if self.warming_up:
+            return supcon_loss(z, labels, self.temperature)
+        scale = 0.1 / 0.07 if self.variant == "code" else 1.0
+        return sbcl_loss(
+            z,
+            labels,
+            self.subclasses[positions],
+            self.temperature,
+            self.coarse_temperatures,
+            fine_scale=scale,
+        )
+
+    def collapse_value(self, images):
+        return None  # the coarse term's depends on what the batch holds

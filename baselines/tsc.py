@@ -1,0 +1,89 @@
+"""TSC: KCL, and a fixed target per class."""
+
+import torch
+import torch.nn.functional as F
+
+from baselines.kcl import KCL, kcl_loss
+from baselines.shared import _contrast_set, _pull
+from common import antipodal_prototypes
+
+
+def tsc_loss(
+    z, labels, targets, positives, temperature=0.07, variant="ttc", weight=0.2, queue=None
+):
+    """Targeted supervised contrastive learning (Li et al. 2022, arXiv:2111.13998): KCL that is also pulled to the target of the own class.
+
+    Both targets stand in every denominator. Of an anchor with d drawn views and own views (k_i + 1 of them), a view and the target weigh
+        "ttc"    1/(d + 1)  and  1/(d + 1)          the variant of arXiv:2503.17024
+        "paper"  1/d        and  weight             as published, weight = lambda
+        "code"   1/(d + 1)  and  weight/(d + 1)     as in the published code
+    targets [2, D] unit vectors, row = class, without gradient; z, labels, positives, queue as in kcl_loss. Returns a scalar (nats).
+    """
+    s, contrast = _contrast_set(z, labels, positives, temperature, queue, targets.detach())
+    positives, own_target = (
+        positives.to(s),
+        F.one_hot(labels.long(), 2).to(s).repeat(len(s) // len(labels), 1),
+    )
+    d = positives.sum(1, keepdim=True)
+    variants = {
+        "ttc": (1 / (d + 1), 1 / (d + 1)),
+        "paper": (1 / d, weight),
+        "code": (1 / (d + 1), weight / (d + 1)),
+    }
+    if variant not in variants:
+        raise ValueError(f"tsc_loss has the variants {', '.join(variants)}, not {variant}")
+    view, target = variants[variant]
+    return _pull(s, contrast, torch.cat([view * positives, target * own_target], dim=1)).mean()
+
+
+def targets_swapped(centroids, targets):
+    """Whether class 0 is to get targets[1]: the assignment that maximises sum_c c_c . t_c, in closed form for two classes; a tie is no swap.
+
+    centroids [2, D]; targets [2, D]. Returns bool [].
+    """
+    return ((centroids[0] - centroids[1]) @ (targets[0] - targets[1])) < 0
+
+
+class TSC(KCL):
+    """Targets are a fixed antipodal pair: for two classes the optimum of the published objective, whichever pair it is.
+
+    Variant "ttc" has them from the first epoch, class 0 on the first. "paper" and "code" train KCL for half of the epochs, meanwhile follow
+    the class centroids, then give each class the target nearer to it, for good, and start optimizer and schedule afresh.
+    """
+
+    def __init__(self, model, subset, training, k, queue, variant):
+        super().__init__(model, subset, training, k, queue)
+        self.variant, self.switch = variant, 0 if variant == "ttc" else training.epochs // 2
+        self.register_buffer(
+            "targets", antipodal_prototypes(model.dim, training.generator)
+        )  # row = class, once assigned
+        self.register_buffer("centroids", torch.zeros(2, model.dim))
+        self.targeted = False
+
+    def start_epoch(self, epoch, model):
+        self.targeted = epoch >= self.switch
+        if epoch == self.switch and targets_swapped(self.centroids, self.targets):
+            self.targets.copy_(self.targets.flip(0))
+        self.log_fields = {"targeted": self.targeted}
+
+    def loss(self, z, labels, positives, queue=None):
+        if self.targeted:
+            return tsc_loss(
+                z, labels, self.targets, positives, self.temperature, self.variant, queue=queue
+            )
+        self.follow_centroids(z[:, 0].detach(), labels)
+        return kcl_loss(z, labels, positives, self.temperature, queue)
+
+    def follow_centroids(self, z, labels, momentum=0.9):
+        """Move the centroid of each class that the batch has a tenth of the way to its mean. z [N, D]."""
+        members = F.one_hot(labels.long(), 2).to(z)  # [N, 2]
+        with torch.autocast(z.device.type, enabled=False):
+            mean = F.normalize(members.T @ z, dim=1)  # [2, D]; zero for a class that is not there
+        moved = F.normalize(momentum * self.centroids + (1 - momentum) * mean, dim=1)
+        self.centroids.copy_(torch.where(members.any(0)[:, None], moved, self.centroids))
+
+    def schedule_span(self, epoch):
+        return (0, self.switch) if epoch < self.switch else (self.switch, self.epochs)
+
+    def collapse_value(self, images):
+        return None  # the targets stand in the denominator
