@@ -4,7 +4,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from benchmarks.synthetic import DIM, synthetic_embeddings
 from benchmarks.timing import compare_times, measure_peak_memory, time_in_rounds, time_step
@@ -58,9 +57,9 @@ def measure_losses(args, device):
         steps = {name: partial(run_loss, name, z, labels) for name in names}
         seconds = time_in_rounds(steps, args.rounds, MIN_SECONDS)
         results[rows] = {}
-        for name in tqdm(names, desc=f"memory, {rows} rows", disable=None):
+        for name in names:
             row = compare_times(seconds[name], seconds["masked"])
-            row["megabytes"] = measure_peak_memory(partial(run_loss, name), rows, device) / 1e6
+            row["megabytes"] = measure_peak_memory(partial(run_loss, name), z, labels) / 1e6
             network_seconds = rows * view_seconds
             row["percent_of_step"] = 100 * row["seconds"] / (network_seconds + row["seconds"])
             results[rows][name] = row

@@ -30,10 +30,13 @@ def measure_metrics(args, device):
     steps["NumPy, five"] = partial(numpy_five_metrics, views, view_labels)
     steps["NumPy, PEU"] = partial(numpy_entropy, views, view_labels)
     seconds = {name: np.array(times) for name, times in time_in_rounds(steps, args.rounds).items()}
-    results = {name: {"seconds": float(np.median(seconds[name]))} for name in METRICS}
-    for name in ("SAD",) if args.smoke else METRICS:
-        peak = measure_peak_memory(partial(run_metric, name), args.rows, device)
-        results[name]["megabytes"] = peak / 1e6
+    results = {
+        name: {
+            "seconds": float(np.median(seconds[name])),
+            "megabytes": measure_peak_memory(partial(run_metric, name), z, labels) / 1e6,
+        }
+        for name in METRICS
+    }
     scale = args.rows // ANCHORS
     numpy_five, numpy_peu = scale * seconds["NumPy, five"], scale * seconds["NumPy, PEU"]
     five, peu = sum(seconds[name] for name in FIVE), seconds["PEU"]

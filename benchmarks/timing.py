@@ -1,18 +1,13 @@
 """Times in rounds, ratios, peak memory, and the table of results."""
 
+import ctypes
 import re
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
-
-from benchmarks.synthetic import synthetic_embeddings
-
-WARMUP_ROWS = 64
 
 
 def time_step(step, *data, repeats=1):
@@ -66,37 +61,29 @@ def compare_throughput(seconds, reference, images):
     return {**compare_times(reference, seconds), **speed}
 
 
-def measure_peak_memory(step, rows, device):
-    """Return the peak memory in bytes of step(z, labels) on `rows` synthetic embeddings.
+def measure_peak_memory(step, *data):
+    """Return the peak memory in bytes of step(*data), beyond what is in use before it.
 
-    The step runs in a fresh process. Memory that a step on a few rows needs is not counted.
+    On the CPU this needs Linux and the GNU C library.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        job = pool.submit(run_with_peak_memory, step, rows, device, torch.get_num_threads())
-        return job.result()
-
-
-def run_with_peak_memory(step, rows, device, threads):
-    torch.set_num_threads(threads)
-    step(*synthetic_embeddings(WARMUP_ROWS, device))
-    data = synthetic_embeddings(rows, device)
+    device = data[0].device
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         step(*data)
         return torch.cuda.max_memory_allocated(device) - before
-    before = read_peak_resident()
+    # Freed memory that the allocator keeps would hide what the step needs.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = read_memory("VmRSS")
     step(*data)
-    return read_peak_resident() - before
+    return read_memory("VmHWM") - before
 
 
-def read_peak_resident():
-    """Return the peak resident memory of this process in bytes (Linux).
-
-    resource.getrusage would include the peak of the parent process.
-    """
+def read_memory(field):
+    """Return a field of /proc/self/status in bytes."""
     status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])
+    return 1024 * int(re.search(rf"{field}:\s+(\d+)", status)[1])
 
 
 def print_table(results):
