@@ -14,7 +14,7 @@ Written from the papers; where paper and published code differ, `variant` names 
 from baselines.bcl import BCL, bcl_loss
 from baselines.kcl import KCL, draw_k_from_queue, draw_k_positives, kcl_loss
 from baselines.paco import PaCo, paco_loss
-from baselines.sbcl import SBCL, class_spreads, cosine_kmeans, sbcl_loss, subclass_numbers
+from baselines.sbcl import SBCL, class_spreads, cosine_kmeans, sbcl_loss, count_subclasses
 from baselines.shared import MomentumEncoder, Queue
 from baselines.supervised import (
     CosineClassifier,
@@ -25,5 +25,5 @@ from baselines.supervised import (
     logit_adjusted_loss,
     tau_normalized,
 )
-from baselines.tsc import TSC, targets_swapped, tsc_loss
+from baselines.tsc import TSC, is_swap_better, tsc_loss
 from datasets.loader import balanced_batches

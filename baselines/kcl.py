@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from baselines.shared import MomentumEncoder, Queue, _contrast_set, _equal_pairs, _pull, _shares
+from baselines.shared import MomentumEncoder, Queue, compute_similarities, mark_equal_pairs, weighted_contrast, uniform_weights
 from common import Method, collapse_value
 
 
@@ -15,8 +15,8 @@ def kcl_loss(z, labels, positives, temperature=0.07, queue=None):
     With queue [K, D] the MoCo form: anchors are the first views, the contrast set is the own second view (the key, without gradient) and
     the queue; positives bool [N, 1 + K] from draw_k_from_queue. Returns a scalar (nats).
     """
-    s, contrast = _contrast_set(z, labels, positives, temperature, queue)
-    return _pull(s, contrast, _shares(positives, s)).mean()
+    s, contrast = compute_similarities(z, labels, positives, temperature, queue)
+    return weighted_contrast(s, contrast, uniform_weights(positives, s)).mean()
 
 
 def draw_k_positives(labels, views, k, generator):
@@ -24,18 +24,18 @@ def draw_k_positives(labels, views, k, generator):
 
     Candidates are all views of the other images of its class. labels int [N]. Returns bool [V*N, V*N], view-major, row = anchor.
     """
-    own = _equal_pairs(torch.arange(len(labels), device=labels.device), views)
-    drawn = _draw(_equal_pairs(labels, views) & ~own, k, generator)
+    own = mark_equal_pairs(torch.arange(len(labels), device=labels.device), views)
+    drawn = draw_candidates(mark_equal_pairs(labels, views) & ~own, k, generator)
     return drawn | own.fill_diagonal_(False)
 
 
 def draw_k_from_queue(labels, queue_labels, k, generator):
     """For each anchor its key, and min(k, candidates) entries of the queue of its class. Returns bool [N, 1 + K], column 0 = own key."""
-    drawn = _draw(labels[:, None] == queue_labels[None, :], k, generator)
+    drawn = draw_candidates(labels[:, None] == queue_labels[None, :], k, generator)
     return F.pad(drawn, (1, 0), value=True)
 
 
-def _draw(candidates, k, generator):
+def draw_candidates(candidates, k, generator):
     """min(k, candidates) of each row's candidates, without replacement: the largest of random numbers. bool [R, M] -> bool [R, M]."""
     if candidates.is_cuda:  # millions of numbers with a long queue: drawn where they are needed
         generator = torch.Generator(candidates.device).manual_seed(

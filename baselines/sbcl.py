@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from baselines.shared import _equal_pairs, _pull, _shares
+from baselines.shared import mark_equal_pairs, weighted_contrast, uniform_weights
 from common import Method, check_labels, embed, supcon_loss
 from utils.contrast_kernel import flatten_views
 from utils.runs import make_generator
@@ -34,7 +34,7 @@ def sbcl_loss(
         s = rows @ rows.T
     others = ~torch.eye(len(s), dtype=torch.bool, device=s.device)
     same, same_subclass, own = (
-        _equal_pairs(values, z.shape[1]) & others
+        mark_equal_pairs(values, z.shape[1]) & others
         for values in (labels, subclasses, torch.arange(len(z), device=z.device))
     )
     members = same & same_subclass
@@ -43,12 +43,12 @@ def sbcl_loss(
     t = torch.as_tensor(coarse_temperatures, dtype=s.dtype).to(s.device, non_blocking=True)[
         labels.long().repeat(z.shape[1]), None
     ]  # [V*N, 1]
-    fine = _pull(s / temperature, others, _shares(members, s))
-    coarse = _pull(s / t, outside, _shares(positives, s))
+    fine = weighted_contrast(s / temperature, others, uniform_weights(members, s))
+    coarse = weighted_contrast(s / t, outside, uniform_weights(positives, s))
     return (fine_scale * fine + beta * coarse).mean()
 
 
-def subclass_numbers(counts, smallest=10):
+def count_subclasses(counts, smallest=10):
     """How many sub-classes each class has: max(1, floor(n_c / M)), with M = max(n_min, smallest). counts: two numbers. Returns a list."""
     size = max(min(counts), smallest)
     return [max(1, n // size) for n in counts]
@@ -95,7 +95,7 @@ class SBCL(Method):
 
     def __init__(self, model, subset, training, variant, recluster_every):
         super().__init__(model, subset, training)
-        self.variant, self.every, self.warmup = (
+        self.variant, self.recluster_every, self.warmup_epochs = (
             variant,
             recluster_every,
             min(10, training.epochs // 2),
@@ -106,18 +106,18 @@ class SBCL(Method):
             subset,
             subset.splits["train"],
         )
-        self.numbers = subclass_numbers(subset.train_counts())
+        self.subclass_counts = count_subclasses(subset.train_counts())
         self.register_buffer("subclasses", torch.from_numpy(subset.labels[self.rows]))
         self.register_buffer("coarse_temperatures", torch.full((2,), training.temperature))
-        self.warming_up, self.log_fields = False, {"subclasses": self.numbers}
+        self.is_warmup, self.log_fields = False, {"subclasses": self.subclass_counts}
 
     def start_epoch(self, epoch, model):
-        self.warming_up = epoch < self.warmup
-        if not self.warming_up and (epoch - self.warmup) % self.every == 0:
+        self.is_warmup = epoch < self.warmup_epochs
+        if not self.is_warmup and (epoch - self.warmup_epochs) % self.recluster_every == 0:
             self.recluster(model, make_generator(self.seed, epoch, 1))
         self.log_fields = {
-            "subclasses": self.numbers,
-            "supcon_warmup": self.warming_up,
+            "subclasses": self.subclass_counts,
+            "supcon_warmup": self.is_warmup,
             "coarse_temperatures": [round(t, 4) for t in self.coarse_temperatures.tolist()],
         }
 
@@ -131,14 +131,14 @@ class SBCL(Method):
         subclasses = torch.empty_like(labels)
         for c in (0, 1):
             subclasses[labels == c] = (
-                cosine_kmeans(z[labels == c], self.numbers[c], generator) + c * self.numbers[0]
+                cosine_kmeans(z[labels == c], self.subclass_counts[c], generator) + c * self.subclass_counts[0]
             )
         phi = class_spreads(z, labels).clamp(
             min=1e-6
         )  # where all embeddings are equal, what is left is rounding
         if self.variant == "code":
             clipped = phi.clamp(phi.quantile(0.2), phi.quantile(0.8))
-            t = torch.where(torch.tensor(self.numbers) == 1, 1.0, clipped / clipped.mean())
+            t = torch.where(torch.tensor(self.subclass_counts) == 1, 1.0, clipped / clipped.mean())
         else:
             t = (phi / phi.mean()).exp()
         self.subclasses.copy_(subclasses)
@@ -147,7 +147,7 @@ class SBCL(Method):
     def forward(self, model, batch):
         x, labels, positions = batch.x, batch.labels, batch.positions
         z = model(x).transpose(0, 1)
-        if self.warming_up:
+        if self.is_warmup:
             return supcon_loss(z, labels, self.temperature)
         scale = 0.1 / 0.07 if self.variant == "code" else 1.0
         return sbcl_loss(

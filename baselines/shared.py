@@ -11,13 +11,13 @@ from utils.contrast_kernel import flatten_views
 from utils.distributed import at_least_float32
 
 
-def _equal_pairs(values, views):
+def mark_equal_pairs(values, views):
     """Which rows are of images with equal values: [N] -> bool [V*N, V*N], view-major."""
     values = values.repeat(views)
     return values[:, None] == values[None, :]
 
 
-def _contrast_set(z, labels, positives, temperature, queue=None, targets=None):
+def compute_similarities(z, labels, positives, temperature, queue=None, targets=None):
     """Similarities of all anchors to all columns, and which of these are in the anchor's contrast set: [R, M], bool [R, M].
 
     Columns are all views, or the own key and the queue; then the targets, if any.
@@ -49,13 +49,13 @@ def _contrast_set(z, labels, positives, temperature, queue=None, targets=None):
     return cosines / temperature, contrast
 
 
-def _pull(s, contrast, weights):
+def weighted_contrast(s, contrast, weights):
     """Equation (2) before the mean over anchors: [R]. s, contrast, weights [R, M]."""
     log_sum = s.masked_fill(~contrast, -torch.inf).logsumexp(1)
     return weights.sum(1) * log_sum - (weights * s).sum(1)
 
 
-def _shares(mask, like):
+def uniform_weights(mask, like):
     """Equal weights of what the mask [R, M] holds, summing to 1 in each row; in the precision of `like`."""
     return mask.to(like) / mask.sum(1, keepdim=True)
 

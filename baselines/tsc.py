@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from baselines.kcl import KCL, kcl_loss
-from baselines.shared import _contrast_set, _pull
+from baselines.shared import compute_similarities, weighted_contrast
 from common import antipodal_prototypes
 
 
@@ -19,7 +19,7 @@ def tsc_loss(
         "code"   1/(d + 1)  and  weight/(d + 1)     as in the published code
     targets [2, D] unit vectors, row = class, without gradient; z, labels, positives, queue as in kcl_loss. Returns a scalar (nats).
     """
-    s, contrast = _contrast_set(z, labels, positives, temperature, queue, targets.detach())
+    s, contrast = compute_similarities(z, labels, positives, temperature, queue, targets.detach())
     positives, own_target = (
         positives.to(s),
         F.one_hot(labels.long(), 2).to(s).repeat(len(s) // len(labels), 1),
@@ -33,10 +33,10 @@ def tsc_loss(
     if variant not in variants:
         raise ValueError(f"tsc_loss has the variants {', '.join(variants)}, not {variant}")
     view, target = variants[variant]
-    return _pull(s, contrast, torch.cat([view * positives, target * own_target], dim=1)).mean()
+    return weighted_contrast(s, contrast, torch.cat([view * positives, target * own_target], dim=1)).mean()
 
 
-def targets_swapped(centroids, targets):
+def is_swap_better(centroids, targets):
     """Whether class 0 is to get targets[1]: the assignment that maximises sum_c c_c . t_c, in closed form for two classes; a tie is no swap.
 
     centroids [2, D]; targets [2, D]. Returns bool [].
@@ -53,28 +53,28 @@ class TSC(KCL):
 
     def __init__(self, model, subset, training, k, queue, variant):
         super().__init__(model, subset, training, k, queue)
-        self.variant, self.switch = variant, 0 if variant == "ttc" else training.epochs // 2
+        self.variant, self.switch_epoch = variant, 0 if variant == "ttc" else training.epochs // 2
         self.register_buffer(
             "targets", antipodal_prototypes(model.dim, training.generator)
         )  # row = class, once assigned
         self.register_buffer("centroids", torch.zeros(2, model.dim))
-        self.targeted = False
+        self.has_targets = False
 
     def start_epoch(self, epoch, model):
-        self.targeted = epoch >= self.switch
-        if epoch == self.switch and targets_swapped(self.centroids, self.targets):
+        self.has_targets = epoch >= self.switch_epoch
+        if epoch == self.switch_epoch and is_swap_better(self.centroids, self.targets):
             self.targets.copy_(self.targets.flip(0))
-        self.log_fields = {"targeted": self.targeted}
+        self.log_fields = {"targeted": self.has_targets}
 
     def loss(self, z, labels, positives, queue=None):
-        if self.targeted:
+        if self.has_targets:
             return tsc_loss(
                 z, labels, self.targets, positives, self.temperature, self.variant, queue=queue
             )
-        self.follow_centroids(z[:, 0].detach(), labels)
+        self.update_centroids(z[:, 0].detach(), labels)
         return kcl_loss(z, labels, positives, self.temperature, queue)
 
-    def follow_centroids(self, z, labels, momentum=0.9):
+    def update_centroids(self, z, labels, momentum=0.9):
         """Move the centroid of each class that the batch has a tenth of the way to its mean. z [N, D]."""
         members = F.one_hot(labels.long(), 2).to(z)  # [N, 2]
         with torch.autocast(z.device.type, enabled=False):
@@ -83,7 +83,7 @@ class TSC(KCL):
         self.centroids.copy_(torch.where(members.any(0)[:, None], moved, self.centroids))
 
     def schedule_span(self, epoch):
-        return (0, self.switch) if epoch < self.switch else (self.switch, self.epochs)
+        return (0, self.switch_epoch) if epoch < self.switch_epoch else (self.switch_epoch, self.epochs)
 
     def collapse_value(self, images):
         return None  # the targets stand in the denominator

@@ -33,8 +33,8 @@ from baselines import (
     logit_adjusted_loss,
     paco_loss,
     sbcl_loss,
-    subclass_numbers,
-    targets_swapped,
+    count_subclasses,
+    is_swap_better,
     tau_normalized,
     tsc_loss,
 )
@@ -276,9 +276,9 @@ def test_centroids_are_float32_whatever_autocast_says():
     method = baselines.TSC(arguments(variant="paper", k=3, queue=0), SUBSET, MODEL, seed())
     other = copy.deepcopy(method)
     z, labels = F.normalize(torch.randn(16, 8, generator=seed()), dim=1), torch.arange(16) % 2
-    method.follow_centroids(z, labels)
+    method.update_centroids(z, labels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        other.follow_centroids(z, labels)
+        other.update_centroids(z, labels)
     assert torch.equal(method.centroids, other.centroids)
 
 
@@ -293,8 +293,8 @@ def test_assignment_equals_a_search_over_permutations():
             itertools.permutations(range(2)),
             key=lambda order: sum(float(centroids[c] @ targets[order[c]]) for c in (0, 1)),
         )
-        assert targets_swapped(centroids, targets).item() == (best == (1, 0))
-    assert not targets_swapped(torch.zeros(2, 5), targets)
+        assert is_swap_better(centroids, targets).item() == (best == (1, 0))
+    assert not is_swap_better(torch.zeros(2, 5), targets)
 
 
 # SBCL -------------------------------------------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ def test_sbcl_closed_forms():
     ],
 )
 def test_subclass_numbers(counts, numbers):
-    assert subclass_numbers(counts) == numbers
+    assert count_subclasses(counts) == numbers
 
 
 def test_clustering_finds_planted_groups_and_repeats():

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, call, log_of
 
-from baselines.kcl import _draw
+from baselines.kcl import draw_candidates
 import common as losses
 import evaluate_metrics
 import finetune
@@ -99,7 +99,7 @@ def test_metrics_are_the_same():
 def test_kcl_draws_of_the_own_class_alone():
     labels = (torch.arange(60) % 4 == 0).long()
     for device in ("cpu", GPU):
-        drawn = _draw(
+        drawn = draw_candidates(
             labels.to(device)[:, None] == labels.to(device), 5, make_generator(0)
         ).cpu()
         assert (drawn.sum(1) == 5).all() and not (drawn & (labels[:, None] != labels)).any()

@@ -53,7 +53,7 @@ def step_of(form, chunk=None):
     torch.manual_seed(0)
     with (
         patch("common.resnet", common.resnet if form == "supmin" else small),
-        patch("baselines.sbcl.subclass_numbers", lambda counts: [3, 1]),
+        patch("baselines.sbcl.count_subclasses", lambda counts: [3, 1]),
     ):
         model = distributed.convert_sync_batchnorm(ContrastiveModel("resnet18", 16, chunk))
         method = second_phase(args, load_subset(SUBSET).limit_for_smoke(), model).double()

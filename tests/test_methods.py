@@ -64,7 +64,7 @@ def test_stopped_or_not_a_run_ends_the_same_to_the_last_bit(workplace, monkeypat
 
     SBCL is given three sub-classes of the majority, which --smoke alone would not have.
     """
-    monkeypatch.setattr("baselines.sbcl.subclass_numbers", lambda counts: [3, 1])
+    monkeypatch.setattr("baselines.sbcl.count_subclasses", lambda counts: [3, 1])
     command = [
         "subsets/digits/95-5.json",
         *words(form),
@@ -215,12 +215,12 @@ def test_targets_go_to_the_nearer_centroid_and_stay(workplace, network, monkeypa
     )
     before = method.targets.clone()
     for _ in range(60):
-        method.follow_centroids(before.flip(0), torch.tensor([0, 1]))
+        method.update_centroids(before.flip(0), torch.tensor([0, 1]))
     method.start_epoch(2, network)
     assert torch.equal(method.targets, before.flip(0))
     method.start_epoch(3, network)
     assert torch.equal(method.targets, before.flip(0))
-    method.follow_centroids(
+    method.update_centroids(
         torch.ones(3, 128), torch.tensor([0, 0, 0])
     )  # a class that is not there keeps its centroid
     torch.testing.assert_close(method.centroids[1], before[0])
