@@ -14,7 +14,7 @@ Written from the papers; where paper and published code differ, `variant` names 
 from baselines.bcl import BCL, bcl_loss
 from baselines.kcl import KCL, draw_k_from_queue, draw_k_positives, kcl_loss
 from baselines.paco import PaCo, paco_loss
-from baselines.sbcl import SBCL, class_spreads, cosine_kmeans, sbcl_loss, count_subclasses
+from baselines.sbcl import SBCL, class_spreads, cosine_kmeans, count_subclasses, sbcl_loss
 from baselines.shared import MomentumEncoder, Queue
 from baselines.supervised import (
     CosineClassifier,

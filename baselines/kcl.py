@@ -3,7 +3,14 @@
 import torch
 import torch.nn.functional as F
 
-from baselines.shared import MomentumEncoder, Queue, compute_similarities, mark_equal_pairs, weighted_contrast, uniform_weights
+from baselines.shared import (
+    MomentumEncoder,
+    Queue,
+    compute_similarities,
+    mark_equal_pairs,
+    uniform_weights,
+    weighted_contrast,
+)
 from common import Method, collapse_value
 
 

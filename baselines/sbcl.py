@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from baselines.shared import mark_equal_pairs, weighted_contrast, uniform_weights
+from baselines.shared import mark_equal_pairs, uniform_weights, weighted_contrast
 from common import Method, check_labels, embed, supcon_loss
 from utils.contrast_kernel import flatten_views
 from utils.runs import make_generator
@@ -131,7 +131,8 @@ class SBCL(Method):
         subclasses = torch.empty_like(labels)
         for c in (0, 1):
             subclasses[labels == c] = (
-                cosine_kmeans(z[labels == c], self.subclass_counts[c], generator) + c * self.subclass_counts[0]
+                cosine_kmeans(z[labels == c], self.subclass_counts[c], generator)
+                + c * self.subclass_counts[0]
             )
         phi = class_spreads(z, labels).clamp(
             min=1e-6

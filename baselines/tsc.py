@@ -33,7 +33,9 @@ def tsc_loss(
     if variant not in variants:
         raise ValueError(f"tsc_loss has the variants {', '.join(variants)}, not {variant}")
     view, target = variants[variant]
-    return weighted_contrast(s, contrast, torch.cat([view * positives, target * own_target], dim=1)).mean()
+    return weighted_contrast(
+        s, contrast, torch.cat([view * positives, target * own_target], dim=1)
+    ).mean()
 
 
 def is_swap_better(centroids, targets):
@@ -83,7 +85,11 @@ class TSC(KCL):
         self.centroids.copy_(torch.where(members.any(0)[:, None], moved, self.centroids))
 
     def schedule_span(self, epoch):
-        return (0, self.switch_epoch) if epoch < self.switch_epoch else (self.switch_epoch, self.epochs)
+        return (
+            (0, self.switch_epoch)
+            if epoch < self.switch_epoch
+            else (self.switch_epoch, self.epochs)
+        )
 
     def collapse_value(self, images):
         return None  # the targets stand in the denominator

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, call, log_of
 
-from baselines.kcl import draw_candidates
 import common as losses
 import evaluate_metrics
 import finetune
 import linear_probe
 import pretrain
+from baselines.kcl import draw_candidates
 from datasets.augment import RECIPES, augment
 from datasets.loader import ImageReader
 from utils.runs import make_generator
