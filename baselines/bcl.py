@@ -9,6 +9,8 @@ from baselines.supervised import CosineClassifier, logit_adjusted_loss
 from common import Method, check_labels
 from utils.contrast_kernel import flatten_views
 
+CONTRAST_WEIGHT = 0.35
+
 
 def bcl_loss(z, labels, centres, temperature=0.07):
     """Balanced contrastive learning (Zhu et al. 2022, arXiv:2207.09052): the denominator is a sum over classes of means.
@@ -21,17 +23,17 @@ def bcl_loss(z, labels, centres, temperature=0.07):
     with torch.autocast(z.device.type, enabled=False):
         rows = flatten_views(z)
         s = rows @ torch.cat([rows, centres.to(rows)]).T / temperature  # [V*N, V*N + 2]
-    label = torch.cat(
-        [labels.repeat(z.shape[1]), torch.arange(2, device=labels.device)]
-    )  # [V*N + 2]
+    columns = torch.arange(2, device=labels.device)
+    columns = torch.cat([labels.repeat(z.shape[1]), columns])  # class of each column, [V*N + 2]
     others = ~torch.eye(*s.shape, dtype=torch.bool, device=s.device)
-    classes = [others & (label == c) for c in (0, 1)]
-    log_means = [
-        s.masked_fill(~members, -torch.inf).logsumexp(1) - members.sum(1).to(s).log()
-        for members in classes
-    ]
-    own = others & (label[: len(s), None] == label[None, :])
-    return (torch.logaddexp(*log_means) - (s * own).sum(1) / own.sum(1)).mean()
+    log_means = []
+    for c in (0, 1):
+        members = others & (columns == c)
+        log_sum = s.masked_fill(~members, -torch.inf).logsumexp(1)
+        log_means.append(log_sum - members.sum(1).to(s).log())
+    positives = others & (columns[: len(s), None] == columns[None, :])
+    pulled = (s * positives).sum(1) / positives.sum(1)
+    return (torch.logaddexp(*log_means) - pulled).mean()
 
 
 class BCL(Method):
@@ -46,10 +48,8 @@ class BCL(Method):
 
     def __init__(self, model, subset, training, variant, randaugment):
         super().__init__(model, subset, training)
-        dim, norm = (
-            model.encoder.dim,
-            {"layernorm": nn.LayerNorm, "batchnorm": nn.BatchNorm1d}[variant],
-        )
+        norm = {"layernorm": nn.LayerNorm, "batchnorm": nn.BatchNorm1d}[variant]
+        dim = model.encoder.dim
         self.classifier = CosineClassifier(dim)
         self.centre_head = nn.Sequential(
             nn.Linear(dim, dim), norm(dim), nn.ReLU(), nn.Linear(dim, model.dim)
@@ -58,13 +58,12 @@ class BCL(Method):
         self.randaugment_views = (2,) if randaugment else ()
 
     def forward(self, model, batch):
-        x, labels = batch.x, batch.labels
-        features = model.features(x)  # [3, N, dim]
+        features = model.features(batch.x)  # [3, N, dim]
         z = model.project(features[:2]).transpose(0, 1)
         centres = F.normalize(self.centre_head(self.classifier.weight).float(), dim=1)
-        return logit_adjusted_loss(
-            self.classifier(features[2]), labels, self.prior
-        ) + 0.35 * bcl_loss(z, labels, centres, self.temperature)
+        classification = logit_adjusted_loss(self.classifier(features[2]), batch.labels, self.prior)
+        contrast = bcl_loss(z, batch.labels, centres, self.temperature)
+        return classification + CONTRAST_WEIGHT * contrast
 
     def collapse_value(self, images):
         return None

@@ -31,9 +31,9 @@ def draw_k_positives(labels, views, k, generator):
 
     Candidates are all views of the other images of its class. labels int [N]. Returns bool [V*N, V*N], view-major, row = anchor.
     """
-    own = mark_equal_pairs(torch.arange(len(labels), device=labels.device), views)
-    drawn = draw_candidates(mark_equal_pairs(labels, views) & ~own, k, generator)
-    return drawn | own.fill_diagonal_(False)
+    same_image = mark_equal_pairs(torch.arange(len(labels), device=labels.device), views)
+    candidates = mark_equal_pairs(labels, views) & ~same_image
+    return draw_candidates(candidates, k, generator) | same_image.fill_diagonal_(False)
 
 
 def draw_k_from_queue(labels, queue_labels, k, generator):
@@ -65,23 +65,18 @@ class KCL(Method):
     def forward(self, model, batch):
         x, labels, generator = batch.x, batch.labels, batch.generator
         if self.queue is None:
-            return self.loss(
-                model(x).transpose(0, 1),
-                labels,
-                draw_k_positives(labels, len(x), self.k, generator),
-            )
+            positives = draw_k_positives(labels, self.views, self.k, generator)
+            return self.compute_loss(model(x).transpose(0, 1), labels, positives)
         keys = self.key_encoder(model, x[1])
+        z = torch.stack([model(x[0]), keys], dim=1)
         positives = draw_k_from_queue(labels, self.queue.labels, self.k, generator)
-        loss = self.loss(
-            torch.stack([model(x[0]), keys], dim=1), labels, positives, self.queue.keys.clone()
-        )
+        loss = self.compute_loss(z, labels, positives, self.queue.keys.clone())
         self.queue.push(keys, labels)
         return loss
 
-    def loss(self, z, labels, positives, queue=None):
+    def compute_loss(self, z, labels, positives, queue=None):
         return kcl_loss(z, labels, positives, self.temperature, queue)
 
     def collapse_value(self, images):
-        return (
-            collapse_value(images) if self.queue is None else None
-        )  # it grows while the queue fills
+        # With a queue the number of terms grows while it fills.
+        return collapse_value(images) if self.queue is None else None

@@ -1,7 +1,5 @@
 """PaCo and GPaCo: a linear classifier's logits as one more positive, and a queue."""
 
-import math
-
 import torch
 import torch.nn as nn
 
@@ -11,9 +9,7 @@ from utils.contrast_kernel import flatten_views
 from utils.distributed import at_least_float32
 
 
-def paco_loss(
-    z, labels, logits, prior, queue, queue_labels, temperature=0.2, alpha=0.05, beta=1.0, gamma=1.0
-):
+def paco_loss(z, labels, logits, prior, queue, temperature=0.2, alpha=0.05):
     """Parametric contrastive learning (Cui et al. 2021, arXiv:2107.12028; GPaCo: Cui et al. 2023, arXiv:2209.12400).
 
     With o = logits + log prior, K(i) all other views and the queue, and P(i) the rows of K(i) of the own class,
@@ -28,30 +24,21 @@ def paco_loss(
         raise ValueError(
             f"PaCo takes two views and logits [N, 1 or 2, 2], not {z.shape[1]} views and logits {list(logits.shape)}"
         )
-    anchor_views = logits.shape[1]
+    (keys, key_labels), anchor_views = queue, logits.shape[1]
     if anchor_views == 1:
         z = torch.stack([z[:, 0], z[:, 1].detach()], dim=1)
     with torch.autocast(z.device.type, enabled=False):
         rows = flatten_views(z)
-        s = (
-            rows[: anchor_views * len(z)]
-            @ torch.cat([rows, queue.detach().to(rows)]).T
-            / temperature
-        )  # [A*N, 2N + K]
+        columns = torch.cat([rows, keys.detach().to(rows)])  # [2N + K, D]
+        s = rows[: anchor_views * len(z)] @ columns.T / temperature  # [A*N, 2N + K]
     o = at_least_float32(logits).transpose(0, 1).flatten(0, 1) + prior.to(s).log()  # [A*N, 2]
     others = ~torch.eye(*s.shape, dtype=torch.bool, device=s.device)
     y = labels.long().repeat(anchor_views)  # [A*N]
-    same = others & (y[:, None] == torch.cat([labels.repeat(2), queue_labels])[None, :])
-    log_z = o.logsumexp(1)
-    if gamma:
-        log_z = torch.logaddexp(
-            log_z, s.masked_fill(~others, -torch.inf).logsumexp(1) + math.log(gamma)
-        )
-    weight = (
-        torch.as_tensor(alpha, dtype=s.dtype).to(s.device, non_blocking=True).expand(2)[y]
-    )  # [A*N]
-    pulled = beta * o.gather(1, y[:, None]).squeeze(1) + weight * (s * same).sum(1)
-    return (log_z - pulled / (beta + weight * same.sum(1))).mean()
+    positives = others & (y[:, None] == torch.cat([labels.repeat(2), key_labels])[None, :])
+    log_z = torch.logaddexp(o.logsumexp(1), s.masked_fill(~others, -torch.inf).logsumexp(1))
+    alpha = torch.as_tensor(alpha, dtype=s.dtype).to(s.device, non_blocking=True).expand(2)[y]
+    pulled = o.gather(1, y[:, None]).squeeze(1) + alpha * (s * positives).sum(1)
+    return (log_z - pulled / (1 + alpha * positives.sum(1))).mean()
 
 
 class PaCo(Method):
@@ -67,9 +54,8 @@ class PaCo(Method):
         self.queue = Queue(queue, model.dim, training.generator)
         self.key_encoder = MomentumEncoder(model) if variant == "paco" else None
         self.register_buffer("prior", class_prior(subset))
-        expected = 1 + self.prior * (
-            2 * training.batch_size - 2 + queue
-        )  # the own other view, and rows of the own class
+        # The own other view, and the rows of the own class.
+        expected = 1 + self.prior * (2 * training.batch_size - 2 + queue)
         self.register_buffer("alpha", 0.4 / expected if alpha is None else torch.full((2,), alpha))
         self.log_fields = {"alpha": [float(f"{a:.3g}") for a in self.alpha.tolist()]}
         self.randaugment_views = (0,) if randaugment else ()
@@ -82,16 +68,8 @@ class PaCo(Method):
         else:
             features = model.features(x).transpose(0, 1)  # [N, 2, dim]
             z = model.project(features.contiguous())
-        loss = paco_loss(
-            z,
-            labels,
-            self.centres(features),
-            self.prior,
-            self.queue.keys.clone(),
-            self.queue.labels,
-            self.temperature,
-            self.alpha,
-        )
+        logits, queue = self.centres(features), (self.queue.keys.clone(), self.queue.labels)
+        loss = paco_loss(z, labels, logits, self.prior, queue, self.temperature, self.alpha)
         self.queue.push(z[:, 1].detach(), labels)
         return loss
 

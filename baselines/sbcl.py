@@ -29,22 +29,23 @@ def sbcl_loss(
     """
     check_labels(z, labels)
     check_labels(z, subclasses)
-    rows = flatten_views(z)
+    rows, views = flatten_views(z), z.shape[1]
     with torch.autocast(z.device.type, enabled=False):
-        s = rows @ rows.T
-    others = ~torch.eye(len(s), dtype=torch.bool, device=s.device)
-    same, same_subclass, own = (
-        mark_equal_pairs(values, z.shape[1]) & others
-        for values in (labels, subclasses, torch.arange(len(z), device=z.device))
+        cosines = rows @ rows.T
+    others = ~torch.eye(len(rows), dtype=torch.bool, device=z.device)
+    images = torch.arange(len(z), device=z.device)
+    same_class, same_subclass, same_image = (
+        mark_equal_pairs(values, views) & others for values in (labels, subclasses, images)
     )
-    members = same & same_subclass
-    outside = others & ~members | own
-    positives = same & outside
-    t = torch.as_tensor(coarse_temperatures, dtype=s.dtype).to(s.device, non_blocking=True)[
-        labels.long().repeat(z.shape[1]), None
-    ]  # [V*N, 1]
-    fine = weighted_contrast(s / temperature, others, uniform_weights(members, s))
-    coarse = weighted_contrast(s / t, outside, uniform_weights(positives, s))
+    siblings = same_class & same_subclass
+    outside = others & ~siblings | same_image
+    positives = same_class & outside
+    coarse_temperatures = torch.as_tensor(coarse_temperatures, dtype=cosines.dtype)
+    coarse_temperatures = coarse_temperatures.to(z.device, non_blocking=True)
+    anchor_temperature = coarse_temperatures[labels.long().repeat(views), None]  # [V*N, 1]
+    fine = weighted_contrast(cosines / temperature, others, uniform_weights(siblings, cosines))
+    coarse_weights = uniform_weights(positives, cosines)
+    coarse = weighted_contrast(cosines / anchor_temperature, outside, coarse_weights)
     return (fine_scale * fine + beta * coarse).mean()
 
 
@@ -63,11 +64,10 @@ def cosine_kmeans(x, clusters, generator, steps=35, tolerance=1e-3):
     for _ in range(steps):
         nearest = (x @ F.normalize(centres, dim=1).T).argmax(1)
         sizes = nearest.bincount(minlength=len(centres))[:, None]
-        moved = torch.zeros_like(centres).index_add_(0, nearest, x) / sizes.clamp(min=1)
-        moved = torch.where(
-            sizes > 0, moved, x[torch.randint(len(x), (len(centres),), generator=generator)]
-        )
-        shift, centres = (moved - centres).norm(dim=1).sum().square(), moved
+        means = torch.zeros_like(centres).index_add_(0, nearest, x) / sizes.clamp(min=1)
+        restarts = x[torch.randint(len(x), (len(centres),), generator=generator)]
+        means = torch.where(sizes > 0, means, restarts)
+        shift, centres = (means - centres).norm(dim=1).sum().square(), means
         if shift < tolerance:
             break
     return (x @ F.normalize(centres, dim=1).T).argmax(1)
@@ -75,13 +75,21 @@ def cosine_kmeans(x, clusters, generator, steps=35, tolerance=1e-3):
 
 def class_spreads(z, labels):
     """phi_c = mean distance from the class mean / log(n_c + 10), the spread that sets SBCL's coarse temperature. z [n, D]. Returns [2]."""
-    return torch.stack(
-        [
-            (z[labels == c] - z[labels == c].mean(0)).norm(dim=1).mean()
-            / math.log((labels == c).sum() + 10)
-            for c in (0, 1)
-        ]
-    )
+    spreads = []
+    for c in (0, 1):
+        members = z[labels == c]
+        distance = (members - members.mean(0)).norm(dim=1).mean()
+        spreads.append(distance / math.log(len(members) + 10))
+    return torch.stack(spreads)
+
+
+def scale_temperatures(spreads, subclass_counts, variant):
+    # If all embeddings are equal, only rounding is left of the spreads.
+    spreads = spreads.clamp(min=1e-6)
+    if variant == "paper":
+        return (spreads / spreads.mean()).exp()
+    clipped = spreads.clamp(spreads.quantile(0.2), spreads.quantile(0.8))
+    return torch.where(torch.tensor(subclass_counts) == 1, 1.0, clipped / clipped.mean())
 
 
 class SBCL(Method):
@@ -95,17 +103,10 @@ class SBCL(Method):
 
     def __init__(self, model, subset, training, variant, recluster_every):
         super().__init__(model, subset, training)
-        self.variant, self.recluster_every, self.warmup_epochs = (
-            variant,
-            recluster_every,
-            min(10, training.epochs // 2),
-        )
-        self.seed, self.batch_size, self.subset, self.rows = (
-            training.seed,
-            model.chunk or training.batch_size,
-            subset,
-            subset.splits["train"],
-        )
+        self.variant, self.recluster_every = variant, recluster_every
+        self.warmup_epochs = min(10, training.epochs // 2)
+        self.seed, self.batch_size = training.seed, model.chunk or training.batch_size
+        self.subset, self.rows = subset, subset.splits["train"]
         self.subclass_counts = count_subclasses(subset.train_counts())
         self.register_buffer("subclasses", torch.from_numpy(subset.labels[self.rows]))
         self.register_buffer("coarse_temperatures", torch.full((2,), training.temperature))
@@ -124,41 +125,26 @@ class SBCL(Method):
     def recluster(self, model, generator):
         """Sub-classes and coarse temperatures from the projections of all training images, in eval mode."""
         device, views = self.subclasses.device, 1 if self.variant == "code" else 0
-        z = embed(
-            model, self.subset, self.rows, device, self.batch_size, views=views, generator=generator
-        ).reshape(len(self.rows), -1)
+        options = dict(views=views, generator=generator)
+        z = embed(model, self.subset, self.rows, device, self.batch_size, **options)
+        z = z.reshape(len(self.rows), -1)  # [n, D]
         labels = torch.from_numpy(self.subset.labels[self.rows])
-        subclasses = torch.empty_like(labels)
-        for c in (0, 1):
-            subclasses[labels == c] = (
-                cosine_kmeans(z[labels == c], self.subclass_counts[c], generator)
-                + c * self.subclass_counts[0]
-            )
-        phi = class_spreads(z, labels).clamp(
-            min=1e-6
-        )  # where all embeddings are equal, what is left is rounding
-        if self.variant == "code":
-            clipped = phi.clamp(phi.quantile(0.2), phi.quantile(0.8))
-            t = torch.where(torch.tensor(self.subclass_counts) == 1, 1.0, clipped / clipped.mean())
-        else:
-            t = (phi / phi.mean()).exp()
+        subclasses, first = torch.empty_like(labels), 0
+        for c, count in enumerate(self.subclass_counts):
+            subclasses[labels == c] = cosine_kmeans(z[labels == c], count, generator) + first
+            first += count
+        scales = scale_temperatures(class_spreads(z, labels), self.subclass_counts, self.variant)
         self.subclasses.copy_(subclasses)
-        self.coarse_temperatures.copy_(self.temperature * t)
+        self.coarse_temperatures.copy_(self.temperature * scales)
 
     def forward(self, model, batch):
-        x, labels, positions = batch.x, batch.labels, batch.positions
-        z = model(x).transpose(0, 1)
+        z, labels = model(batch.x).transpose(0, 1), batch.labels
         if self.is_warmup:
             return supcon_loss(z, labels, self.temperature)
-        scale = 0.1 / 0.07 if self.variant == "code" else 1.0
-        return sbcl_loss(
-            z,
-            labels,
-            self.subclasses[positions],
-            self.temperature,
-            self.coarse_temperatures,
-            fine_scale=scale,
-        )
+        subclasses = self.subclasses[batch.positions]
+        temperatures = self.temperature, self.coarse_temperatures
+        fine_scale = 0.1 / 0.07 if self.variant == "code" else 1.0
+        return sbcl_loss(z, labels, subclasses, *temperatures, fine_scale=fine_scale)
 
     def collapse_value(self, images):
         return None  # the coarse term's depends on what the batch holds

@@ -26,26 +26,20 @@ def compute_similarities(z, labels, positives, temperature, queue=None, targets=
     with torch.autocast(z.device.type, enabled=False):
         if queue is None:
             anchors = flatten_views(z)
-            cosines, contrast = (
-                anchors @ anchors.T,
-                ~torch.eye(len(anchors), dtype=torch.bool, device=z.device),
-            )
+            cosines = anchors @ anchors.T
+            contrast = ~torch.eye(len(anchors), dtype=torch.bool, device=z.device)
         else:
             anchors, keys = at_least_float32(z[:, 0]), at_least_float32(z[:, 1].detach())
-            cosines = torch.cat(
-                [(anchors * keys).sum(1, keepdim=True), anchors @ queue.detach().to(anchors).T],
-                dim=1,
-            )
+            own_key = (anchors * keys).sum(1, keepdim=True)
+            cosines = torch.cat([own_key, anchors @ queue.detach().to(anchors).T], dim=1)
             contrast = torch.ones_like(cosines, dtype=torch.bool)
         if positives.shape != cosines.shape:
             raise ValueError(
-                f"positives must be {list(cosines.shape)}, anchors by what they are compared with, not {list(positives.shape)}"
+                f"positives must be {list(cosines.shape)}, not {list(positives.shape)}"
             )
         if targets is not None:
-            cosines, contrast = (
-                torch.cat([cosines, anchors @ targets.to(anchors).T], dim=1),
-                F.pad(contrast, (0, len(targets)), value=True),
-            )
+            cosines = torch.cat([cosines, anchors @ targets.to(anchors).T], dim=1)
+            contrast = F.pad(contrast, (0, len(targets)), value=True)
     return cosines / temperature, contrast
 
 
@@ -71,9 +65,8 @@ class Queue(nn.Module):
 
     def __init__(self, size, dim, generator):
         super().__init__()
-        self.register_buffer(
-            "keys", F.normalize(torch.randn(size, dim, generator=generator), dim=1)
-        )
+        keys = torch.randn(size, dim, generator=generator)
+        self.register_buffer("keys", F.normalize(keys, dim=1))
         self.register_buffer("labels", torch.full((size,), -1))
         self.register_buffer("next", torch.zeros((), dtype=torch.long))
 
@@ -82,8 +75,8 @@ class Queue(nn.Module):
         size = len(self.keys)
         if size:
             keys, labels = keys[-size:], labels[-size:]
-            places = (self.next + torch.arange(len(keys), device=keys.device)) % size
-            self.keys[places], self.labels[places] = keys.to(self.keys), labels
+            slots = (self.next + torch.arange(len(keys), device=keys.device)) % size
+            self.keys[slots], self.labels[slots] = keys.to(self.keys), labels
             self.next.copy_((self.next + len(keys)) % size)
 
 
@@ -97,6 +90,6 @@ class MomentumEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, model, x):
-        for slow, fast in zip(self.model.parameters(), model.parameters()):
-            slow.lerp_(fast, 1 - self.momentum)
+        for key, query in zip(self.model.parameters(), model.parameters(), strict=True):
+            key.lerp_(query, 1 - self.momentum)
         return self.model(x)

@@ -12,18 +12,13 @@ class CosineClassifier(nn.Module):
 
     def __init__(self, dim, scale=30.0):
         super().__init__()
-        self.weight, self.scale = (
-            nn.Parameter(F.normalize(torch.rand(2, dim) * 2 - 1, dim=1)),
-            scale,
-        )
+        weight = torch.rand(2, dim) * 2 - 1
+        self.weight, self.scale = nn.Parameter(F.normalize(weight, dim=1)), scale
 
     def forward(self, features):
         with torch.autocast(features.device.type, enabled=False):
-            return (
-                self.scale
-                * F.normalize(at_least_float32(features), dim=1)
-                @ F.normalize(self.weight, dim=1).T
-            )
+            features = F.normalize(at_least_float32(features), dim=1)
+            return self.scale * features @ F.normalize(self.weight, dim=1).T
 
 
 def ldam_margins(counts, max_margin=0.5):
@@ -39,12 +34,10 @@ def ldam_loss(cosines, targets, margins, scale=30.0, weights=None):
     margins [2]; weights [2] or None: then divided by the sum of the
     weights in the batch. Returns a scalar (nats).
     """
-    cosines = at_least_float32(cosines)
-    return F.cross_entropy(
-        scale * (cosines - F.one_hot(targets.long(), 2) * margins.to(cosines)),
-        targets.long(),
-        weight=None if weights is None else weights.to(cosines),
-    )
+    cosines, targets = at_least_float32(cosines), targets.long()
+    adjusted = scale * (cosines - F.one_hot(targets, 2) * margins.to(cosines))
+    weights = None if weights is None else weights.to(cosines)
+    return F.cross_entropy(adjusted, targets, weight=weights)
 
 
 def effective_number_weights(counts, beta=0.9999):

@@ -7,10 +7,10 @@ from baselines.kcl import KCL, kcl_loss
 from baselines.shared import compute_similarities, weighted_contrast
 from common import antipodal_prototypes
 
+TARGET_WEIGHT = 0.2  # lambda of the paper
 
-def tsc_loss(
-    z, labels, targets, positives, temperature=0.07, variant="ttc", weight=0.2, queue=None
-):
+
+def tsc_loss(z, labels, targets, positives, temperature=0.07, variant="ttc", queue=None):
     """Targeted supervised contrastive learning (Li et al. 2022, arXiv:2111.13998): KCL that is also pulled to the target of the own class.
 
     Both targets stand in every denominator. Of an anchor with d drawn views and own views (k_i + 1 of them), a view and the target weigh
@@ -20,22 +20,19 @@ def tsc_loss(
     targets [2, D] unit vectors, row = class, without gradient; z, labels, positives, queue as in kcl_loss. Returns a scalar (nats).
     """
     s, contrast = compute_similarities(z, labels, positives, temperature, queue, targets.detach())
-    positives, own_target = (
-        positives.to(s),
-        F.one_hot(labels.long(), 2).to(s).repeat(len(s) // len(labels), 1),
-    )
-    d = positives.sum(1, keepdim=True)
-    variants = {
-        "ttc": (1 / (d + 1), 1 / (d + 1)),
-        "paper": (1 / d, weight),
-        "code": (1 / (d + 1), weight / (d + 1)),
+    positives = positives.to(s)
+    own_target = F.one_hot(labels.long(), 2).to(s).repeat(len(s) // len(labels), 1)
+    count = positives.sum(1, keepdim=True)
+    weights = {
+        "ttc": (1 / (count + 1), 1 / (count + 1)),
+        "paper": (1 / count, TARGET_WEIGHT),
+        "code": (1 / (count + 1), TARGET_WEIGHT / (count + 1)),
     }
-    if variant not in variants:
-        raise ValueError(f"tsc_loss has the variants {', '.join(variants)}, not {variant}")
-    view, target = variants[variant]
-    return weighted_contrast(
-        s, contrast, torch.cat([view * positives, target * own_target], dim=1)
-    ).mean()
+    if variant not in weights:
+        raise ValueError(f"tsc_loss has the variants {', '.join(weights)}, not {variant}")
+    view_weight, target_weight = weights[variant]
+    weights = torch.cat([view_weight * positives, target_weight * own_target], dim=1)
+    return weighted_contrast(s, contrast, weights).mean()
 
 
 def is_swap_better(centroids, targets):
@@ -55,12 +52,12 @@ class TSC(KCL):
 
     def __init__(self, model, subset, training, k, queue, variant):
         super().__init__(model, subset, training, k, queue)
-        self.variant, self.switch_epoch = variant, 0 if variant == "ttc" else training.epochs // 2
-        self.register_buffer(
-            "targets", antipodal_prototypes(model.dim, training.generator)
-        )  # row = class, once assigned
+        self.variant, self.has_targets = variant, False
+        self.switch_epoch = 0 if variant == "ttc" else training.epochs // 2
+        targets = antipodal_prototypes(model.dim, training.generator)
+        # Row = class, from the switch on.
+        self.register_buffer("targets", targets)
         self.register_buffer("centroids", torch.zeros(2, model.dim))
-        self.has_targets = False
 
     def start_epoch(self, epoch, model):
         self.has_targets = epoch >= self.switch_epoch
@@ -68,7 +65,7 @@ class TSC(KCL):
             self.targets.copy_(self.targets.flip(0))
         self.log_fields = {"targeted": self.has_targets}
 
-    def loss(self, z, labels, positives, queue=None):
+    def compute_loss(self, z, labels, positives, queue=None):
         if self.has_targets:
             return tsc_loss(
                 z, labels, self.targets, positives, self.temperature, self.variant, queue=queue
