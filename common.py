@@ -415,10 +415,11 @@ def check_finite(losses, optimizer, batches, folder):
         if i >= 0
     }
     if rank() == 0:
-        write_json(Path(folder) / "not-finite.json", {"step": step + 1, "rows": rows})
+        place = {"epoch": batches.epoch + 1, "step": step + 1}
+        write_json(Path(folder) / "not-finite.json", {**place, "rows": rows})
     raise UserError(
-        f"{folder}: the loss is not finite in step {step + 1} of this epoch; its images are in "
-        "not-finite.json; try a lower --lr or --amp off with another --out"
+        f"{folder}: the loss is not finite in epoch {batches.epoch + 1}, step {step + 1}; its images "
+        "are in not-finite.json; try a lower --lr or --amp off with another --out"
     )
 
 

@@ -38,7 +38,7 @@ class BatchLoader:
 
     def epoch(self, epoch, seed):
         """Return the batches of an epoch; the same epoch and seed draw the same."""
-        return EpochBatches(self, make_generator(seed, epoch))
+        return EpochBatches(self, epoch, make_generator(seed, epoch))
 
     def make_views(self, images, sizes, generator):
         """uint8 [n, C, S, S] of this rank and sizes [N, 2] of all -> [V, n, 3, size, size]."""
@@ -65,8 +65,8 @@ class BatchLoader:
 class EpochBatches:
     """The batches of one epoch: iterable once, with a length."""
 
-    def __init__(self, loader, generator):
-        self.loader, self.generator = loader, generator
+    def __init__(self, loader, epoch, generator):
+        self.loader, self.epoch, self.generator = loader, epoch, generator
         self.device, self.positions = loader.device, loader.sampler(generator)
 
     def __len__(self):
