@@ -159,21 +159,21 @@ def test_every_script_names_the_file_that_a_full_disk_refuses(
 
 @pytest.mark.parametrize("script, words", [(pretrain, WORDS), (finetune, [SUBSET, *TINY[:3]])])
 def test_a_folder_belongs_to_one_living_process(workplace, script, words):
+    folder = Path(f"locked by {script.__name__}")
     code = (
-        "import time; from utils.files import lock_folder; lock_folder('shared'); "
+        f"import time; from utils.files import lock_folder; lock_folder('{folder}'); "
         "print('locked', flush=True); time.sleep(600)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment)
     assert other.stdout.readline() == b"locked\n"
     words = [word for word in words if word != "--out"]
-    with pytest.raises(UserError, match="shared: another process works in it; .*--out"):
-        call(script, *words, "--out", "shared")
-    assert [path.name for path in Path("shared").iterdir()] == [".lock"]
+    with pytest.raises(UserError, match=f"{folder}: another process works in it; .*--out"):
+        call(script, *words, "--out", folder)
+    assert [path.name for path in folder.iterdir()] == [".lock"]
     other.kill()
     other.wait()
-    lock_folder("shared")
-    Path("shared/.lock").unlink()
+    lock_folder(folder)
 
 
 def test_the_same_seed_gives_the_same_bits(undisturbed, monkeypatch):

@@ -116,8 +116,8 @@ def test_another_seed_changes_weights_but_not_rows(workplace):
 def test_overfitting_one_batch_reaches_the_floor():
     """The floor of SupCon is log|P|: 8 images of 2 views, less the anchor itself."""
     torch.manual_seed(0)
-    images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 2
-    model = ContrastiveModel("resnet18")
+    images, labels = torch.randn(16, 3, 16, 16), torch.arange(16) % 2
+    model = ContrastiveModel("resnet8")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for _ in range(40):
         views = torch.stack([images, images + 0.1 * torch.randn_like(images)])
@@ -175,8 +175,8 @@ def test_a_real_run_replaces_a_smoke_run_and_not_the_reverse(run):
     call(pretrain, SUBSET, *words, "--epochs", 1, "--batch-size", 313)
     assert json.loads((folder / "config.json").read_text())["epochs"] == 1
     assert (folder / "notes.txt").exists()
-    with pytest.raises(UserError, match="smoke was False, is True"):
-        call(pretrain, SUBSET, *words, "--epochs", 1, "--batch-size", 313, "--smoke")
+    with pytest.raises(UserError, match="batch_size was 313, is 16; smoke was False, is True"):
+        call(pretrain, SUBSET, *words, "--epochs", 1, "--batch-size", 16, "--smoke")
 
 
 def test_a_run_without_a_checkpoint_gives_way_to_other_settings(workplace):
