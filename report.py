@@ -1,27 +1,26 @@
-"""Tables and figures from every run below a folder, with mean and standard deviation over seeds.
+"""Make tables and figures from every run below a folder: mean and standard deviation over seeds.
 
-    python report.py runs                                     # report.md, results.csv, summary.csv and figures into runs/report
-    python report.py runs/digits                              # one data set alone
-    python report.py runs/evidence --claims --out results     # the paper's claims judged by these runs, too: README.md
-    python report.py --check results                          # exit code 1 unless the tables there are what the logs beside them give
+    python report.py runs                                  # tables and figures into runs/report
+    python report.py runs/evidence --claims --out results  # judge the paper's claims, too
+    python report.py --check results                       # compare the tables with their logs
 
-A run is a folder whose config.json names a method and a data set. Runs with other settings are never averaged:
-what differs stands in the label. Needs no GPU and none of the images; give it again after more runs. runs.jsonl keeps the runs' logs
-and results in one file, from which the tables can be made again: python report.py results/runs.jsonl
+A run is a folder whose config.json names a method and a data set. Runs with other settings are
+never averaged: their label names what differs. runs.jsonl keeps the logs and results of all runs.
+The tables can be made from it again: python report.py results/runs.jsonl
 """
 
-import textwrap
+import shlex
 from pathlib import Path
 
 from reporting import claims
-from reporting.collect import archive_text, load_runs, to_rows
-from reporting.figures import draw_figures
+from reporting.collect import archive_text, load_runs, make_rows
+from reporting.figures import plan_figures, save_figures
 from reporting.tables import (
     csv_text,
+    encoder_groups,
     excluded_runs,
     group_by_seed,
-    headlines,
-    markdown,
+    report_markdown,
     results_table,
     summary_table,
     terminal_tables,
@@ -33,33 +32,15 @@ from utils.files import atomic_write
 
 def parse_args():
     parser = ArgumentParser("Tables and figures from every run below a folder.")
-    parser.add_argument(
-        "runs",
-        type=Path,
-        nargs="?",
-        help="folder with runs at any depth (the other scripts make runs/), or a report's runs.jsonl",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="where tables and figures go (default: report/ in that folder; results to commit them)",
-    )
-    parser.add_argument(
-        "--claims",
-        action="store_true",
-        help="judge the paper's claims by these runs, too: README.md, ablations.png, metrics.png",
-    )
-    parser.add_argument(
-        "--check",
-        type=Path,
-        metavar="RESULTS",
-        help="exit code 1 unless the tables below this folder are what the runs.jsonl beside them give",
-    )
+    add = parser.add_argument
+    add("runs", type=Path, nargs="?", help="folder with runs at any depth, or a runs.jsonl")
+    add("--out", type=Path, help="folder for tables and figures (default: RUNS/report)")
+    add("--claims", action="store_true", help="judge the paper's claims by these runs, too")
+    check_help = "compare the tables below RESULTS with the runs.jsonl beside them, exit code 1"
+    add("--check", type=Path, metavar="RESULTS", help=f"{check_help} where they differ")
     args = parser.parse_args()
     if (args.runs is None) == (args.check is None) or args.check and (args.out or args.claims):
-        raise UserError(
-            "give the folder with the runs, or --check and the folder with the tables, and nothing else"
-        )
+        raise UserError("give a folder of runs, or --check RESULTS and nothing else")
     return args
 
 
@@ -68,98 +49,77 @@ def main():
     if args.check:
         check_tables(args.check)
         return
-    from_archive = args.runs.is_file()
-    out = args.out or (args.runs.parent if from_archive else args.runs / "report")
     head, runs = load_runs(args.runs)
-    judged = args.claims or from_archive and head["claims"]
-    if (
-        judged
-        and (out / "README.md").exists()
-        and not (out / "README.md").read_text(encoding="utf-8").startswith(claims.TITLE)
-    ):
-        raise UserError(f"{out / 'README.md'}: is not this script's; give --out another folder")
-    rows = to_rows(runs, args.runs)
+    is_archive = args.runs.is_file()
+    is_judged = args.claims or is_archive and head["claims"]
+    out = args.out or (args.runs.parent if is_archive else args.runs / "report")
+    rows = make_rows(runs)
     groups = group_by_seed(rows)
-    figures, missing = draw_figures(groups, args.runs, out, judged)
-    notes = missing if from_archive else missing + unlinked_finetunings(args.runs)
-    head = {"command": command_line(), "claims": judged, "figures": figures, "notes": notes}
-    for name, text in {
-        "runs.jsonl": archive_text(head, runs),
-        **tables(head, rows, groups),
-    }.items():
-        with atomic_write(out / name) as part:
-            part.write_text(text, encoding="utf-8")
+    plans = plan_figures(groups, args.runs)
+    if is_judged:
+        check_readme(out / "README.md")
+        plans |= claims.plan_claim_figures(encoder_groups(groups))
+    figures, notes = save_figures(plans, out)
+    if is_archive:
+        # An archive holds no embeddings: figures with embeddings stay as they are.
+        figures += [name for name in head["figures"] if name not in plans and (out / name).exists()]
+    else:
+        notes += unlinked_finetunings(args.runs)
+    figures.sort(key=lambda name: not name.startswith("overview"))
+    head = {"command": command_line(), "claims": is_judged, "figures": figures, "notes": notes}
+    texts = make_tables(head, rows, groups)
+    for name, text in {"runs.jsonl": archive_text(head, runs), **texts}.items():
+        with atomic_write(out / name) as tmp:
+            tmp.write_text(text, encoding="utf-8")
 
-    print(terminal_tables(groups))
-    for line in [
-        *notes,
-        *excluded_runs(rows),
-        *headlines(groups),
-        f"written to {out}: " + ", ".join(["report.md", "results.csv", "summary.csv", *figures]),
-    ]:
-        print(
-            textwrap.fill(line.replace(" %", "\0%"), 120, subsequent_indent="  ").replace("\0", " ")
-        )  # a number keeps its unit
-    print("next: " + next_step(rows, args.runs, out, figures))
+    print(terminal_tables(groups), *notes, *excluded_runs(rows), sep="\n")
+    print(f"wrote to {out}: {', '.join([*texts, *figures])}")
+    words = ["--check", str(out)] if is_judged else [str(args.runs), "--claims"]
+    print(f"next: python report.py {shlex.join(words)}")
 
 
-def tables(head, rows, groups):
-    """{file name: text} of all that is written but the figures; head: command, claims, figures, notes, as the first line of runs.jsonl has them."""
-    made = {
+def check_readme(path):
+    """Raise UserError for a README.md that report.py has not made."""
+    if path.exists() and not path.read_text("utf-8").startswith(claims.TITLE):
+        raise UserError(f"{path}: was not made by report.py; choose another folder with --out")
+
+
+def make_tables(head, rows, groups):
+    """Return {file name: text}. `head` is the first line of runs.jsonl."""
+    notes, figures = head["notes"] + excluded_runs(rows), head["figures"]
+    texts = {
         "results.csv": csv_text(results_table(rows)),
         "summary.csv": csv_text(summary_table(groups)),
-        "report.md": markdown(
-            groups, head["figures"], head["notes"] + excluded_runs(rows), head["command"]
-        ),
+        "report.md": report_markdown(groups, figures, notes, head["command"]),
     }
     if head["claims"]:
-        made["README.md"] = claims.markdown(rows, head["figures"], head["command"])
-    return made
+        texts["README.md"] = claims.claims_markdown(rows, figures, head["command"])
+    return texts
 
 
 def check_tables(folder):
-    """Make the tables beside every runs.jsonl below a folder again, from it alone, and compare. Exit code 1 where one differs."""
+    """Make the tables below `folder` again from each runs.jsonl; exit code 1 where one differs."""
     archives = sorted(folder.rglob("runs.jsonl"))
     if not archives:
         raise UserError(
-            f"--check {folder}: holds no runs.jsonl; give a folder that report.py has written to"
+            f"--check {folder}: holds no runs.jsonl; give a folder that report.py wrote"
         )
-    differ = []
-    for path in archives:
-        head, runs = load_runs(path)
-        rows = to_rows(runs, path)
-        for name, text in tables(head, rows, group_by_seed(rows)).items():
-            there = path.with_name(name)
-            same = there.is_file() and there.read_text(encoding="utf-8") == text
-            print(
-                f"{there}: {'as the logs give it' if same else 'DIFFERS from what runs.jsonl gives'}"
-            )
-            differ += [] if same else [f"python report.py {path}"]
+    different = []
+    for archive in archives:
+        head, runs = load_runs(archive)
+        rows = make_rows(runs)
+        for name, text in make_tables(head, rows, group_by_seed(rows)).items():
+            path = archive.with_name(name)
+            is_same = path.is_file() and path.read_text("utf-8") == text
+            print(f"{path}: {'equals its logs' if is_same else 'DIFFERS from its logs'}")
+            if not is_same:
+                different.append(archive)
     for path in sorted(folder.rglob("report.md")):
         if not path.with_name("runs.jsonl").exists():
-            print(f"{path}: not compared, there is no runs.jsonl beside it")
-    if differ:
-        raise SystemExit(
-            f"report.py: {len(differ)} of the tables differ; made again by: {differ[-1]}"
-        )
-
-
-def next_step(rows, runs, out, figures):
-    """What to type or look at now: the first thing that is missing, else the report."""
-    for row in rows:
-        if row["state"] == "not finished" and "command" in row:
-            return f"{row['command']}    # goes on with {row['path']}"
-    for row in rows:
-        if row["state"] == "finished":
-            measures = {
-                "linear_probe.py": "probe_test_accuracy",
-                "evaluate_metrics.py": "saa_minority",
-            }
-            missing = [script for script, key in measures.items() if key not in row]
-            if missing and (row["kind"] == "contrastive" or missing == ["evaluate_metrics.py"]):
-                return f"python {missing[0]} {runs / row['path']}    # then this report again"
-    picture = next((name for name in figures if name.startswith("overview")), None)
-    return f"open {out / 'report.md'}" + (f", and first {out / picture}" if picture else "")
+            print(f"{path}: not compared, it has no runs.jsonl")
+    if different:
+        hint = f"run python report.py {different[0]}"
+        raise SystemExit(f"report.py: {len(different)} tables differ from their logs; {hint}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""The paper's claims and the questions it leaves open, each judged by the runs of a report.
+"""Judge the paper's claims, and the questions it leaves open, by the runs of a report.
 
-    python report.py runs/evidence --claims --out results      README.md: a verdict for every claim; ablations.png, metrics.png
+    python report.py runs/evidence --claims --out results  # README.md, ablations.png, metrics.png
 
-A claim is a rule: a function from the runs to cases, each for it, against it, or undecided. All of them for it: it holds; some: it holds in part;
-none, and some against it: it does not hold here. Every number is computed from the runs (but those of claim g, from the kit's benchmark). Runs
-are paired by their seed, and a difference counts where there are three pairs or more and Student's t-test on them gives p < 0.05, two-sided, not
-corrected for the number of tests.
+A claim has a rule: a function from the runs to cases. A case is for the claim, against it, or
+undecided. A claim holds if all its cases are for it, and in part if some are. It does not hold if
+none is for it and one is against it. All numbers are computed from the runs, except those of
+claim g, which come from the benchmark.
+
+Runs are compared in pairs of the same seed. A difference counts if there are at least three pairs
+and Student's t-test on them gives p < 0.05, two-sided, not corrected for the number of tests.
 """
 
 import itertools
@@ -13,35 +16,30 @@ import json
 import math
 import textwrap
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import ttest_1samp
 
-PROPOSED = {"supmin": "Supervised Minority", "suppro": "Supervised Prototypes"}
-LONG_TAIL = {"kcl": "KCL", "tsc": "TSC", "sbcl": "SBC", "bcl": "BCL", "paco": "PaCo"}
-SUPERVISED = {
-    "ldam_drw": "LDAM-DRW",
-    "crt": "cRT",
-    "weighted_ce": "weighted CE",
-    "focal": "focal loss",
-    "logit_adjusted": "logit adjustment",
-}
-NATURAL = ("inat21-plants", "inat21-insects", "inat21-mammals", "inat21", "fashionmnist")
-MEDICAL = ("breastmnist", "pneumoniamnist", "fracatlas", "infarction", "chestxray224")
-METRICS = {"saa": "SAA", "cac": "CAC", "sad": "SAD", "cad": "CAD", "gpu": "GPU", "peu": "PEU"}
-WORSE = {
-    "saa": -1,
-    "cac": -1,
-    "sad": 1,
-    "cad": 1,
-    "gpu": 1,
-    "peu": -1,
-}  # sign of a change that a reader of the metric takes for worse
+from datasets import DATASETS
+from reporting.collect import METHODS, METRICS
+from reporting.figures import MIN_RUNS_FOR_LINE, panel_grid
+from reporting.tables import FIGURE_CAPTION, is_smoke, markdown_table
+
+PROPOSED = ("supmin", "suppro")
+CONTRASTED = ("supcon", *PROPOSED)
+LONG_TAIL = ("kcl", "tsc", "sbcl", "bcl", "paco")
+SUPERVISED = ("ldam_drw", "crt", "weighted_ce", "focal", "logit_adjusted")
+# Kind of images; chestxray224 is a file that --data-root of the data set npz may name.
+KINDS = {name: entry.kind for name, entry in DATASETS.items()} | {"chestxray224": "medical"}
+# Sign of a change that a reader of the metric takes for worse.
+WORSE_SIGN = {"saa": -1, "cac": -1, "sad": 1, "cad": 1, "gpu": 1, "peu": -1}
 TITLE = "# The paper's claims, measured"
-SAME = 2.0  # points of balanced accuracy that "costs nothing" may cost
-RARE = 5.0  # percent of minority, at most, that is called rare
-COLLAPSED = 0.1  # nats below the collapse value, as pretrain.py warns
+TOLERANCE = 2.0  # points of balanced accuracy that "costs nothing" may cost
+RARE_PERCENT = 5.0  # share of the minority, at most, that is called rare
+COLLAPSE_GAP = 0.1  # nats below the collapse value, as in the warning of pretrain.py
 
 
 @dataclass
@@ -49,7 +47,7 @@ class Case:
     where: str
     holds: bool | None  # None: the runs do not decide it
     evidence: str
-    size: float = 0.0  # of the difference, points: the largest is told first
+    size: float = 0.0  # of the difference, points; the summary shows the largest case
 
 
 @dataclass
@@ -57,114 +55,140 @@ class Claim:
     letter: str
     text: str
     rule: str
-    cases: callable  # Runs -> [Case]
+    judge: Callable  # Runs -> [Case]
     figure: str
 
 
+# runs ---------------------------------------------------------------------------------------------
+
+
 class Runs:
-    """Finished runs, scored as the scripts do by default, no smoke runs. Base runs have no setting of their own: their label is the method's name."""
+    """Finished runs that were scored with the defaults of the scripts, without smoke runs.
+
+    Base runs have no setting of their own: their label is the name of the method.
+    A subset is (data set, ratio). Members are {seed: row}.
+    """
 
     def __init__(self, rows):
-        self.rows = [
-            row
-            for row in rows
-            if row["state"] == "finished"
-            and row.get("probe_protocol", "cached") == "cached"
-            and row.get("metrics_neighborhood", 0.05) == 0.05
-            and row.get("encoder_seed", row["seed"]) == row["seed"]
-            and not any(
-                row.get(key) for key in ("smoke", "probe_smoke", "metrics_smoke", "finetune_smoke")
-            )
-        ]
-        self.places = list(dict.fromkeys((row["dataset"], row["ratio"]) for row in self.rows))
+        self.rows = [row for row in rows if is_judged(row)]
         self.share = {(row["dataset"], row["ratio"]): row["minority_percent"] for row in self.rows}
+        self.subsets = list(self.share)
+        self.datasets = list(dict.fromkeys(dataset for dataset, _ in self.subsets))
 
-    def base(self, dataset, ratio, method):
-        """{seed: row}"""
-        return {
-            row["seed"]: row
-            for row in self.rows
-            if (row["dataset"], row["ratio"], row["label"]) == (dataset, ratio, method)
-        }
+    def rows_of(self, subset):
+        """Return the rows of a subset."""
+        return [row for row in self.rows if (row["dataset"], row["ratio"]) == subset]
 
-    def changed(self, dataset, ratio, method, *keys):
-        """{value of keys[0]: {seed: row}} of runs that differ from the base in it, and in nothing else but the other keys."""
-        base = next(iter(self.base(dataset, ratio, method).values()), None)
+    def base(self, subset, label):
+        """Return the members with a label; the name of a method gives its base runs."""
+        return {row["seed"]: row for row in self.rows_of(subset) if row["label"] == label}
+
+    def changed(self, subset, method, *keys):
+        """Return {value of keys[0]: members} of runs that differ from the base runs in it.
+
+        They may also differ in the other keys, and in nothing else.
+        """
+        base = next(iter(self.base(subset, method).values()), None)
         found = {}
-        for row in self.rows:
-            if base and (row["dataset"], row["ratio"], row["method"]) == (dataset, ratio, method):
-                own, usual = (json.loads(r["settings"]) for r in (row, base))
-                apart = {key for key in {*own, *usual} if own.get(key) != usual.get(key)}
-                if (
-                    keys[0] in apart
-                    and apart <= {*keys}
-                    and isinstance(row.get(keys[0]), (int, float))
-                ):
-                    found.setdefault(row[keys[0]], {})[row["seed"]] = row
+        for row in self.rows_of(subset) if base else ():
+            a, b = row["settings"], base["settings"]
+            different = {key for key in {*a, *b} if a.get(key) != b.get(key)}
+            is_comparable = row["method"] == method and isinstance(row.get(keys[0]), (int, float))
+            if is_comparable and keys[0] in different and different <= {*keys}:
+                found.setdefault(row[keys[0]], {})[row["seed"]] = row
         return dict(sorted(found.items()))
 
-    def untrained(self, dataset, ratio):
-        """{seed: row} of networks with the weights they began with: SupCon's, one epoch at learning rate 0, which sets batch norm's statistics."""
-        return self.changed(dataset, ratio, "supcon", "lr", "epochs").get(0, {})
+    def untrained(self, subset):
+        """Return members that kept their initial weights: SupCon, one epoch, learning rate 0.
 
-    def lengths(self, dataset, ratio):
-        """{"": {method: {seed: row}}, ", 64 epochs": ...} of SupCon and the repairs: base runs, and those with another number of epochs."""
-        found = {
-            "": {method: self.base(dataset, ratio, method) for method in ("supcon", *PROPOSED)}
-        }
-        for method in ("supcon", *PROPOSED):
-            for epochs, rows in self.changed(
-                dataset, ratio, method, "epochs", "warmup_epochs"
-            ).items():
-                found.setdefault(f", {epochs} epochs", defaultdict(dict))[method] = rows
+        The epoch sets the statistics of batch norm.
+        """
+        return self.changed(subset, "supcon", "lr", "epochs").get(0, {})
+
+    def lengths(self, subset):
+        """Return {"": {method: members}, ", 64 epochs": ...} of SupCon and the proposed losses."""
+        found = {"": {method: self.base(subset, method) for method in CONTRASTED}}
+        for method in CONTRASTED:
+            changed = self.changed(subset, method, "epochs", "warmup_epochs")
+            for epochs, members in changed.items():
+                found.setdefault(f", {epochs} epochs", defaultdict(dict))[method] = members
         return found
 
-    def rare(self):
-        return [
-            place
-            for place in self.places
-            if self.share[place] is not None and self.share[place] <= RARE
-        ]
+    def batch_sizes(self, subset, method):
+        """Return {batch size: members} of runs with as many steps as the base runs, to 15 %."""
+        sizes = self.changed(subset, method, "batch_size", "epochs", "warmup_epochs")
+        if not sizes:
+            return {}
+        base = self.base(subset, method)
+        usual = next(iter(base.values()))
+        steps = usual["epochs"] / usual["batch_size"]
+        sizes[usual["batch_size"]] = base
+        return {
+            size: sizes[size]
+            for size in sorted(sizes)
+            if all(abs(row["epochs"] / size / steps - 1) < 0.15 for row in sizes[size].values())
+        }
 
-    def imbalanced(self):
-        return [
-            place for place in self.places if self.share[place] is None or self.share[place] < 45
-        ]
+    def rare_subsets(self):
+        return [s for s in self.subsets if (self.share[s] or 100) <= RARE_PERCENT]
 
-    def balanced(self):
-        return [
-            place
-            for place in self.places
-            if self.share[place] is not None and self.share[place] >= 45
-        ]
+    def imbalanced_subsets(self):
+        return [s for s in self.subsets if (self.share[s] or 0) < 45]
+
+    def balanced_subsets(self):
+        return [s for s in self.subsets if (self.share[s] or 0) >= 45]
+
+    def contrastive_by_dataset(self):
+        """Return [(title, rows)] of each data set, and of all together if there are several."""
+        rows = [row for row in self.rows if row["kind"] == "contrastive"]
+        panels = [(name, [row for row in rows if row["dataset"] == name]) for name in self.datasets]
+        panels = [(name, members) for name, members in panels if members]
+        return [*panels, ("all runs", rows)] if len(panels) > 1 else panels
 
 
-def subset_name(place):
-    return " ".join(place)
+def is_judged(row):
+    """Whether a run is finished and scored with the defaults of the scripts."""
+    return (
+        row["state"] == "finished"
+        and row.get("probe_protocol", "cached") == "cached"
+        and row.get("metrics_neighborhood", 0.05) == 0.05
+        and row.get("encoder_seed", row["seed"]) == row["seed"]
+        and not is_smoke(row)
+    )
+
+
+def subset_name(subset):
+    return " ".join(subset)
+
+
+# values and differences ---------------------------------------------------------------------------
 
 
 def balanced_accuracy(row):
-    """Balanced test accuracy in percent: of the linear probe, or of a supervised network itself. None if not measured."""
-    value = row.get(
-        f"{'probe' if row['kind'] == 'contrastive' else 'finetune'}_test_balanced_accuracy"
-    )
+    """Return the balanced test accuracy in percent, None if not measured.
+
+    It is that of the linear probe, or of a supervised network itself.
+    """
+    result = "probe" if row["kind"] == "contrastive" else "finetune"
+    value = row.get(f"{result}_test_balanced_accuracy")
     return None if value is None else 100 * value
 
 
-def balanced_probe(row):
-    """The same of the probe that is trained on the data set's 50-50 rows, whatever the run was trained on."""
+def balanced_probe_accuracy(row):
+    """Return the same for the probe that is trained on the 50-50 rows of the data set."""
     value = row.get("probe_test_balanced_train_balanced_accuracy")
     return None if value is None else 100 * value
 
 
-PROBES = {
-    balanced_accuracy: "",
-    balanced_probe: ", probe trained on the 50-50 rows",
-}  # the paper leaves open which rows its probe is trained on
+def collapse_gap(row):
+    return row.get("last_collapse_gap")
 
 
-def metric(key):
-    """Mean of the classes at the projection."""
+PROBES = {balanced_accuracy: "", balanced_probe_accuracy: ", probe on the 50-50 rows"}
+
+
+def class_mean(key):
+    """Return a function: row -> mean of both classes of a metric in the projection."""
 
     def value(row):
         pair = row.get(f"{key}_minority"), row.get(f"{key}_majority")
@@ -174,7 +198,7 @@ def metric(key):
 
 
 def measured_values(members, value=balanced_accuracy):
-    """The measured values of {seed: row}, by seed."""
+    """Return {seed: value} of the members for which it was measured."""
     found = {seed: value(row) for seed, row in members.items()}
     return {seed: v for seed, v in found.items() if v is not None and math.isfinite(v)}
 
@@ -184,14 +208,14 @@ def mean_text(members, value=balanced_accuracy, unit=" %", digits=1):
     if not values:
         return "not run"
     spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{round(np.mean(values), digits) + 0.0:.{digits}f}{spread}{unit}" + (
-        "" if len(values) == 3 else f" (n {len(values)})"
-    )
+    # The sum with 0.0 turns -0.0 into 0.0.
+    mean = f"{round(np.mean(values), digits) + 0.0:.{digits}f}"
+    return f"{mean}{spread}{unit}" + ("" if len(values) == 3 else f" (n {len(values)})")
 
 
 @dataclass
 class Difference:
-    """Of two methods over the seeds that both have, in points."""
+    """Differences of two methods in points, over the seeds that both have."""
 
     values: list
 
@@ -201,9 +225,7 @@ class Difference:
 
     @property
     def p(self):
-        """Two-sided, of the t-test on the pairs; None for one pair."""
-        from scipy.stats import ttest_1samp
-
+        """Two-sided p of the t-test on the pairs; None for one pair."""
         if len(self.values) < 2:
             return None
         if np.ptp(self.values) < 1e-9:
@@ -212,7 +234,7 @@ class Difference:
 
     @property
     def sign(self):
-        """1 or -1 where the difference counts, else 0."""
+        """1 or -1 if the difference counts, else 0."""
         return 0 if len(self.values) < 3 or self.p >= 0.05 else int(np.sign(self.mean))
 
     def __str__(self):
@@ -222,238 +244,172 @@ class Difference:
 
 
 def difference(a, b, value=balanced_accuracy):
-    """a minus b; None without a common seed."""
+    """Return a minus b; None without a common seed."""
     a, b = measured_values(a, value), measured_values(b, value)
     common = sorted(a.keys() & b.keys())
     return Difference([a[seed] - b[seed] for seed in common]) if common else None
 
 
 def is_higher(difference):
-    """True, False, or None where it is not decided."""
+    """Return whether the difference is positive; None if it does not count."""
     return {1: True, -1: False, 0: None}[difference.sign]
 
 
 def not_lower(difference):
-    """Not lower by a difference that counts, nor by SAME points on average (which alone decides nothing)."""
+    """Return whether the difference is not negative.
+
+    One that does not count may be TOLERANCE points below 0 on average; None beyond that.
+    """
     if difference.sign or len(difference.values) < 3:
         return is_higher(difference)
-    return True if difference.mean > -SAME else None
+    return True if difference.mean > -TOLERANCE else None
 
 
-# ------------------------------------------------------------------------------------------------------------------
-# the claims: Runs -> cases
-# ------------------------------------------------------------------------------------------------------------------
+def compare(where, a, b, rule=is_higher, value=balanced_accuracy):
+    """Return [Case] of members a against members b; [] without a common seed."""
+    d = difference(a, b, value)
+    if d is None:
+        return []
+    evidence = f"{mean_text(a, value)} against {mean_text(b, value)}: {d}"
+    return [Case(where, rule(d), evidence, abs(d.mean))]
+
+
+# the rules ----------------------------------------------------------------------------------------
 
 
 def judge_collapse(runs):
     cases = []
-    for dataset in dict.fromkeys(dataset for dataset, _ in runs.places):
-        places = sorted(
-            (
-                place
-                for place in runs.places
-                if place[0] == dataset
-                and runs.share[place]
-                and measured_values(runs.base(*place, "supcon"))
-            ),
-            key=lambda place: -runs.share[place],
-        )
-        if len(places) > 1:
-            text = ", ".join(
-                f"{ratio} {mean_text(runs.base(dataset, ratio, 'supcon'))}" for _, ratio in places
-            )
-            if fall := difference(
-                runs.base(*places[0], "supcon"), runs.base(*places[-1], "supcon")
-            ):
-                cases.append(
-                    Case(
-                        f"{dataset}: falls",
-                        is_higher(fall),
-                        f"{text}: from the first to the last {fall}",
-                        abs(fall.mean),
-                    )
-                )
-        for place in places:
-            if runs.share[place] <= 1:
-                rows = runs.base(*place, "supcon")
-                gap = mean_text(rows, lambda row: row.get("last_collapse_gap"), " nats", 3)
-                for value, on in PROBES.items():
-                    if known := list(measured_values(rows, value).values()):
-                        cases.append(
-                            Case(
-                                f"{dataset} {place[1]}: collapses (below 60 %){on}",
-                                bool(np.mean(known) < 60) if len(known) > 2 else None,
-                                f"{mean_text(rows, value)}, loss below its collapse value by {gap}",
-                            )
-                        )
-                    if d := difference(untrained := runs.untrained(*place), rows, value):
-                        cases.append(
-                            Case(
-                                f"{subset_name(place)}: no better than untrained{on}",
-                                not_lower(d),
-                                f"untrained {mean_text(untrained, value)} against {mean_text(rows, value)}: {d}",
-                                abs(d.mean),
-                            )
-                        )
+    for dataset in runs.datasets:
+        subsets = [
+            subset
+            for subset in runs.subsets
+            if subset[0] == dataset
+            and runs.share[subset]
+            and measured_values(runs.base(subset, "supcon"))
+        ]
+        subsets.sort(key=lambda subset: -runs.share[subset])
+        members = {subset[1]: runs.base(subset, "supcon") for subset in subsets}
+        if len(subsets) > 1:
+            balanced, *_, rarest = members.values()
+            if fall := difference(balanced, rarest):
+                means = ", ".join(f"{ratio} {mean_text(rows)}" for ratio, rows in members.items())
+                evidence = f"{means}; first minus last {fall}"
+                where = f"{dataset}: lower at the rarest ratio"
+                cases.append(Case(where, is_higher(fall), evidence, abs(fall.mean)))
+        for subset in subsets:
+            if runs.share[subset] <= 1:
+                cases += judge_rarest(runs, subset)
+    return cases
+
+
+def judge_rarest(runs, subset):
+    """Compare SupCon with 60 % and with an untrained network, by both probes."""
+    cases, members = [], runs.base(subset, "supcon")
+    gap = mean_text(members, collapse_gap, " nats", 3)
+    for value, probe in PROBES.items():
+        if known := list(measured_values(members, value).values()):
+            where = f"{subset_name(subset)}: collapses (below 60 %){probe}"
+            holds = bool(np.mean(known) < 60) if len(known) > 2 else None
+            evidence = f"{mean_text(members, value)}; final loss {gap} below its collapse value"
+            cases.append(Case(where, holds, evidence))
+        where = f"{subset_name(subset)}: untrained network not worse than SupCon{probe}"
+        cases += compare(where, runs.untrained(subset), members, not_lower, value)
     return cases
 
 
 def judge_metrics(runs):
     cases = []
-    for place in runs.rare():
-        for length, members in runs.lengths(*place).items():
+    for subset in runs.rare_subsets():
+        for length, members in runs.lengths(subset).items():
             for key, name in METRICS.items():
-                repaired = [
-                    d
-                    for method in PROPOSED
-                    if (d := difference(members["supcon"], members[method], metric(key)))
+                value = class_mean(key)
+                differences = [
+                    difference(members["supcon"], members[method], value) for method in PROPOSED
                 ]
-                if repaired:
-                    signs = {d.sign * WORSE[key] for d in repaired}
-                    shown = True if signs == {1} else False if signs == {-1} else None
-                    means = ", ".join(
-                        f"{mean_text(members[method], metric(key), '', 2)} {label}"
-                        for method, label in {"supcon": "SupCon", **PROPOSED}.items()
-                    )
-                    cases.append(
-                        Case(
-                            f"{subset_name(place)}{length}: {name} {'shows it' if key in ('saa', 'cac') else 'does not show it'}",
-                            shown if key in ("saa", "cac") or shown is None else not shown,
-                            means,
-                        )
-                    )
+                signs = {d.sign * WORSE_SIGN[key] for d in differences if d}
+                if not signs:
+                    continue
+                is_worse = True if signs == {1} else False if signs == {-1} else None
+                should_show = key in ("saa", "cac")
+                holds = is_worse if should_show or is_worse is None else not is_worse
+                verb = "shows it" if should_show else "does not show it"
+                means = [
+                    f"{METHODS[method]} {mean_text(members[method], value, '', 2)}"
+                    for method in CONTRASTED
+                ]
+                where = f"{subset_name(subset)}{length}: {name} {verb}"
+                cases.append(Case(where, holds, ", ".join(means)))
     return cases
 
 
 def judge_proposed_losses(runs):
     cases = []
-    for place in runs.imbalanced():
-        for length, members in runs.lengths(*place).items():
-            others = {"SupCon": members["supcon"], "an untrained network": runs.untrained(*place)}
-            for (method, name), (other, rows), (value, on) in itertools.product(
-                PROPOSED.items(), others.items(), PROBES.items()
+    for subset in runs.imbalanced_subsets():
+        for length, members in runs.lengths(subset).items():
+            others = {"SupCon": members["supcon"], "an untrained network": runs.untrained(subset)}
+            for method, (other, rows), (value, probe) in itertools.product(
+                PROPOSED, others.items(), PROBES.items()
             ):
-                if d := difference(members[method], rows, value):
-                    cases.append(
-                        Case(
-                            f"{subset_name(place)}{length}: {name} over {other}{on}",
-                            is_higher(d),
-                            f"{mean_text(members[method], value)} against {mean_text(rows, value)}: {d}",
-                            abs(d.mean),
-                        )
-                    )
-        for (method, name), (other, label) in itertools.product(
-            PROPOSED.items(), LONG_TAIL.items()
-        ):
-            if d := difference(runs.base(*place, method), runs.base(*place, other)):
-                cases.append(
-                    Case(
-                        f"{subset_name(place)}: {name} over {label}",
-                        is_higher(d),
-                        f"{mean_text(runs.base(*place, method))} against {mean_text(runs.base(*place, other))}: {d}",
-                        abs(d.mean),
-                    )
-                )
+                where = f"{subset_name(subset)}{length}: {METHODS[method]} over {other}{probe}"
+                cases += compare(where, members[method], rows, value=value)
+        for method, other in itertools.product(PROPOSED, LONG_TAIL):
+            where = f"{subset_name(subset)}: {METHODS[method]} over {METHODS[other]}"
+            cases += compare(where, runs.base(subset, method), runs.base(subset, other))
     return cases
 
 
 def judge_domains(runs):
     cases = []
-    for place in runs.imbalanced():
-        d = difference(runs.base(*place, "supmin"), runs.base(*place, "suppro"))
-        if d and place[0] in (*NATURAL, *MEDICAL):
-            natural = place[0] in NATURAL
-            cases.append(
-                Case(
-                    f"{subset_name(place)}, {'natural: Supervised Minority' if natural else 'medical: Supervised Prototypes'} ahead",
-                    None if not d.sign else (d.sign > 0) == natural,
-                    f"Supervised Minority minus Supervised Prototypes: {d}",
-                    abs(d.mean),
-                )
-            )
+    for subset in runs.imbalanced_subsets():
+        d = difference(runs.base(subset, "supmin"), runs.base(subset, "suppro"))
+        kind = KINDS.get(subset[0])
+        if d and kind:
+            expected = {"natural": "supmin", "medical": "suppro"}[kind]
+            where = f"{subset_name(subset)}, {kind}: {METHODS[expected]} ahead"
+            holds = None if not d.sign else (d.sign > 0) == (expected == "supmin")
+            evidence = f"Supervised Minority minus Supervised Prototypes {d}"
+            cases.append(Case(where, holds, evidence, abs(d.mean)))
     return cases
 
 
 def judge_cac(runs):
     cases = []
-    for title, rows in contrastive_rows_by_dataset(runs):
-        r2 = {key: fit_line(rows, key) for key in METRICS}
-        if r2["cac"]:
-            others = ", ".join(
-                f"{METRICS[key]} {value[1]:.2f}"
-                for key, value in r2.items()
-                if key != "cac" and value
-            )
-            slope, share, n = r2["cac"]
-            cases.append(
-                Case(
-                    title,
-                    share > 0.6 and slope > 0,
-                    f"R² {share:.2f} over {n} runs (the others: {others})",
-                )
-            )
+    for title, rows in runs.contrastive_by_dataset():
+        fits = {key: fit_metric(rows, key) for key in METRICS}
+        if fits["cac"]:
+            slope, r2, n = fits.pop("cac")
+            others = ", ".join(f"{METRICS[key]} {fit[1]:.2f}" for key, fit in fits.items() if fit)
+            evidence = f"R² {r2:.2f} over {n} runs (the others: {others})"
+            cases.append(Case(title, r2 > 0.6 and slope > 0, evidence))
     return cases
 
 
-def contrastive_rows_by_dataset(runs):
-    """(title, contrastive runs) of all data sets with one, and of all together where they are several."""
-    rows = [row for row in runs.rows if row["kind"] == "contrastive"]
-    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
-    return [
-        (dataset, [row for row in rows if row["dataset"] == dataset]) for dataset in datasets
-    ] + ([("all runs", rows)] if len(datasets) > 1 else [])
+def fit_metric(rows, key):
+    """Fit balanced accuracy on a metric by least squares. Returns (slope, R², n).
 
-
-def fit_line(rows, key):
-    """(slope, R², n) of balanced accuracy on a metric, by least squares; None for fewer than 8 runs or equal values."""
-    pairs = [(metric(key)(row), balanced_accuracy(row)) for row in rows]
-    x, y = np.array(
-        [pair for pair in pairs if None not in pair and np.isfinite(pair).all()] or [(0, 0)],
-        dtype=float,
-    ).T
-    if len(x) < 8 or np.ptp(x) == 0 or np.ptp(y) == 0:
+    None for fewer than 8 runs or equal values.
+    """
+    pairs = [(class_mean(key)(row), balanced_accuracy(row)) for row in rows]
+    pairs = [pair for pair in pairs if None not in pair and np.isfinite(pair).all()]
+    if len(pairs) < 8:
+        return None
+    x, y = np.array(pairs, dtype=float).T
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
     return float(np.polyfit(x, y, 1)[0]), float(np.corrcoef(x, y)[0, 1] ** 2), len(x)
 
 
 def judge_batch_sizes(runs):
     cases = []
-    for place in runs.places:
-        for method in ("supcon", *PROPOSED):
-            sizes = runs_by_batch_size(runs, place, method)
-            if len(sizes) > 1 and (
-                d := difference(list(sizes.values())[-1], list(sizes.values())[0])
-            ):
-                text = ", ".join(f"{size}: {mean_text(rows)}" for size, rows in sizes.items())
-                cases.append(
-                    Case(
-                        f"{subset_name(place)}, {method}",
-                        None if not d.sign else d.sign < 0,
-                        f"batch {text}; largest minus smallest {d}",
-                        abs(d.mean),
-                    )
-                )
+    for subset, method in itertools.product(runs.subsets, CONTRASTED):
+        sizes = runs.batch_sizes(subset, method)
+        members = list(sizes.values())
+        if len(sizes) > 1 and (d := difference(members[-1], members[0])):
+            means = ", ".join(f"{size}: {mean_text(rows)}" for size, rows in sizes.items())
+            holds = None if not d.sign else d.sign < 0
+            evidence = f"batch {means}; largest minus smallest {d}"
+            cases.append(Case(f"{subset_name(subset)}, {method}", holds, evidence, abs(d.mean)))
     return cases
-
-
-def runs_by_batch_size(runs, place, method):
-    """{batch size: {seed: row}} of runs with as many steps as the base, to 15 %; empty without another size."""
-    sizes, base = (
-        runs.changed(*place, method, "batch_size", "epochs", "warmup_epochs"),
-        runs.base(*place, method),
-    )
-    if not sizes:
-        return {}
-    usual = next(iter(base.values()))
-    sizes[usual["batch_size"]] = base
-    return {
-        size: sizes[size]
-        for size in sorted(sizes)
-        if all(
-            abs(row["epochs"] / size * usual["batch_size"] / usual["epochs"] - 1) < 0.15
-            for row in sizes[size].values()
-        )
-    }
 
 
 def judge_overhead(runs):
@@ -463,193 +419,155 @@ def judge_overhead(runs):
     times = json.loads(path.read_text(encoding="utf-8"))["methods"]
     return [
         Case(
-            name,
+            METHODS[method],
             times[method]["ratio"] <= 1.05,
             f"{times[method]['ratio']:.2f} of SupCon's time per step, median of 7 rounds "
             f"({times[method]['lowest']:.2f} to {times[method]['highest']:.2f})",
         )
-        for method, name in PROPOSED.items()
+        for method in PROPOSED
     ]
 
 
 def judge_balanced_data(runs):
     cases = []
-    for place in runs.balanced():
-        for method, name in PROPOSED.items():
-            if d := difference(runs.base(*place, method), runs.base(*place, "supcon")):
-                cases.append(
-                    Case(
-                        f"{subset_name(place)}: {name}",
-                        not_lower(d),
-                        f"{mean_text(runs.base(*place, method))} against {mean_text(runs.base(*place, 'supcon'))}: {d}",
-                        abs(d.mean),
-                    )
-                )
+    for subset, method in itertools.product(runs.balanced_subsets(), PROPOSED):
+        where = f"{subset_name(subset)}: {METHODS[method]}"
+        members = runs.base(subset, method), runs.base(subset, "supcon")
+        cases += compare(where, *members, not_lower)
     return cases
 
 
 def judge_margins(runs):
-    return [
-        Case(
-            f"{subset_name(place)}: margin 1 against {value:g}",
-            not_lower(d),
-            f"{mean_text(runs.base(*place, 'suppro'))} against {mean_text(rows)}: {d}",
-            abs(d.mean),
-        )
-        for place in runs.places
-        for value, rows in runs.changed(*place, "suppro", "margin").items()
-        if (d := difference(runs.base(*place, "suppro"), rows))
-    ]
+    cases = []
+    for subset in runs.subsets:
+        for margin, members in runs.changed(subset, "suppro", "margin").items():
+            where = f"{subset_name(subset)}: margin 1 against {margin:g}"
+            cases += compare(where, runs.base(subset, "suppro"), members, not_lower)
+    return cases
 
 
 def judge_majority_supervision(runs):
     cases = []
-    for place in runs.places:
-        shares = runs.changed(*place, "supmin", "majority_supervision")
-        shares |= {1.0: runs.base(*place, "supcon")} if shares else {}
-        for value, rows in shares.items():
-            if d := difference(runs.base(*place, "supmin"), rows):
-                cases.append(
-                    Case(
-                        f"{subset_name(place)}: 0 against {value:g}"
-                        + (" (SupCon)" if value == 1 else ""),
-                        not_lower(d),
-                        f"{mean_text(runs.base(*place, 'supmin'))} against {mean_text(rows)}: {d}",
-                        abs(d.mean),
-                    )
-                )
+    for subset in runs.subsets:
+        shares = runs.changed(subset, "supmin", "majority_supervision")
+        shares |= {1.0: runs.base(subset, "supcon")} if shares else {}
+        for share, members in shares.items():
+            where = f"{subset_name(subset)}: 0 against {share:g}" + " (SupCon)" * (share == 1)
+            cases += compare(where, runs.base(subset, "supmin"), members, not_lower)
     return cases
 
 
 def judge_supervised_baselines(runs):
     cases = []
-    for place in runs.imbalanced():
-        for (method, name), (other, label) in itertools.product(
-            PROPOSED.items(), SUPERVISED.items()
-        ):
-            repaired, rows = runs.base(*place, method), runs.base(*place, other)
-            if d := difference(repaired, rows):
-                trained = (repaired, runs.base(*place, "ce") if other == "crt" else rows)
-                epochs = " and ".join(
-                    str(next(iter(members.values()))["epochs"]) for members in trained if members
-                )
-                cases.append(
-                    Case(
-                        f"{subset_name(place)}: {name} over {label}",
-                        is_higher(d),
-                        f"{mean_text(repaired)} against {mean_text(rows)}: {d}; {epochs} epochs",
-                        abs(d.mean),
-                    )
-                )
+    for subset, method, other in itertools.product(runs.imbalanced_subsets(), PROPOSED, SUPERVISED):
+        proposed, members = runs.base(subset, method), runs.base(subset, other)
+        where = f"{subset_name(subset)}: {METHODS[method]} over {METHODS[other]}"
+        for case in compare(where, proposed, members):
+            # cRT re-trains the classifier of plain cross entropy.
+            trained = runs.base(subset, "ce") if other == "crt" else members
+            epochs = [str(next(iter(m.values()))["epochs"]) for m in (proposed, trained) if m]
+            case.evidence += f"; {' and '.join(epochs)} epochs"
+            cases.append(case)
     return cases
 
 
 def judge_early_numbers(runs):
-    """Choosing among SupCon and the repairs by a number read early in training, against always taking the same repair; and the collapse as an alarm."""
-    lost, cases = (
-        defaultdict(list),
-        [],
-    )  # by number: (points lost by its choice, points lost by each repair)
-    for place in runs.places:
-        members = {method: runs.base(*place, method) for method in ("supcon", *PROPOSED)}
-        for seed in (
-            sorted(set.intersection(*(set(measured_values(rows)) for rows in members.values())))
-            if place in runs.imbalanced()
-            else ()
-        ):
-            rows = [members[method][seed] for method in members]
-            top = max(map(balanced_accuracy, rows))
-            for key, name in (
-                ("early_val_knn", "highest kNN accuracy"),
-                ("early_val_cac", "highest CAC"),
-            ):
-                if all(row.get(key) is not None for row in rows):
-                    lost[name].append(
-                        (
-                            top - balanced_accuracy(max(rows, key=lambda row: row[key])),
-                            *(top - balanced_accuracy(row) for row in rows[1:]),
-                        )
-                    )
-        told, others = [], []
-        for row in (row for method in ("supcon", "supmin") for row in members[method].values()):
-            if row.get("early_collapse_gap") is not None and balanced_accuracy(row) is not None:
-                (told if abs(row["early_collapse_gap"]) < COLLAPSED else others).append(
-                    balanced_accuracy(row)
-                )
-        if len(told) > 2 and len(others) > 2:
-            cases.append(
-                Case(
-                    f"{subset_name(place)}: the loss within {COLLAPSED} nats of its collapse value foretells the lower runs",
-                    max(told) < min(others),
-                    f"{len(told)} runs told end at {min(told):.1f} to {max(told):.1f} %, "
-                    f"{len(others)} others at {min(others):.1f} to {max(others):.1f} %",
-                    np.mean(others) - np.mean(told),
-                )
-            )
-    for name, choices in lost.items():
-        chosen, *fixed = np.array(choices).T
-        least = int(np.argmin(np.mean(fixed, axis=1)))
-        d = Difference(list(fixed[least] - chosen))
-        cases.append(
-            Case(
-                f"choice by the {name} of validation",
-                is_higher(d),
-                f"loses {np.mean(chosen):.1f} points to the best of the three, always "
-                f"{list(PROPOSED.values())[least]} loses {np.mean(fixed[least]):.1f}: {d}",
-                abs(d.mean),
-            )
+    cases = [case for subset in runs.subsets for case in judge_alarm(runs, subset)]
+    for key, name in (("early_val_knn", "kNN accuracy"), ("early_val_cac", "CAC")):
+        if not (losses := selection_losses(runs, key)):
+            continue
+        chosen, *fixed = np.array(losses).T
+        best = int(np.argmin(np.mean(fixed, axis=1)))
+        d = Difference(list(fixed[best] - chosen))
+        evidence = (
+            f"loses {np.mean(chosen):.1f} points to the best of the three; always "
+            f"{METHODS[PROPOSED[best]]} loses {np.mean(fixed[best]):.1f}: {d}"
         )
+        where = f"choice by the highest validation {name}"
+        cases.append(Case(where, is_higher(d), evidence, abs(d.mean)))
     return cases
+
+
+def judge_alarm(runs, subset):
+    """Test whether an early loss at its collapse value identifies the runs with low accuracy."""
+    collapsed, others = [], []
+    for method in ("supcon", "supmin"):
+        for row in runs.base(subset, method).values():
+            gap, accuracy = row.get("early_collapse_gap"), balanced_accuracy(row)
+            if gap is not None and accuracy is not None:
+                (collapsed if abs(gap) < COLLAPSE_GAP else others).append(accuracy)
+    if min(len(collapsed), len(others)) < 3:
+        return []
+    where = f"{subset_name(subset)}: a loss within {COLLAPSE_GAP} nats of its collapse value"
+    evidence = (
+        f"{len(collapsed)} such runs end at {min(collapsed):.1f} to {max(collapsed):.1f} %, "
+        f"{len(others)} others at {min(others):.1f} to {max(others):.1f} %"
+    )
+    size = np.mean(others) - np.mean(collapsed)
+    return [Case(f"{where} identifies the low runs", max(collapsed) < min(others), evidence, size)]
+
+
+def selection_losses(runs, key):
+    """Return, per subset and seed, the points lost to the best of SupCon and the proposed losses.
+
+    First by the method with the highest early number, then by always taking each proposed loss.
+    """
+    losses = []
+    for subset in runs.imbalanced_subsets():
+        members = [runs.base(subset, method) for method in CONTRASTED]
+        for seed in sorted(set.intersection(*(set(measured_values(rows)) for rows in members))):
+            rows = [rows[seed] for rows in members]
+            if all(row.get(key) is not None for row in rows):
+                best = max(map(balanced_accuracy, rows))
+                chosen = max(rows, key=lambda row: row[key])
+                losses.append([best - balanced_accuracy(row) for row in (chosen, *rows[1:])])
+    return losses
 
 
 def judge_sampler(runs):
     cases = []
-    for place in runs.places:
-        for value, rows in runs.changed(*place, "supcon", "minority_per_batch").items():
-            if d := difference(rows, runs.base(*place, "supcon")):
-                cases.append(
-                    Case(
-                        f"{subset_name(place)}: SupCon with {value} at least per batch, over SupCon without",
-                        is_higher(d),
-                        f"{mean_text(rows)} against {mean_text(runs.base(*place, 'supcon'))}: {d}",
-                        abs(d.mean),
-                    )
-                )
-            for method, name in PROPOSED.items():
-                if d := difference(rows, runs.base(*place, method)):
-                    cases.append(
-                        Case(
-                            f"{subset_name(place)}: and as good as {name} without",
-                            not_lower(d),
-                            f"{mean_text(rows)} against {mean_text(runs.base(*place, method))}: {d}",
-                            abs(d.mean),
-                        )
-                    )
+    for subset in runs.subsets:
+        changed = runs.changed(subset, "supcon", "minority_per_batch")
+        for minimum, members in changed.items():
+            start = f"{subset_name(subset)}: SupCon with at least {minimum} per batch"
+            cases += compare(f"{start}, over SupCon without", members, runs.base(subset, "supcon"))
+            for method in PROPOSED:
+                where = f"{start}, not below {METHODS[method]} without"
+                cases += compare(where, members, runs.base(subset, method), not_lower)
     return cases
 
 
+NOT_LOWER = (
+    f"is not below {{}} by a difference that counts. A difference that does not count may be at "
+    f"most {TOLERANCE:g} points on average; beyond that the case is undecided."
+)
 CLAIMS = (
     Claim(
         "a",
         "SupCon's probe accuracy falls as imbalance grows, and at 1 % it collapses.",
-        "Per data set: lower at its rarest ratio than at its most balanced one; at 1 % of minority below 60 %, and less than 2 points above an "
-        "untrained network of the same seed (where one was probed), by the probe on the run's own rows and by that on the 50-50 rows.",
+        "Per data set: accuracy at the rarest ratio is below that at the most balanced one. At 1 % "
+        "of minority: accuracy is below 60 %, and an untrained network of the same seed (where one "
+        "was probed) is less than 2 points worse. The probe is trained on the run's own rows, or "
+        "on the 50-50 rows.",
         judge_collapse,
         "accuracy.png",
     ),
     Claim(
         "b",
         "SAA and CAC show the collapse; SAD, CAD, GPU and PEU do not.",
-        f"Where at most {RARE:g} % are minority: SupCon's metric is worse than that of both repairs (SAA, CAC), or better (the others). "
-        "Worse is lower SAA, CAC and PEU, higher SAD, CAD and GPU.",
+        f"Where at most {RARE_PERCENT:g} % are minority: SAA and CAC of SupCon are worse than "
+        "those of both proposed losses, the other metrics are better. Worse is lower SAA, CAC and "
+        "PEU, and higher SAD, CAD and GPU.",
         judge_metrics,
         "saa_cac.png",
     ),
     Claim(
         "c",
-        "Supervised Minority and Supervised Prototypes repair it: up to 35 points above SupCon, up to 5 above the long-tail methods.",
-        "At every ratio but 50-50: each repair above SupCon, above an untrained network (where one was probed), by both probes, and above each "
-        "long-tail method.",
+        "Supervised Minority and Supervised Prototypes repair it: up to 35 points above SupCon, "
+        "up to 5 above the long-tail methods.",
+        "At every ratio but 50-50: each of the two proposed losses is above SupCon, above an "
+        "untrained network (where one was probed), both by both probes, and above each long-tail "
+        "method.",
         judge_proposed_losses,
         "accuracy.png",
     ),
@@ -663,66 +581,73 @@ CLAIMS = (
     Claim(
         "e",
         "CAC predicts accuracy, R² > 0.6.",
-        "R² of balanced accuracy on CAC (mean of the classes), all contrastive runs of a data set, and slope > 0.",
+        "R² of balanced accuracy on CAC (mean of the classes) over all contrastive runs of a data "
+        "set. The slope is positive.",
         judge_cac,
         "cac_accuracy.png",
     ),
     Claim(
         "f",
         "Larger batches hurt SupCon.",
-        "At an equal number of steps (to 15 %) and the same learning rate: the largest batch below the smallest.",
+        "At an equal number of steps (to 15 %) and the same learning rate: the largest batch is "
+        "below the smallest.",
         judge_batch_sizes,
         "ablations.png",
     ),
     Claim(
         "g",
-        "The overhead of the repairs is negligible.",
-        "At most 1.05 of SupCon's time per step, as the kit's benchmark has it (ResNet-18 at 32 px on a CPU, not these runs).",
+        "The overhead of the two proposed losses is negligible.",
+        "They take at most 1.05 of SupCon's time per step. The times are those of the benchmark "
+        "(ResNet-18 at 32 px on a CPU), not of these runs.",
         judge_overhead,
         "",
     ),
     Claim(
         "h",
-        "At 50-50 the repairs cost nothing.",
-        f"Not lower than SupCon by a difference that counts, nor by {SAME:g} points on average (that alone: undecided).",
+        "At 50-50 the two proposed losses cost nothing.",
+        f"Each {NOT_LOWER.format('SupCon')}",
         judge_balanced_data,
         "accuracy.png",
     ),
     Claim(
         "i",
         "Open: is 0.5 (margin 1) the right threshold of the prototypes?",
-        f"Margin 1 is not below another by a difference that counts, nor by {SAME:g} points on average (that alone: undecided).",
+        f"Margin 1 {NOT_LOWER.format('any other margin')}",
         judge_margins,
         "ablations.png",
     ),
     Claim(
         "j",
         "Open: is it best to leave the majority without supervision?",
-        f"A share of 0 is not below another by a difference that counts, nor by {SAME:g} points on average (that alone: undecided).",
+        f"A supervised share of 0 {NOT_LOWER.format('any other share')}",
         judge_majority_supervision,
         "ablations.png",
     ),
     Claim(
         "k",
-        "Open: are the repairs better than supervised methods for imbalance (LDAM-DRW, cRT) at equal budget?",
-        "Each repair above each of them. Equal budget: twice the epochs, since a supervised network sees one view of an image.",
+        "Open: are the two proposed losses better than supervised methods for imbalance "
+        "(LDAM-DRW, cRT) at equal budget?",
+        "Each of the two is above each of the supervised methods. These train for twice the "
+        "epochs, since they see one view of an image where contrastive methods see two.",
         judge_supervised_baselines,
         "accuracy.png",
     ),
     Claim(
         "l",
         "Open: is there a number, early in training, that tells which method to use?",
-        "Read at the first look between a quarter and half of the training. Choosing SupCon or a repair by it, seed by seed, loses less, against "
-        "the best of the three, than always taking the better repair (50-50 left out); and, per data set and ratio, all runs of SupCon and "
-        "Supervised Minority whose loss sits on its collapse value end below all the others.",
+        "The numbers are read at the first validation between a quarter and half of the training. "
+        "Choosing SupCon or a proposed loss by a number, seed by seed, loses less to the best of "
+        "the three than always taking the better proposed loss (50-50 left out). Per data set and "
+        "ratio: all runs of SupCon and Supervised Minority whose loss is at its collapse value "
+        "end below all the others.",
         judge_early_numbers,
         "",
     ),
     Claim(
         "m",
         "Open: does a sampler that guarantees minority images change the picture?",
-        f"SupCon with it is above SupCon without, and below neither repair without it by a difference that counts, nor by {SAME:g} points on "
-        "average (that alone: undecided).",
+        "SupCon with the sampler is above SupCon without it. It also "
+        + NOT_LOWER.format("either proposed loss without it"),
         judge_sampler,
         "ablations.png",
     ),
@@ -738,201 +663,138 @@ def verdict(cases):
     return "does not hold here" if False in held else "not decided"
 
 
-# ------------------------------------------------------------------------------------------------------------------
-# results/README.md
-# ------------------------------------------------------------------------------------------------------------------
+# results/README.md --------------------------------------------------------------------------------
+
+HOW_TO_READ = """\
+Numbers are balanced accuracy on the test split, mean ± standard deviation over seeds. There are
+three seeds unless another n is given. The linear probe is trained on the run's own rows unless the
+case says otherwise. Differences are between runs of the same seed. p is that of Student's t-test on
+these pairs, two-sided, not corrected for the number of tests: with three seeds only large and
+steady differences count. An undecided case counts neither for a claim nor against it."""
 
 
-def markdown(rows, figures, command):
-    """README.md: the claims table, then every claim with its rule and cases, and all changed settings."""
+def claims_markdown(rows, figures, command):
+    """Return README.md: the table of claims, then the rule and the cases of each claim."""
     runs = Runs(rows)
-    judged = [(claim, claim.cases(runs)) for claim in CLAIMS]
+    judged = [(claim, claim.judge(runs)) for claim in CLAIMS]
     lines = [
         TITLE,
         "",
-        f"Generated by `{command}` from [runs.jsonl](runs.jsonl), the logs of {len(runs.rows)} runs; nothing here is typed by hand, and "
-        "`python report.py --check results` compares. All tables: [report.md](report.md); all values: [results.csv](results.csv), "
-        "[summary.csv](summary.csv). The runs again: `bash run_all.sh evidence`, or those for some claims: `bash run_all.sh evidence f m`.",
+        f"Generated by `{command}` from the logs of {len(runs.rows)} runs in",
+        "[runs.jsonl](runs.jsonl); nothing is typed by hand. `python report.py --check results`",
+        "compares. [report.md](report.md) has all tables, [results.csv](results.csv) all runs,",
+        "[summary.csv](summary.csv) all means. `bash results/evidence.sh` makes the runs again,",
+        "`bash results/evidence.sh f m` those for claims f and m.",
         "",
-        *setting_lines(runs),
+        *setting_table(runs),
         "",
-        "| | claim | verdict | evidence | figure | command |",
-        "|---|---|---|---|---|---|",
+        *claim_table(judged, figures),
+        "",
+        HOW_TO_READ,
     ]
     for claim, cases in judged:
-        figure = f"[{claim.figure}]({claim.figure})" if cases and claim.figure in figures else "-"
-        again = (
-            f"`bash run_all.sh evidence {claim.letter}`"
-            if claim.letter != "g"
-            else "`python benchmark.py methods --out results/benchmark`"
-        )
-        lines.append(
-            f"| {claim.letter} | {claim.text} | **{verdict(cases)}** | {summary(cases)} | {figure} | {again} |"
-        )
-    lines += [
-        "",
-        "Balanced accuracy on the test split, mean ± standard deviation over seeds (three unless another n is given), linear probe on the "
-        "run's own rows where nothing else is said. Differences are of pairs with the same seed, p by Student's t-test on the pairs, two-sided, "
-        "not corrected for the number of tests: with three seeds, only large and steady differences count. An undecided case counts "
-        "neither for a claim nor against it.",
-    ]
+        lines += ["", f"## {claim.letter}. {claim.text}", "", claim.rule, "", *case_table(cases)]
+    lines += ["", "## Changed settings", "", "The brackets name what was changed. Below collapse:"]
+    lines += ["the loss of embeddings that are all equal, minus the final loss, in nats."]
+    lines += changed_tables(runs)
+    names = ["ablations", "metrics", "accuracy", "saa_cac", "cac_accuracy"]
+    names = [name for name in names if f"{name}.png" in figures]
+    lines += ["", "## Figures", "", FIGURE_CAPTION] if names else []
+    for name in names:
+        lines += ["", f"![{name}]({name}.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def claim_table(judged, figures):
+    rows = []
     for claim, cases in judged:
-        lines += ["", f"## {claim.letter}. {claim.text}", "", claim.rule, ""]
-        if cases:
-            lines += ["| case | | measured |", "|---|---|---|"]
-            lines += [
-                f"| {case.where} | {({True: 'yes', False: 'no', None: 'undecided'})[case.holds]} | {case.evidence} |"
-                for case in cases
-            ]
-        else:
-            lines += ["Not run."]
-    lines += [
-        "",
-        "## Changed settings",
-        "",
-        "What sets these runs apart from the others stands in brackets. Last column: nats by which the loss ends "
-        "below the value of embeddings that are all equal.",
-        *changed_lines(runs),
-    ]
-    shown = [
-        name
-        for name in (
-            "ablations.png",
-            "metrics.png",
-            "accuracy.png",
-            "saa_cac.png",
-            "cac_accuracy.png",
-        )
-        if name in figures
-    ]
-    made_with = {
-        row["dataset"]: f"{row['dataset']} {row['arch']}, {row['size']} px, {row['epochs']} epochs"
-        for row in runs.rows
-        if row["kind"] == "contrastive" and row["label"] == row["method"]
-    }
-    caption = f"*{'; '.join(made_with.values())}; other settings as the legend says*\n"
-    pictures = [
-        line for name in shown for line in (f"![{name.removesuffix('.png')}]({name})\n", caption)
-    ]
-    return "\n".join([*lines, "", "## Figures", "", *pictures]).rstrip() + "\n"
+        command = f"bash results/evidence.sh {claim.letter}"
+        if claim.letter == "g":
+            command = "python -m benchmarks methods --out results/benchmark"
+        has_figure = cases and claim.figure in figures
+        figure = f"[{claim.figure}]({claim.figure})" if has_figure else "-"
+        result = f"**{verdict(cases)}**"
+        rows.append([claim.letter, claim.text, result, summary(cases), figure, f"`{command}`"])
+    header = ["", "claim", "verdict", "evidence", "figure", "command"]
+    return markdown_table(header, rows, text_columns=6)
 
 
 def summary(cases):
-    """How many cases are for the claim and against it, and of either the one with the largest difference."""
-    if not cases:
-        return "-"
-    told = []
-    for word, value in (("for it", True), ("against it", False), ("undecided", None)):
-        some = sorted((case for case in cases if case.holds is value), key=lambda case: -case.size)
-        told += (
-            [
-                f"{len(some)} {word}"
-                + (
-                    f", {some[0].where}: {some[0].evidence}"
-                    if value is not None or not told
-                    else ""
-                )
-            ]
-            if some
-            else []
-        )
-    return "; ".join(told)
+    """Count the cases for and against, and show the one of each with the largest difference."""
+    texts = []
+    for word, holds in (("for it", True), ("against it", False), ("undecided", None)):
+        members = [case for case in cases if case.holds is holds]
+        if members:
+            largest = max(members, key=lambda case: case.size)
+            is_shown = holds is not None or not texts
+            example = f" ({largest.where}: {largest.evidence})" if is_shown else ""
+            texts.append(f"{len(members)} {word}{example}")
+    return "; ".join(texts) or "-"
 
 
-def setting_lines(runs):
-    """What the numbers were made with: a line per data set."""
+def case_table(cases):
+    words = {True: "yes", False: "no", None: "undecided"}
+    rows = [[case.where, words[case.holds], case.evidence] for case in cases]
+    return markdown_table(["case", "holds", "measured"], rows, 3) if cases else ["Not run."]
+
+
+def setting_table(runs):
+    """List what the base runs were made with, a row per data set."""
+    titles = ("network", "pixels", "epochs", "batch", "learning rate", "test images", "seeds")
+    keys = ("arch", "size", "epochs", "batch_size", "lr", "test_images", "seed")
+    table = []
+    for dataset in runs.datasets:
+        rows = [row for row in runs.rows if row["dataset"] == dataset]
+        base = [row for row in rows if row["label"] == row["method"]]
+        base = [row for row in base if row["kind"] == "contrastive"]
+        if base:
+            values = [*([row.get(key) for row in base] for key in keys)]
+            values += [[row.get(key) for row in rows] for key in ("device", "commit")]
+            texts = [", ".join(sorted({str(v) for v in column})) for column in values]
+            table.append([dataset, *texts])
+    return markdown_table(["data set", *titles, "device", "commits"], table, text_columns=10)
+
+
+CHANGED_COLUMNS = {
+    "balanced accuracy (%)": (balanced_accuracy, 1),
+    "50-50 probe (%)": (balanced_probe_accuracy, 1),
+    "SAA (%)": (class_mean("saa"), 1),
+    "CAC (%)": (class_mean("cac"), 1),
+    "SAD": (class_mean("sad"), 2),
+    "CAD": (class_mean("cad"), 2),
+    "GPU": (class_mean("gpu"), 2),
+    "PEU (%)": (class_mean("peu"), 1),
+    "below collapse": (collapse_gap, 3),
+}
+
+
+def changed_tables(runs):
+    """List, per subset, the methods with changed settings beside their base runs."""
     lines = []
-    for dataset in dict.fromkeys(dataset for dataset, _ in runs.places):
-        rows = [
-            row
-            for row in runs.rows
-            if row["dataset"] == dataset
-            and row["kind"] == "contrastive"
-            and row["label"] == row["method"]
-        ]
-        if rows:
-            names = {
-                "arch": "network",
-                "size": "pixels",
-                "epochs": "epochs",
-                "batch_size": "batch",
-                "lr": "learning rate",
-                "device": "device",
-            }
-            commits = dict.fromkeys(
-                str(row.get("commit")) for row in runs.rows if row["dataset"] == dataset
-            )
-            said = [
-                f"{name} {', '.join(dict.fromkeys(str(row.get(key)) for row in rows))}"
-                for key, name in names.items()
-            ]
-            lines.append(
-                f"* {dataset}: {'; '.join(said)}; commit {', '.join(commits)}; seeds {', '.join(map(str, sorted({row['seed'] for row in rows})))}"
-            )
-    return lines
-
-
-def changed_lines(runs):
-    lines = []
-    columns = {
-        "balanced accuracy (%)": (balanced_accuracy, 1),
-        "50-50 probe (%)": (balanced_probe, 1),
-        "SAA (%)": (metric("saa"), 1),
-        "CAC (%)": (metric("cac"), 1),
-        "SAD": (metric("sad"), 2),
-        "CAD": (metric("cad"), 2),
-        "GPU": (metric("gpu"), 2),
-        "PEU (%)": (metric("peu"), 1),
-        "below collapse": (lambda row: row.get("last_collapse_gap"), 3),
-    }
-    for place in runs.places:
-        labels = list(
-            dict.fromkeys(
-                row["label"]
-                for row in runs.rows
-                if (row["dataset"], row["ratio"]) == place and row["kind"] == "contrastive"
-            )
-        )
-        methods = {
-            row["method"]
-            for row in runs.rows
-            if (row["dataset"], row["ratio"]) == place and row["label"] != row["method"]
-        }
-        labels = [label for label in labels if label.split(" (")[0] in methods]
-        if labels:
-            lines += [
-                "",
-                f"{subset_name(place)}:",
-                "",
-                "| | n | " + " | ".join(columns) + " |",
-                "|---|---:|" + "---:|" * len(columns),
-            ]
-        for label in labels:
-            members = {
-                row["seed"]: row
-                for row in runs.rows
-                if (row["dataset"], row["ratio"], row["label"]) == (*place, label)
-            }
+    for subset in runs.subsets:
+        rows = runs.rows_of(subset)
+        changed = {row["method"] for row in rows if row["label"] != row["method"]}
+        rows = [row for row in rows if row["kind"] == "contrastive" and row["method"] in changed]
+        table = []
+        for label in dict.fromkeys(row["label"] for row in rows):
+            members = runs.base(subset, label)
             cells = [
-                mean_text(members, value, "", digits).split(" (n")[0]
-                for value, digits in columns.values()
+                mean_text(members, value, "", digits).split(" (n")[0].replace("not run", "-")
+                for value, digits in CHANGED_COLUMNS.values()
             ]
-            lines.append(
-                f"| {label} | {len(members)} | "
-                + " | ".join("-" if cell == "not run" else cell for cell in cells)
-                + " |"
-            )
+            table.append([label, str(len(members)), *cells])
+        if table:
+            header = ["method", "n", *CHANGED_COLUMNS]
+            lines += ["", f"{subset_name(subset)}:", "", *markdown_table(header, table)]
     return lines
 
 
-# ------------------------------------------------------------------------------------------------------------------
-# figures, readable in grey
-# ------------------------------------------------------------------------------------------------------------------
+# figures ------------------------------------------------------------------------------------------
 
 
-def figures(rows):
-    """{file name: function that draws it, or returns None without a value}"""
-    runs = Runs(rows)
+def plan_claim_figures(groups):
+    """Return {file name: function that draws it, or returns None without a value}."""
+    runs = Runs([row for group in groups for row in group.rows])
     return {
         "ablations.png": lambda: ablations_figure(runs),
         "metrics.png": lambda: metrics_figure(runs),
@@ -940,57 +802,27 @@ def figures(rows):
 
 
 def ablations_figure(runs):
-    """Balanced accuracy against what was varied: a panel for each, a line per data set and method. None where nothing was."""
-    from matplotlib.figure import Figure
-
-    panels = []
-    for title, key, methods in (
-        ("batch size, equal steps", "batch_size", ("supcon", *PROPOSED)),
-        ("margin of the prototypes", "margin", ("suppro",)),
-        ("supervised share of the majority", "majority_supervision", ("supmin",)),
-        ("minority images per batch, at least", "minority_per_batch", ("supcon", *PROPOSED)),
-    ):
-        lines = {}
-        for place, method in itertools.product(runs.places, methods):
-            found = (
-                runs_by_batch_size(runs, place, method)
-                if key == "batch_size"
-                else runs.changed(*place, method, key)
-            )
-            if found and key != "batch_size":
-                found[
-                    {"margin": 1.0, "majority_supervision": 0.0, "minority_per_batch": 0}[key]
-                ] = runs.base(*place, method)
-            if found and key == "majority_supervision":
-                found[1.0] = runs.base(*place, "supcon")
-            points = {float(x): list(measured_values(found[x]).values()) for x in sorted(found)}
-            if len(points := {x: values for x, values in points.items() if values}) > 1:
-                lines[f"{method}, {subset_name(place)}"] = points
-        if lines:
-            panels.append((title, lines))
+    """Draw balanced accuracy against what was varied: a panel each, a line per method."""
+    varied = {
+        "batch size, equal steps": ("batch_size", CONTRASTED),
+        "margin of the prototypes": ("margin", ("suppro",)),
+        "supervised share of the majority": ("majority_supervision", ("supmin",)),
+        "minority images per batch, at least": ("minority_per_batch", CONTRASTED),
+    }
+    panels = {title: ablation_lines(runs, *options) for title, options in varied.items()}
+    panels = {title: lines for title, lines in panels.items() if lines}
     if not panels:
         return None
-    figure = Figure(figsize=(4.2 * len(panels), 3.8), layout="constrained")
-    for ax, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
-        for (name, points), marker, style in zip(
-            lines.items(),
-            itertools.cycle("osX^Dv"),
-            itertools.cycle(("-", "--", "-.", ":", (0, (5, 1)))),
-        ):
-            spread = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in points.values()]
-            mean = [np.mean(v) for v in points.values()]
-            ax.errorbar(
-                list(points),
-                mean,
-                spread,
-                marker=marker,
-                ls=style,
-                color="black",
-                mfc="white",
-                capsize=3,
-                label=name,
-            )
-            ax.plot(*zip(*((x, y) for x, v in points.items() for y in v)), ".", color="0.5", ms=4)
+    figure, axes = panel_grid(len(panels), len(panels), 4.2, 3.8)
+    for ax, (title, lines) in zip(axes, panels.items(), strict=True):
+        styles = zip(itertools.cycle("osX^Dv"), itertools.cycle(("-", "--", "-.", ":")))
+        for (name, points), (marker, line) in zip(lines.items(), styles, strict=False):
+            stds = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in points.values()]
+            means = [np.mean(v) for v in points.values()]
+            looks = {"marker": marker, "ls": line, "color": "black", "mfc": "white", "capsize": 3}
+            ax.errorbar(list(points), means, stds, label=name, **looks)
+            for x, values in points.items():
+                ax.plot([x] * len(values), values, ".", color="0.5", ms=4)
         if title.startswith("batch"):
             ax.set_xscale("log", base=2)
         ax.set(title=title, ylabel="balanced test accuracy (%)")
@@ -999,37 +831,45 @@ def ablations_figure(runs):
     return figure
 
 
-def metrics_figure(runs):
-    """How much of the balanced accuracy's variance each metric explains: bars of R², signed as the slope."""
-    from matplotlib.figure import Figure
+def ablation_lines(runs, key, methods):
+    """Return {name: {value of the setting: balanced accuracies}} with the base runs among them."""
+    base_value = {"margin": 1.0, "majority_supervision": 0.0, "minority_per_batch": 0}
+    lines = {}
+    for subset, method in itertools.product(runs.subsets, methods):
+        if key == "batch_size":
+            found = runs.batch_sizes(subset, method)
+        elif found := runs.changed(subset, method, key):
+            found[base_value[key]] = runs.base(subset, method)
+            if key == "majority_supervision":
+                found[1.0] = runs.base(subset, "supcon")
+        points = {float(x): list(measured_values(found[x]).values()) for x in sorted(found)}
+        points = {x: values for x, values in points.items() if values}
+        if len(points) > 1:
+            lines[f"{method}, {subset_name(subset)}"] = points
+    return lines
 
-    parts = [
-        (title, {key: fit_line(rows, key) for key in METRICS})
-        for title, rows in contrastive_rows_by_dataset(runs)
-    ]
-    parts = [
-        (title, {key: value for key, value in found.items() if value}) for title, found in parts
-    ]
-    parts = [(title, found) for title, found in parts if found]
-    if not parts:
+
+def metrics_figure(runs):
+    """Draw how much of the variance of balanced accuracy each metric explains: R² as bars."""
+    panels = {}
+    for title, rows in runs.contrastive_by_dataset():
+        fits = {key: fit_metric(rows, key) for key in METRICS}
+        fits = {key: fit for key, fit in fits.items() if fit and fit[2] >= MIN_RUNS_FOR_LINE}
+        if fits:
+            panels[title] = fits
+    if not panels:
         return None
-    figure = Figure(figsize=(3.2 * len(parts), 3.2), layout="constrained")
-    for ax, (title, found) in zip(
-        figure.subplots(1, len(parts), squeeze=False, sharey=True)[0], parts
-    ):
-        heights = [np.sign(found[key][0]) * found[key][1] if key in found else 0 for key in METRICS]
-        ax.bar(
-            list(METRICS.values()),
-            heights,
-            color=["0.25", "0.25", *["0.8"] * 4],
-            edgecolor="black",
-            lw=0.7,
-        )
+    figure, axes = panel_grid(len(panels), len(panels), 3.2, 3.2)
+    for ax, (title, fits) in zip(axes, panels.items(), strict=True):
+        if ax is not axes[0]:
+            ax.sharey(axes[0])
+        slopes = {key: fits.get(key, (0, 0, 0)) for key in METRICS}
+        heights = [np.sign(slope) * r2 for slope, r2, _ in slopes.values()]
+        colours = ["0.25" if key in ("saa", "cac") else "0.8" for key in METRICS]
+        ax.bar(list(METRICS.values()), heights, color=colours, edgecolor="black", lw=0.7)
         ax.axhline(0, color="black", lw=0.8)
         ax.axhline(0.6, color="black", lw=0.8, ls=":")
-        ax.set_title(
-            textwrap.fill(f"{title}, n = {max(value[2] for value in found.values())}", 30),
-            fontsize=10,
-        )
+        n = max(fit[2] for fit in fits.values())
+        ax.set_title(textwrap.fill(f"{title}, n = {n}", 30), fontsize=10)
         ax.set(ylabel="R², with the sign of the slope")
     return figure

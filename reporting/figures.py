@@ -1,478 +1,434 @@
-"""Draw the figures."""
+"""Draw the figures. They are readable in grey: every method has its own marker and line."""
 
 import textwrap
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
-from reporting import claims
-from reporting.collect import sort_key
-from reporting.tables import cell_text, encoder_groups, finite_cell, overview_groups, row_values
+from reporting.collect import METHODS, sort_key
+from reporting.tables import cell_text, encoder_groups, finite_cell, row_values
 from utils.cli import UserError
 from utils.files import atomic_write
 
-# ------------------------------------------------------------------------------------------------------------------
-# figures: readable in grey, so every method has its own marker and line
-# ------------------------------------------------------------------------------------------------------------------
-
+# Okabe and Ito's colours are told apart by colour-blind readers, too.
 COLOURS = (
-    "#000000",
-    "#D55E00",
-    "#0072B2",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#7F7F7F",
-)  # Okabe, Ito: for colour-blind eyes too
+    *("#000000", "#D55E00", "#0072B2", "#009E73"),
+    *("#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F"),
+)
 MARKERS = ("o", "X", "^", "s", "D", "v", "P", "*", "<", ">", "p", "h", "8", "d")
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (7, 3)))  # 7 beside 8 colours
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (7, 3)))
+# A regression line through fewer runs would be noise.
+MIN_RUNS_FOR_LINE = 10
 
 
-def draw_figures(groups, runs, out, judged):
-    """Draw and save what there is data for. Returns the names that are there and a line for each figure left out.
+def plan_figures(groups, source):
+    """Return {file name: function that draws it, or returns None where nothing was measured}.
 
-    From a runs.jsonl, which holds no maps, the figures with maps are left as they are.
+    Figures with embeddings need the folder of the runs; without it they are not planned.
     """
-    names = list(dict.fromkeys(g["name"] for g in groups))
-    style = {
-        name: dict(
-            color=COLOURS[i % len(COLOURS)],
-            marker=MARKERS[i % len(MARKERS)],
-            ls=LINES[i % len(LINES)],
-        )
-        for i, name in enumerate(names)
-    }
-    datasets = list(dict.fromkeys(g["dataset"] for g in groups))
+    style = line_styles(groups)
     plans = {
-        f"overview_{dataset}.png": lambda dataset=dataset: overview_figure(groups, runs, dataset)
-        for dataset in datasets
-    }
-    plans |= {
         "accuracy.png": lambda: accuracy_figure(groups, style),
         "saa_cac.png": lambda: saa_cac_figure(groups, style),
         "cac_accuracy.png": lambda: cac_accuracy_figure(groups, style),
     }
-    plans |= (
-        claims.figures([row for g in encoder_groups(groups) for row in g["rows"]]) if judged else {}
-    )
-    plans |= {
-        f"embeddings_{dataset}.png": lambda dataset=dataset: embeddings_figure(
-            groups, runs, dataset
-        )
-        for dataset in datasets
-    }
-    there, missing = [], []
-    for name, draw in tqdm(plans.items(), desc="figures", leave=False):
-        if runs.is_file() and name.startswith(("overview", "embeddings")):
-            there += [name] if (out / name).is_file() else []
-            continue
+    if not source.is_dir():
+        return plans
+    overviews, embeddings = {}, {}
+    for dataset in dict.fromkeys(group.dataset for group in groups):
+        members = [group for group in groups if group.dataset == dataset]
+        overviews[f"overview_{dataset}.png"] = lambda m=members: overview_figure(m, source)
+        embeddings[f"embeddings_{dataset}.png"] = lambda m=members: embeddings_figure(m, source)
+    return overviews | plans | embeddings
+
+
+def save_figures(plans, out):
+    """Draw and save the figures. Returns their names, and a note for each that was not drawn."""
+    names, notes = [], []
+    for name, draw in plans.items():
         figure = draw()
         if figure is None:
-            missing.append(f"{name}: not drawn, nothing measured for it yet")
+            notes.append(f"{name}: not drawn, nothing was measured for it")
             continue
-        with atomic_write(out / name) as part:
-            figure.savefig(part, dpi=130)
-        there.append(name)
-    return there, missing
+        with atomic_write(out / name) as tmp:
+            figure.savefig(tmp, dpi=100)
+        names.append(name)
+    return names, notes
 
 
-def panels(rows, columns, width, height):
+def line_styles(groups):
+    """Return {name: colour, marker and line}; a plain method looks the same in every report."""
+    names = dict.fromkeys([*METHODS, *(group.name for group in groups)])
+    return {
+        name: {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "ls": LINES[i % len(LINES)],
+        }
+        for i, name in enumerate(names)
+    }
+
+
+def panel_grid(count, columns, width, height):
+    """Return a figure and its `count` panels; width and height of one panel in inches."""
+    rows = -(-count // columns)
     figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax in axes[count:]:
+        ax.remove()
+    return figure, axes[:count]
 
 
-def line_panel(axes, groups, key, style):
-    """Mean over seeds with its standard deviation, and every seed as a dot, against the minority share; a line per method."""
-    known = [g for g in groups if g["minority_percent"] is not None and finite_cell(g, key)]
-    names = list(dict.fromkeys(g["name"] for g in known))
-    step = min(
-        1.1, 1.5 ** (1 / max(len(names), 1))
-    )  # side by side, so that error bars do not cover each other
-    for i, name in enumerate(names):
-        points = sorted(
-            (g for g in known if g["name"] == name), key=lambda g: g["minority_percent"]
-        )
-        x = np.array([g["minority_percent"] for g in points]) * step ** (i - (len(names) - 1) / 2)
-        mean = [finite_cell(g, key)[0] for g in points]
-        std = [finite_cell(g, key)[1] or 0 for g in points]
-        axes.errorbar(
-            x, mean, std, label=name, capsize=3, lw=1.4, ms=6, mfc="white", mew=1.4, **style[name]
-        )
-        for place_x, g in zip(x, points):
-            values = finite_cell(g, key)[2]
-            axes.plot(
-                [place_x * step**0.45] * len(values), values, ".", color=style[name]["color"], ms=4
-            )
-    shares = sorted({g["minority_percent"] for g in known})
-    ticks = [
-        share for share, before in zip(shares, [0, *shares]) if share > 1.3 * before
-    ]  # closer ones would overprint
-    axes.set_xscale("log")
-    axes.set_xticks(ticks, [f"{share:.3g}" for share in ticks])
-    axes.set_xticks([], minor=True)
-    if shares:
-        axes.set_xlim(shares[0] / 1.5, shares[-1] * 1.5)
-    axes.grid(alpha=0.3)
-    return bool(known)
+def add_legend(figure):
+    """Put one legend for all panels below the figure, and make room for it."""
+    handles = legend_handles(figure)
+    columns = int(figure.get_figwidth() * 11 // (max(map(len, handles)) + 8))
+    columns = max(1, min(len(handles), columns))
+    rows = -(-len(handles) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.24 * max(0, rows - 3))
+    looks = {"ncols": columns, "frameon": False, "handlelength": 3.2, "numpoints": 1}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", **looks)
+
+
+def legend_handles(figure):
+    """Return {label: handle} of all panels."""
+    panels = [ax.get_legend_handles_labels() for ax in figure.axes]
+    return {name: handle for panel in panels for handle, name in zip(*panel, strict=True)}
+
+
+# lines --------------------------------------------------------------------------------------------
 
 
 def line_plot_groups(groups):
-    """The groups that line figures show: not what was changed at one ratio of several, which would be dots beside the method's line."""
+    """Return the Groups that line figures show.
+
+    A variant that was run at one of several ratios would be a lone dot: the tables have it.
+    """
     ratios = {}
-    for g in groups:
-        ratios.setdefault(g["dataset"], {}).setdefault(g["name"], set()).add(g["ratio"])
+    for group in groups:
+        for key in (group.dataset, (group.dataset, group.name)):
+            ratios.setdefault(key, set()).add(group.ratio)
     return [
-        g
-        for g in groups
-        if g["label"] == g["method"]
-        or len(ratios[g["dataset"]][g["name"]]) > 1
-        or len(set.union(*ratios[g["dataset"]].values())) == 1
+        group
+        for group in groups
+        if group.is_plain
+        or len(ratios[group.dataset, group.name]) > 1
+        or len(ratios[group.dataset]) == 1
     ]
 
 
-def legend_below(figure, axes):
-    handles = {
-        label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())
-    }
-    longest = max(map(len, handles))
-    columns = max(1, min(len(handles), int(figure.get_figwidth() * 11 // (longest + 8))))
-    figure.set_figheight(
-        figure.get_figheight() + 0.24 * max(0, -(-len(handles) // columns) - 3)
-    )  # room for a grid of methods
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=columns,
-        frameon=False,
-        handlelength=3.2,
-        numpoints=1,
-    )
+def known_groups(groups, key):
+    """Return the Groups with a known minority share and a value of `key`."""
+    return [g for g in groups if g.minority_percent is not None and finite_cell(g, key)]
+
+
+def line_panel(ax, groups, key, style):
+    """Draw mean and deviation over seeds, and each seed as a dot; one line per method."""
+    names = list(dict.fromkeys(group.name for group in groups))
+    # Methods stand side by side, so that error bars do not cover each other.
+    step = min(1.1, 1.5 ** (1 / max(len(names), 1)))
+    for i, name in enumerate(names):
+        points = [group for group in groups if group.name == name]
+        points.sort(key=lambda group: group.minority_percent)
+        cells = [finite_cell(group, key) for group in points]
+        shift = step ** (i - (len(names) - 1) / 2)
+        x = np.array([group.minority_percent for group in points]) * shift
+        looks = {"capsize": 3, "lw": 1.4, "ms": 6, "mfc": "white", "mew": 1.4, **style[name]}
+        means, stds = [cell.mean for cell in cells], [cell.std or 0 for cell in cells]
+        ax.errorbar(x, means, stds, label=name, **looks)
+        for share, cell in zip(x, cells, strict=True):
+            shares = [share * step**0.45] * len(cell.values)
+            ax.plot(shares, cell.values, ".", color=style[name]["color"], ms=4)
+    set_share_axis(ax, sorted({group.minority_percent for group in groups}))
+
+
+def set_share_axis(ax, shares):
+    # Ticks that are closer would overprint.
+    ticks = [b for a, b in zip([0, *shares], shares, strict=False) if b > 1.3 * a]
+    ax.set_xscale("log")
+    ax.set_xticks(ticks, [f"{share:.3g}" for share in ticks])
+    ax.set_xticks([], minor=True)
+    if shares:
+        ax.set_xlim(shares[0] / 1.5, shares[-1] * 1.5)
+    ax.set_xlabel("minority share of training images (%, log)")
+    ax.grid(alpha=0.3)
 
 
 def accuracy_figure(groups, style):
-    """Balanced accuracy against imbalance, a panel per data set. None without a value."""
-    groups = [
-        g
-        for g in groups
-        if g["minority_percent"] is not None and finite_cell(g, "balanced_accuracy")
-    ]
-    groups = line_plot_groups([g for g in groups if not g["scored_by"].startswith("fine-tuned")])
-    datasets = list(dict.fromkeys(g["dataset"] for g in groups))
+    """Draw balanced accuracy against imbalance, a panel per data set."""
+    groups = [group for group in groups if not group.scored_by.startswith("fine-tuned")]
+    groups = line_plot_groups(known_groups(groups, "balanced_accuracy"))
+    datasets = list(dict.fromkeys(group.dataset for group in groups))
     if not datasets:
         return None
     columns = min(3, len(datasets))
-    figure, axes = panels(-(-len(datasets) // columns), columns, 5.4 if columns < 3 else 4.6, 4.2)
-    for ax, dataset in zip(axes.flat, datasets):
-        line_panel(ax, [g for g in groups if g["dataset"] == dataset], "balanced_accuracy", style)
-        ax.set(
-            title=dataset,
-            xlabel="minority share of training images (%, log)",
-            ylabel="balanced test accuracy (%)",
-        )
-    for ax in list(axes.flat)[len(datasets) :]:
-        ax.remove()
-    legend_below(figure, figure.axes)
+    figure, axes = panel_grid(len(datasets), columns, 5.4 if columns < 3 else 4.6, 4.2)
+    for ax, dataset in zip(axes, datasets, strict=True):
+        members = [group for group in groups if group.dataset == dataset]
+        line_panel(ax, members, "balanced_accuracy", style)
+        ax.set(title=dataset, ylabel="balanced test accuracy (%)")
+    add_legend(figure)
     return figure
 
 
 def saa_cac_figure(groups, style):
-    """SAA and CAC of both classes against imbalance, a row per data set. None without a value."""
-    groups = line_plot_groups(
-        [
-            g
-            for g in encoder_groups(groups)
-            if g["minority_percent"] is not None and finite_cell(g, "saa_minority")
-        ]
-    )
-    datasets = list(dict.fromkeys(g["dataset"] for g in groups))
+    """Draw SAA and CAC of both classes against imbalance, a row per data set."""
+    groups = line_plot_groups(known_groups(encoder_groups(groups), "saa_minority"))
+    datasets = list(dict.fromkeys(group.dataset for group in groups))
     if not datasets:
         return None
-    figure, axes = panels(len(datasets), 4, 3.5, 3.3)
-    for row, dataset in zip(axes, datasets):
-        for ax, key in zip(row, ("saa_minority", "saa_majority", "cac_minority", "cac_majority")):
-            if key.endswith("majority"):
-                ax.sharey(row[list(row).index(ax) - 1])  # the classes of a metric on one scale
-            line_panel(ax, [g for g in groups if g["dataset"] == dataset], key, style)
-            metric, side = key.split("_")
-            metric = metric.upper()
-            ax.set(
-                title=f"{dataset}: {metric}, {side}",
-                xlabel="minority share of training images (%, log)",
-                ylabel=f"{metric} (%)",
-            )
-    legend_below(figure, figure.axes)
+    keys = ("saa_minority", "saa_majority", "cac_minority", "cac_majority")
+    figure, axes = panel_grid(4 * len(datasets), 4, 3.5, 3.3)
+    panels = [(dataset, key) for dataset in datasets for key in keys]
+    for i, (ax, (dataset, key)) in enumerate(zip(axes, panels, strict=True)):
+        if key.endswith("majority"):
+            # Both classes of a metric share one scale.
+            ax.sharey(axes[i - 1])
+        members = [group for group in groups if group.dataset == dataset]
+        line_panel(ax, known_groups(members, key), key, style)
+        metric, side = key.split("_")
+        ax.set(title=f"{dataset}: {metric.upper()}, {side}", ylabel=f"{metric.upper()} (%)")
+    add_legend(figure)
     return figure
+
+
+# dots ---------------------------------------------------------------------------------------------
 
 
 def cac_accuracy_figure(groups, style):
-    """CAC against balanced probe accuracy, a dot per run, with the least-squares line; all runs and each data set. None without a run."""
-    points = []  # (data set, name, CAC, balanced accuracy)
-    for g in groups:
-        if g["scored_by"].startswith("linear probe"):
-            for row in g["rows"]:
-                values = row_values(row, g["scored_by"])
-                x = [values["cac_minority"], values["cac_majority"], values["balanced_accuracy"]]
-                if None not in x and np.isfinite(x).all():
-                    points.append((g["dataset"], g["name"], (x[0] + x[1]) / 2, x[2]))
+    """Draw CAC against balanced probe accuracy: a dot per run, with the least-squares line."""
+    points = cac_points(groups)
     datasets = list(dict.fromkeys(point[0] for point in points))
     if not datasets:
         return None
-    shown = [("all runs", points)] if len(datasets) > 1 else []
-    shown += [(dataset, [point for point in points if point[0] == dataset]) for dataset in datasets]
-    columns = min(3, len(shown))
-    figure, axes = panels(-(-len(shown) // columns), columns, 5.4 if columns < 3 else 4.6, 4.4)
-    for ax, (title, part) in zip(axes.flat, shown):
-        for name in dict.fromkeys(point[1] for point in part):
-            own = [point for point in part if point[1] == name]
-            ax.plot(
-                [p[2] for p in own],
-                [p[3] for p in own],
-                label=name,
-                mfc="none",
-                mew=1.4,
-                ms=7,
-                **{**style[name], "ls": ""},
-            )
-        x, y = np.array([p[2] for p in part]), np.array([p[3] for p in part])
-        if len(part) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-            ax.set_title(
-                f"{title}, n = {len(part)}: "
-                + ("no line, fewer than 3 runs" if len(part) < 3 else "no line, all values equal")
-            )
-        else:
-            slope, intercept, r2 = line_fit(x, y)
-            ends = np.array([x.min(), x.max()])
-            ax.plot(ends, slope * ends + intercept, color="0.4", lw=1.2)
-            ax.set_title(f"{title}, n = {len(part)}: R² = {r2:.2f}")
+    panels = {name: [point for point in points if point[0] == name] for name in datasets}
+    if len(datasets) > 1:
+        panels = {"all runs": points} | panels
+    columns = min(3, len(panels))
+    figure, axes = panel_grid(len(panels), columns, 5.4 if columns < 3 else 4.6, 4.4)
+    for ax, (title, members) in zip(axes, panels.items(), strict=True):
+        for name in dict.fromkeys(point[1] for point in members):
+            x, y = np.array([point[2:] for point in members if point[1] == name]).T
+            looks = {"mfc": "none", "mew": 1.4, "ms": 7, **style[name], "ls": ""}
+            ax.plot(x, y, label=name, **looks)
+        x, y = np.array([point[2:] for point in members]).T
+        ax.set_title(f"{title}, n = {len(members)}: {draw_line(ax, x, y)}")
         ax.set(xlabel="CAC, mean of both classes (%)", ylabel="balanced probe accuracy (%)")
         ax.grid(alpha=0.3)
-    for ax in list(axes.flat)[len(shown) :]:
-        ax.remove()
-    legend_below(figure, figure.axes)
+    add_legend(figure)
     return figure
 
 
-def line_fit(x, y):
-    """Least-squares line through (x, y): slope, intercept, R² (the share of y's variance that the line explains)."""
+def cac_points(groups):
+    """Return (data set, name, mean CAC, balanced accuracy) of every probed run."""
+    points = []
+    for group in groups:
+        for row in group.rows if group.scored_by.startswith("linear probe") else ():
+            values = row_values(row, group.scored_by)
+            names = ("cac_minority", "cac_majority", "balanced_accuracy")
+            measured = [values[name] for name in names]
+            if None not in measured and np.isfinite(measured).all():
+                points.append((group.dataset, group.name, np.mean(measured[:2]), measured[2]))
+    return points
+
+
+def draw_line(ax, x, y):
+    """Draw the least-squares line through enough runs. Returns its R², or why there is none."""
+    if len(x) < MIN_RUNS_FOR_LINE:
+        return f"no line, fewer than {MIN_RUNS_FOR_LINE} runs"
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return "no line, all values equal"
+    slope, intercept, r2 = fit_line(x, y)
+    ends = np.array([x.min(), x.max()])
+    ax.plot(ends, slope * ends + intercept, color="0.4", lw=1.2)
+    return f"R² = {r2:.2f}"
+
+
+def fit_line(x, y):
+    """Fit y on x by least squares. Returns slope, intercept and R²."""
     slope, intercept = np.polyfit(x, y, 1)
-    return (
-        slope,
-        intercept,
-        1 - np.sum((y - slope * x - intercept) ** 2) / np.sum((y - y.mean()) ** 2),
-    )
+    residual = np.sum((y - slope * x - intercept) ** 2)
+    return slope, intercept, 1 - residual / np.sum((y - y.mean()) ** 2)
 
 
-def load_embedding(g, runs):
-    """(row, xy, is_minority, limit of the axes) of the lowest seed that has embedding.npz, or None. UserError when the file is damaged."""
-    for row in sorted(g["rows"], key=lambda row: row["seed"]):
-        path = Path(runs) / row["path"] / "embedding.npz"
+# embeddings ---------------------------------------------------------------------------------------
+
+
+def load_embedding(group, source):
+    """Return (row, xy, is_minority, axis limit) of the lowest seed with a picture, or None."""
+    for row in sorted(group.rows, key=lambda row: row["seed"]):
+        path = Path(source) / row["path"] / "embedding.npz"
         if path.exists():
             try:
                 with np.load(path, allow_pickle=False) as file:
-                    xy, labels, minority, limit = (
-                        file["xy"],
-                        file["labels"],
-                        int(file["minority"]),
-                        float(file["limit"]),
-                    )
-                if xy.shape != (len(labels), 2):
-                    raise ValueError("xy and labels do not match")
-            except Exception as error:  # numpy and zipfile report damage in many ways; all of them mean the same here
-                raise UserError(
-                    f"{path}: not an embedding ({type(error).__name__}); delete it and run evaluate_metrics.py again"
-                ) from None
-            return row, xy, labels == minority, limit
+                    is_minority = file["labels"] == int(file["minority"])
+                    return row, file["xy"], is_minority, float(file["limit"])
+            except Exception:  # numpy and zipfile report damage in many ways
+                hint = "delete it and run evaluate_metrics.py again"
+                raise UserError(f"{path}: not an embedding; {hint}") from None
     return None
 
 
-def map_panel(ax, found):
-    """A 2-D embedding: pale dots for the majority, dark triangles on top for the minority."""
+def embedding_panel(ax, found):
+    """Draw test images in two dimensions: the majority as pale dots, the minority on top."""
     ax.set(xticks=[], yticks=[])
     if found is None:
         ax.text(0.5, 0.5, "not run", ha="center", va="center", transform=ax.transAxes, color="0.5")
         ax.spines[:].set_visible(False)
         return
-    _, xy, rare, limit = found
+    row, xy, is_minority, limit = found
     if np.isfinite(limit):
         ax.set(xlim=(-limit, limit), ylim=(-limit, limit))
     size = np.clip(4000 / len(xy), 2, 14)
-    ax.scatter(*xy[~rare].T, s=size, c="#9ecae1", marker="o", lw=0, label="majority")
-    ax.scatter(*xy[rare].T, s=1.3 * size, c="#a50f15", marker="^", lw=0, label="minority")
+    ax.scatter(*xy[~is_minority].T, s=size, c="#9ecae1", marker="o", lw=0, label="majority")
+    ax.scatter(*xy[is_minority].T, s=1.3 * size, c="#a50f15", marker="^", lw=0, label="minority")
+    # t-SNE magnifies a collapse: the reader needs its name.
+    ax.set_xlabel(f"seed {row['seed']}, {row.get('metrics_picture', 'picture')}", fontsize=8)
 
 
-def embeddings_figure(groups, runs, dataset):
-    """Maps side by side: a row per ratio, a column per method. None without a map."""
-    found = {
-        (g["ratio"], g["label"]): load_embedding(g, runs)
-        for g in line_plot_groups(encoder_groups(groups))
-        if g["dataset"] == dataset
-    }
+def add_embedding_legend(figure):
+    handles = legend_handles(figure)
+    looks = {"ncols": 2, "frameon": False, "markerscale": 2.5}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", **looks)
+
+
+def embeddings_figure(groups, source):
+    """Draw the embeddings of one data set side by side: a row per ratio, a column per method."""
+    groups = line_plot_groups(encoder_groups(groups))
+    found = {(g.ratio, g.label): load_embedding(g, source) for g in groups}
     found = {key: value for key, value in found.items() if value}
     if not found:
         return None
-    part = [g for g in groups if g["dataset"] == dataset]
-    ratios = [
-        r for r in dict.fromkeys(g["ratio"] for g in part) if any(key[0] == r for key in found)
-    ]
-    part.sort(
-        key=lambda g: sort_key(g["rows"][0])[4:]
-    )  # methods in their order, whichever ratio has them first
-    labels = [
-        name
-        for name in dict.fromkeys(g["label"] for g in part)
-        if any(key[1] == name for key in found)
-    ]
-    figure, axes = panels(len(ratios), len(labels), 2.5, 2.5)
-    for i, ratio in enumerate(ratios):
-        for j, label in enumerate(labels):
-            ax = axes[i, j]
-            map_panel(ax, found.get((ratio, label)))
-            if i == 0:
-                ax.set_title(textwrap.fill(label, 24), fontsize=10)
-            if j == 0:
-                ax.set_ylabel(ratio, fontsize=10)
-            if (ratio, label) in found:
-                ax.set_xlabel(f"seed {found[ratio, label][0]['seed']}", fontsize=8)
-    figure.suptitle(f"{dataset}: test images in the embedding, two dimensions", fontsize=11)
-    legend_maps(figure, figure.axes)
+    ratios = list(dict.fromkeys(ratio for ratio, _ in found))
+    # Methods stand in their order, whichever ratio has them first.
+    groups.sort(key=lambda group: sort_key(group.rows[0])[4:])
+    labels = list(dict.fromkeys(g.label for g in groups if (g.ratio, g.label) in found))
+    figure, axes = panel_grid(len(ratios) * len(labels), len(labels), 2.5, 2.5)
+    panels = [(ratio, label) for ratio in ratios for label in labels]
+    for ax, (ratio, label) in zip(axes, panels, strict=True):
+        embedding_panel(ax, found.get((ratio, label)))
+        if ratio == ratios[0]:
+            ax.set_title(textwrap.fill(label, 24), fontsize=10)
+        if label == labels[0]:
+            ax.set_ylabel(ratio, fontsize=10)
+    figure.suptitle(
+        f"{groups[0].dataset}: test images in the embedding, two dimensions", fontsize=11
+    )
+    add_embedding_legend(figure)
     return figure
 
 
-def legend_maps(figure, axes):
-    handles = {
-        label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())
-    }
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=2,
-        frameon=False,
-        markerscale=2.5,
+# overview -----------------------------------------------------------------------------------------
+
+
+def overview_groups(groups):
+    """Return one Group per method of a data set, at the ratio with the most methods.
+
+    Of several such ratios the most imbalanced is taken. Variants stand in only where the plain
+    method was not run.
+    """
+    ratios = {}
+    for group in encoder_groups(groups):
+        ratios.setdefault(group.ratio, []).append(group)
+    members = min(
+        ratios.values(),
+        key=lambda found: (-len({g.method for g in found}), found[0].minority_percent or 101),
+        default=[],
     )
+    plain = {group.method for group in members if group.is_plain}
+    return [group for group in members if group.is_plain or group.method not in plain]
 
 
-def overview_figure(groups, runs, dataset):
-    """The story at a glance, for the most imbalanced ratio: maps above, bars of SAA, CAC and balanced accuracy below. None without a value."""
-    part = overview_groups(groups, dataset)
-    maps = [load_embedding(g, runs) for g in part]
+def overview_figure(groups, source):
+    """Draw embeddings above, and bars of SAA, CAC and balanced accuracy below."""
+    groups = overview_groups(groups)
+    found = [load_embedding(group, source) for group in groups]
     bars = {
         ("saa_minority", "saa_majority"): "SAA (%)",
         ("cac_minority", "cac_majority"): "CAC (%)",
         ("balanced_accuracy",): "balanced test accuracy (%)",
     }
-    bars = {
-        keys: title for keys, title in bars.items() if any(finite_cell(g, keys[0]) for g in part)
-    }
-    if not any(maps) and not bars:
+    bars = {keys: title for keys, title in bars.items() if any_cell(groups, keys[0])}
+    has_embeddings = any(value is not None for value in found)
+    if not has_embeddings and not bars:
         return None
-    any_map = any(found is not None for found in maps)
-    columns, many = (
-        min(6, len(part)),
-        len(part) > 6,
-    )  # maps side by side; the bars of many methods one diagram below the other
-    width, map_rows, bar_rows = (
-        max(10, 2.5 * columns),
-        -(-len(part) // columns),
-        len(bars) if many else 1,
-    )
-    heights = [2.9 * map_rows] * any_map + [3.3 * bar_rows] * bool(bars)
-    figure = Figure(figsize=(width, sum(heights) + 0.4), layout="constrained")
-    share = part[0]["minority_percent"]
-    what = "" if share is None else f": {share:.3g} % of the training images are minority"
-    figure.suptitle(f"{dataset} {part[0]['ratio']}{what}", fontsize=13)
-    boxes = list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False).flat)
-    if any_map:
-        box = boxes.pop(0)
-        axes = list(box.subplots(map_rows, columns, squeeze=False).flat)
-        for ax in axes[len(part) :]:
-            ax.remove()
-        for ax, g, found in zip(axes, part, maps):
-            map_panel(ax, found)
-            ax.set_title(textwrap.fill(g["name"], 24), fontsize=10)
-            below = finite_cell(g, "below_collapse")
-            side = "below" if below and below[0] >= 0 else "above"
-            under = [
-                f"seed {found[0]['seed']}" if found else "",
-                f"final loss {abs(below[0]):.3f} {side} collapse" if below else "",
-            ]
-            ax.set_xlabel("\n".join(under), fontsize=8)
-        legend_maps(box, box.axes)
+    columns = min(6, len(groups))
+    # The bars of many methods stand one diagram below the other.
+    bar_rows = len(bars) if len(groups) > 6 else 1
+    heights = [2.9 * -(-len(groups) // columns)] * has_embeddings + [3.3 * bar_rows] * bool(bars)
+    figure = Figure(figsize=(max(10, 2.5 * columns), sum(heights) + 0.4), layout="constrained")
+    figure.suptitle(overview_title(groups), fontsize=13)
+    boxes = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    if has_embeddings:
+        draw_overview_embeddings(boxes[0], groups, found, columns)
     if bars:
-        for ax, (keys, title) in zip(
-            boxes[0].subplots(bar_rows, len(bars) // bar_rows, squeeze=False).flat, bars.items()
-        ):
-            bar_panel(ax, part, keys, title)
+        axes = boxes[-1].subplots(bar_rows, len(bars) // bar_rows, squeeze=False).flat
+        for ax, (keys, title) in zip(axes, bars.items(), strict=True):
+            bar_panel(ax, groups, keys, title)
     return figure
 
 
-def bar_panel(ax, part, keys, title):
-    """Bars of the mean, a group per method and a bar per key, with every seed as a dot."""
-    looks = (
-        [dict(color="#a50f15"), dict(color="#9ecae1", hatch="//")]
-        if len(keys) > 1
-        else [dict(color="#bdbdbd")]
+def any_cell(groups, key):
+    return any(finite_cell(group, key) for group in groups)
+
+
+def overview_title(groups):
+    group = groups[0]
+    images = group.rows[0].get("test_images")
+    share = group.minority_percent
+    return (
+        f"{group.dataset} {group.ratio}"
+        + ("" if share is None else f": {share:.3g} % of the training images are minority")
+        + (f", {images} test images" if images else "")
     )
-    w = 0.8 / len(keys)
-    for j, (key, look) in enumerate(zip(keys, looks)):
-        for i, g in enumerate(part):
-            x = i + (j - (len(keys) - 1) / 2) * w
-            if value := finite_cell(g, key):
-                mean, _, values = value
-                ax.bar(
-                    x,
-                    mean,
-                    w,
-                    edgecolor="black",
-                    lw=0.7,
-                    label=key.split("_")[1] if len(keys) > 1 else None,
-                    **look,
-                )
-                ax.plot(
-                    x + w / 4 * np.linspace(-1, 1, len(values) + 2)[1:-1],
-                    values,
-                    "o",
-                    ms=4,
-                    mfc="white",
-                    mec="black",
-                    mew=0.8,
-                )
-                ax.annotate(
-                    f"{mean:.1f}",
-                    (x, max(values)),
-                    (0, 5),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=8,
-                )
-            else:
-                ax.text(
-                    x,
-                    0.02,
-                    cell_text(g["cells"][key], g["n"], 1),
-                    rotation=90,
-                    ha="center",
-                    va="bottom",
-                    fontsize=8,
-                    color="0.4",
-                    transform=ax.get_xaxis_transform(),
-                )
-    ax.set_xticks(range(len(part)), [textwrap.fill(g["name"], 14) for g in part], fontsize=8)
-    ax.set(ylabel=title, xlim=(-0.6, len(part) - 0.4))
+
+
+def draw_overview_embeddings(box, groups, found, columns):
+    axes = list(box.subplots(-(-len(groups) // columns), columns, squeeze=False).flat)
+    for ax in axes[len(groups) :]:
+        ax.remove()
+    for ax, group, embedding in zip(axes, groups, found, strict=False):
+        embedding_panel(ax, embedding)
+        ax.set_title(textwrap.fill(group.name, 24), fontsize=10)
+        if gap := finite_cell(group, "below_collapse"):
+            side = "below" if gap.mean >= 0 else "above"
+            text = f"{ax.get_xlabel()}\nfinal loss {abs(gap.mean):.3f} {side} collapse"
+            ax.set_xlabel(text.strip(), fontsize=8)
+    add_embedding_legend(box)
+
+
+def bar_panel(ax, groups, keys, title):
+    """Draw bars of the mean, a cluster per method and a bar per key, and each seed as a dot."""
+    looks = [{"color": "#a50f15"}, {"color": "#9ecae1", "hatch": "//"}]
+    looks = looks if len(keys) > 1 else [{"color": "#bdbdbd"}]
+    width = 0.8 / len(keys)
+    for j, key in enumerate(keys):
+        # An empty bar carries the label of the legend.
+        ax.bar([0], [0], width, lw=0.7, edgecolor="black", label=key.split("_")[-1], **looks[j])
+        for i, group in enumerate(groups):
+            x = i + (j - (len(keys) - 1) / 2) * width
+            draw_bar(ax, x, width, group, key, looks[j])
+    if keys == ("balanced_accuracy",):
+        ax.axhline(50, color="black", lw=0.8, ls=":")  # chance
+    ax.set_xticks(range(len(groups)), [textwrap.fill(g.name, 14) for g in groups], fontsize=8)
+    ax.set(ylabel=title, xlim=(-0.6, len(groups) - 0.4))
     ax.margins(y=0.12)
     if len(keys) > 1:
-        handles = dict(zip(*ax.get_legend_handles_labels()[::-1]))
-        ax.legend(
-            handles.values(),
-            handles.keys(),
-            frameon=False,
-            fontsize=8,
-            ncols=2,
-            loc="lower right",
-            bbox_to_anchor=(1, 1),
-            borderpad=0,
-        )
+        looks = {"frameon": False, "fontsize": 8, "ncols": 2, "borderpad": 0}
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), **looks)
+
+
+def draw_bar(ax, x, width, group, key, looks):
+    """Draw one bar with its seeds, or the words that stand in its place."""
+    cell = finite_cell(group, key)
+    if cell is None:
+        text = cell_text(group.cells[key], group.n, 1)
+        place = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 8, "color": "0.4"}
+        ax.text(x, 0.02, text, transform=ax.get_xaxis_transform(), **place)
+        return
+    ax.bar(x, cell.mean, width, edgecolor="black", lw=0.7, **looks)
+    shifts = width / 4 * np.linspace(-1, 1, len(cell.values) + 2)[1:-1]
+    ax.plot(x + shifts, cell.values, "o", ms=4, mfc="white", mec="black", mew=0.8)
+    place = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
+    ax.annotate(f"{cell.mean:.1f}", (x, max(cell.values)), (0, 5), **place)
