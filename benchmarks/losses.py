@@ -56,14 +56,13 @@ def measure_losses(args, device):
         z, labels = synthetic_embeddings(rows, device)
         steps = {name: partial(run_loss, name, z, labels) for name in names}
         seconds = time_in_rounds(steps, args.rounds, MIN_SECONDS)
-        results[rows] = {n: compare_times(seconds[n], seconds["masked"]) for n in names}
-        for row in results[rows].values():
+        results[rows] = {}
+        for name in names:
+            row = compare_times(seconds[name], seconds["masked"])
+            row["megabytes"] = measure_peak_memory(partial(run_loss, name), z, labels) / 1e6
             network_seconds = rows * view_seconds
             row["percent_of_step"] = 100 * row["seconds"] / (network_seconds + row["seconds"])
-    for rows, by_name in results.items():
-        z, labels = synthetic_embeddings(rows, device)
-        for name, row in by_name.items():
-            row["megabytes"] = measure_peak_memory(partial(run_loss, name), z, labels) / 1e6
+            results[rows][name] = row
     settings = {key: getattr(args, key) for key in ("arch", "size", "batch_size")}
     return {"dimensions": DIM, **settings, "seconds_per_view": view_seconds}, results
 

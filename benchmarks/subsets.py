@@ -28,7 +28,7 @@ def measure_subsets(args, device):
     Raises UserError if the packed bytes depend on the number of workers.
     """
     with tempfile.TemporaryDirectory(prefix="subsets-") as folder:
-        root, images = Path(folder), 240 if args.smoke else IMAGES
+        root, images = Path(folder), 140 if args.smoke else IMAGES
         files = synthetic_photographs(root, images // sum(IMAGES_PER_CATEGORY.values()))
         sample = files[:: max(1, images // TIMED_IMAGES)]
         seconds = time_in_rounds(

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-M_MMAP_THRESHOLD = -3  # of malloc.h
-MIN_TENSOR_BYTES = 65536
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def time_step(step, *data, repeats=1):
@@ -67,7 +66,7 @@ def compare_throughput(seconds, reference, images):
 def measure_peak_memory(step, *data):
     """Return the peak memory in bytes of step(*data), beyond what is in use before it.
 
-    On the CPU this needs Linux and the GNU C library. It slows later allocations: time first.
+    On the CPU this needs Linux and the GNU C library.
     """
     device = data[0].device
     if device.type == "cuda":
@@ -75,14 +74,24 @@ def measure_peak_memory(step, *data):
         torch.cuda.reset_peak_memory_stats(device)
         step(*data)
         return torch.cuda.max_memory_allocated(device) - before
-    # The allocator must not keep freed memory: tensors get pages of their own.
-    libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_THRESHOLD, MIN_TENSOR_BYTES)
-    libc.malloc_trim(0)
+    set_largest_kept_block(2**16)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = read_memory("VmRSS")
     step(*data)
-    return read_memory("VmHWM") - before
+    peak = read_memory("VmHWM") - before
+    set_largest_kept_block(2**25)
+    return peak
+
+
+def set_largest_kept_block(n_bytes):
+    """Let malloc return freed blocks above this size to the system at once (at most 32 MiB).
+
+    Freed tensors that malloc keeps would hide what a step needs. Without them it is slower.
+    """
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, n_bytes)
+    libc.mallopt(M_TRIM_THRESHOLD, 2 * n_bytes)
+    libc.malloc_trim(0)
 
 
 def read_memory(field):
