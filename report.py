@@ -1,4 +1,4 @@
-"""Make tables and figures from every run below a folder: mean and standard deviation over seeds.
+"""Make tables and figures from every run below a folder, with mean and deviation over seeds.
 
     python report.py runs                                  # tables and figures into runs/report
     python report.py runs/evidence --claims --out results  # judge the paper's claims, too

@@ -8,7 +8,8 @@ none is for it and one is against it. All numbers are computed from the runs, ex
 claim g, which come from the benchmark.
 
 Runs are compared in pairs of the same seed. A difference counts if there are at least three pairs
-and Student's t-test on them gives p < 0.05, two-sided, not corrected for the number of tests.
+and Student's t-test on them gives p < 0.05. The test is two-sided. It is not corrected for the
+number of tests.
 """
 
 import itertools
@@ -55,7 +56,7 @@ class Claim:
     letter: str
     text: str
     rule: str
-    judge: Callable  # Runs -> [Case]
+    judge: Callable  # Runs -> Cases
     figure: str
 
 
@@ -266,19 +267,16 @@ def not_lower(difference):
 
 
 def compare(where, a, b, rule=is_higher, value=balanced_accuracy):
-    """Return [Case] of members a against members b; [] without a common seed."""
-    d = difference(a, b, value)
-    if d is None:
-        return []
-    evidence = f"{mean_text(a, value)} against {mean_text(b, value)}: {d}"
-    return [Case(where, rule(d), evidence, abs(d.mean))]
+    """Yield the Case of members a against members b; nothing without a common seed."""
+    if d := difference(a, b, value):
+        evidence = f"{mean_text(a, value)} against {mean_text(b, value)}: {d}"
+        yield Case(where, rule(d), evidence, abs(d.mean))
 
 
 # the rules ----------------------------------------------------------------------------------------
 
 
 def judge_collapse(runs):
-    cases = []
     for dataset in runs.datasets:
         subsets = [
             subset
@@ -295,30 +293,27 @@ def judge_collapse(runs):
                 means = ", ".join(f"{ratio} {mean_text(rows)}" for ratio, rows in members.items())
                 evidence = f"{means}; first minus last {fall}"
                 where = f"{dataset}: lower at the rarest ratio"
-                cases.append(Case(where, is_higher(fall), evidence, abs(fall.mean)))
+                yield Case(where, is_higher(fall), evidence, abs(fall.mean))
         for subset in subsets:
             if runs.share[subset] <= 1:
-                cases += judge_rarest(runs, subset)
-    return cases
+                yield from judge_rarest(runs, subset)
 
 
 def judge_rarest(runs, subset):
     """Compare SupCon with 60 % and with an untrained network, by both probes."""
-    cases, members = [], runs.base(subset, "supcon")
+    members = runs.base(subset, "supcon")
     gap = mean_text(members, collapse_gap, " nats", 3)
     for value, probe in PROBES.items():
         if known := list(measured_values(members, value).values()):
             where = f"{subset_name(subset)}: collapses (below 60 %){probe}"
             holds = bool(np.mean(known) < 60) if len(known) > 2 else None
             evidence = f"{mean_text(members, value)}; final loss {gap} below its collapse value"
-            cases.append(Case(where, holds, evidence))
+            yield Case(where, holds, evidence)
         where = f"{subset_name(subset)}: untrained network not worse than SupCon{probe}"
-        cases += compare(where, runs.untrained(subset), members, not_lower, value)
-    return cases
+        yield from compare(where, runs.untrained(subset), members, not_lower, value)
 
 
 def judge_metrics(runs):
-    cases = []
     for subset in runs.rare_subsets():
         for length, members in runs.lengths(subset).items():
             for key, name in METRICS.items():
@@ -338,12 +333,10 @@ def judge_metrics(runs):
                     for method in CONTRASTED
                 ]
                 where = f"{subset_name(subset)}{length}: {name} {verb}"
-                cases.append(Case(where, holds, ", ".join(means)))
-    return cases
+                yield Case(where, holds, ", ".join(means))
 
 
 def judge_proposed_losses(runs):
-    cases = []
     for subset in runs.imbalanced_subsets():
         for length, members in runs.lengths(subset).items():
             others = {"SupCon": members["supcon"], "an untrained network": runs.untrained(subset)}
@@ -351,15 +344,13 @@ def judge_proposed_losses(runs):
                 PROPOSED, others.items(), PROBES.items()
             ):
                 where = f"{subset_name(subset)}{length}: {METHODS[method]} over {other}{probe}"
-                cases += compare(where, members[method], rows, value=value)
+                yield from compare(where, members[method], rows, value=value)
         for method, other in itertools.product(PROPOSED, LONG_TAIL):
             where = f"{subset_name(subset)}: {METHODS[method]} over {METHODS[other]}"
-            cases += compare(where, runs.base(subset, method), runs.base(subset, other))
-    return cases
+            yield from compare(where, runs.base(subset, method), runs.base(subset, other))
 
 
 def judge_domains(runs):
-    cases = []
     for subset in runs.imbalanced_subsets():
         d = difference(runs.base(subset, "supmin"), runs.base(subset, "suppro"))
         kind = KINDS.get(subset[0])
@@ -368,20 +359,17 @@ def judge_domains(runs):
             where = f"{subset_name(subset)}, {kind}: {METHODS[expected]} ahead"
             holds = None if not d.sign else (d.sign > 0) == (expected == "supmin")
             evidence = f"Supervised Minority minus Supervised Prototypes {d}"
-            cases.append(Case(where, holds, evidence, abs(d.mean)))
-    return cases
+            yield Case(where, holds, evidence, abs(d.mean))
 
 
 def judge_cac(runs):
-    cases = []
     for title, rows in runs.contrastive_by_dataset():
         fits = {key: fit_metric(rows, key) for key in METRICS}
         if fits["cac"]:
             slope, r2, n = fits.pop("cac")
             others = ", ".join(f"{METRICS[key]} {fit[1]:.2f}" for key, fit in fits.items() if fit)
             evidence = f"R² {r2:.2f} over {n} runs (the others: {others})"
-            cases.append(Case(title, r2 > 0.6 and slope > 0, evidence))
-    return cases
+            yield Case(title, r2 > 0.6 and slope > 0, evidence)
 
 
 def fit_metric(rows, key):
@@ -400,7 +388,6 @@ def fit_metric(rows, key):
 
 
 def judge_batch_sizes(runs):
-    cases = []
     for subset, method in itertools.product(runs.subsets, CONTRASTED):
         sizes = runs.batch_sizes(subset, method)
         members = list(sizes.values())
@@ -408,57 +395,44 @@ def judge_batch_sizes(runs):
             means = ", ".join(f"{size}: {mean_text(rows)}" for size, rows in sizes.items())
             holds = None if not d.sign else d.sign < 0
             evidence = f"batch {means}; largest minus smallest {d}"
-            cases.append(Case(f"{subset_name(subset)}, {method}", holds, evidence, abs(d.mean)))
-    return cases
+            yield Case(f"{subset_name(subset)}, {method}", holds, evidence, abs(d.mean))
 
 
 def judge_overhead(runs):
     path = Path(__file__).parents[1] / "results" / "benchmark" / "methods.json"
     if not path.is_file():
-        return []
+        return
     times = json.loads(path.read_text(encoding="utf-8"))["methods"]
-    return [
-        Case(
-            METHODS[method],
-            times[method]["ratio"] <= 1.05,
-            f"{times[method]['ratio']:.2f} of SupCon's time per step, median of 7 rounds "
-            f"({times[method]['lowest']:.2f} to {times[method]['highest']:.2f})",
-        )
-        for method in PROPOSED
-    ]
+    for method in PROPOSED:
+        ratio, lowest, highest = (times[method][key] for key in ("ratio", "lowest", "highest"))
+        evidence = f"{ratio:.2f} of SupCon's time per step, median of 7 rounds"
+        yield Case(METHODS[method], ratio <= 1.05, f"{evidence} ({lowest:.2f} to {highest:.2f})")
 
 
 def judge_balanced_data(runs):
-    cases = []
     for subset, method in itertools.product(runs.balanced_subsets(), PROPOSED):
         where = f"{subset_name(subset)}: {METHODS[method]}"
         members = runs.base(subset, method), runs.base(subset, "supcon")
-        cases += compare(where, *members, not_lower)
-    return cases
+        yield from compare(where, *members, not_lower)
 
 
 def judge_margins(runs):
-    cases = []
     for subset in runs.subsets:
         for margin, members in runs.changed(subset, "suppro", "margin").items():
             where = f"{subset_name(subset)}: margin 1 against {margin:g}"
-            cases += compare(where, runs.base(subset, "suppro"), members, not_lower)
-    return cases
+            yield from compare(where, runs.base(subset, "suppro"), members, not_lower)
 
 
 def judge_majority_supervision(runs):
-    cases = []
     for subset in runs.subsets:
         shares = runs.changed(subset, "supmin", "majority_supervision")
         shares |= {1.0: runs.base(subset, "supcon")} if shares else {}
         for share, members in shares.items():
             where = f"{subset_name(subset)}: 0 against {share:g}" + " (SupCon)" * (share == 1)
-            cases += compare(where, runs.base(subset, "supmin"), members, not_lower)
-    return cases
+            yield from compare(where, runs.base(subset, "supmin"), members, not_lower)
 
 
 def judge_supervised_baselines(runs):
-    cases = []
     for subset, method, other in itertools.product(runs.imbalanced_subsets(), PROPOSED, SUPERVISED):
         proposed, members = runs.base(subset, method), runs.base(subset, other)
         where = f"{subset_name(subset)}: {METHODS[method]} over {METHODS[other]}"
@@ -467,12 +441,12 @@ def judge_supervised_baselines(runs):
             trained = runs.base(subset, "ce") if other == "crt" else members
             epochs = [str(next(iter(m.values()))["epochs"]) for m in (proposed, trained) if m]
             case.evidence += f"; {' and '.join(epochs)} epochs"
-            cases.append(case)
-    return cases
+            yield case
 
 
 def judge_early_numbers(runs):
-    cases = [case for subset in runs.subsets for case in judge_alarm(runs, subset)]
+    for subset in runs.subsets:
+        yield from judge_alarm(runs, subset)
     for key, name in (("early_val_knn", "kNN accuracy"), ("early_val_cac", "CAC")):
         if not (losses := selection_losses(runs, key)):
             continue
@@ -484,8 +458,7 @@ def judge_early_numbers(runs):
             f"{METHODS[PROPOSED[best]]} loses {np.mean(fixed[best]):.1f}: {d}"
         )
         where = f"choice by the highest validation {name}"
-        cases.append(Case(where, is_higher(d), evidence, abs(d.mean)))
-    return cases
+        yield Case(where, is_higher(d), evidence, abs(d.mean))
 
 
 def judge_alarm(runs, subset):
@@ -497,20 +470,21 @@ def judge_alarm(runs, subset):
             if gap is not None and accuracy is not None:
                 (collapsed if abs(gap) < COLLAPSE_GAP else others).append(accuracy)
     if min(len(collapsed), len(others)) < 3:
-        return []
+        return
     where = f"{subset_name(subset)}: a loss within {COLLAPSE_GAP} nats of its collapse value"
     evidence = (
         f"{len(collapsed)} such runs end at {min(collapsed):.1f} to {max(collapsed):.1f} %, "
         f"{len(others)} others at {min(others):.1f} to {max(others):.1f} %"
     )
     size = np.mean(others) - np.mean(collapsed)
-    return [Case(f"{where} identifies the low runs", max(collapsed) < min(others), evidence, size)]
+    yield Case(f"{where} identifies the low runs", max(collapsed) < min(others), evidence, size)
 
 
 def selection_losses(runs, key):
-    """Return, per subset and seed, the points lost to the best of SupCon and the proposed losses.
+    """List the points that choices lose to the best of SupCon and the proposed losses.
 
-    First by the method with the highest early number, then by always taking each proposed loss.
+    A row per subset and seed. Its first entry chooses the method with the highest early number,
+    the others always take the same proposed loss.
     """
     losses = []
     for subset in runs.imbalanced_subsets():
@@ -525,16 +499,16 @@ def selection_losses(runs, key):
 
 
 def judge_sampler(runs):
-    cases = []
     for subset in runs.subsets:
         changed = runs.changed(subset, "supcon", "minority_per_batch")
         for minimum, members in changed.items():
             start = f"{subset_name(subset)}: SupCon with at least {minimum} per batch"
-            cases += compare(f"{start}, over SupCon without", members, runs.base(subset, "supcon"))
+            yield from compare(
+                f"{start}, over SupCon without", members, runs.base(subset, "supcon")
+            )
             for method in PROPOSED:
                 where = f"{start}, not below {METHODS[method]} without"
-                cases += compare(where, members, runs.base(subset, method), not_lower)
-    return cases
+                yield from compare(where, members, runs.base(subset, method), not_lower)
 
 
 NOT_LOWER = (
@@ -546,9 +520,9 @@ CLAIMS = (
         "a",
         "SupCon's probe accuracy falls as imbalance grows, and at 1 % it collapses.",
         "Per data set: accuracy at the rarest ratio is below that at the most balanced one. At 1 % "
-        "of minority: accuracy is below 60 %, and an untrained network of the same seed (where one "
-        "was probed) is less than 2 points worse. The probe is trained on the run's own rows, or "
-        "on the 50-50 rows.",
+        "of minority: accuracy is below 60 %, by the probe on the run's own rows and by that on "
+        "the 50-50 rows. By both, an untrained network of the same seed (where one was probed) "
+        + NOT_LOWER.format("SupCon"),
         judge_collapse,
         "accuracy.png",
     ),
@@ -565,16 +539,16 @@ CLAIMS = (
         "c",
         "Supervised Minority and Supervised Prototypes repair it: up to 35 points above SupCon, "
         "up to 5 above the long-tail methods.",
-        "At every ratio but 50-50: each of the two proposed losses is above SupCon, above an "
-        "untrained network (where one was probed), both by both probes, and above each long-tail "
-        "method.",
+        "At every ratio but 50-50: each of the two proposed losses is above SupCon and above an "
+        "untrained network (where one was probed), by both probes. Each is above every long-tail "
+        "method, too.",
         judge_proposed_losses,
         "accuracy.png",
     ),
     Claim(
         "d",
         "Supervised Minority is better on natural images, Supervised Prototypes on medical ones.",
-        "Per data set and ratio but 50-50: the sign of their difference.",
+        "Per data set and ratio but 50-50: their difference has the expected sign.",
         judge_domains,
         "accuracy.png",
     ),
@@ -597,7 +571,7 @@ CLAIMS = (
     Claim(
         "g",
         "The overhead of the two proposed losses is negligible.",
-        "They take at most 1.05 of SupCon's time per step. The times are those of the benchmark "
+        "They take at most 1.05 times SupCon's time per step. The times are those of the benchmark "
         "(ResNet-18 at 32 px on a CPU), not of these runs.",
         judge_overhead,
         "",
@@ -636,10 +610,10 @@ CLAIMS = (
         "l",
         "Open: is there a number, early in training, that tells which method to use?",
         "The numbers are read at the first validation between a quarter and half of the training. "
-        "Choosing SupCon or a proposed loss by a number, seed by seed, loses less to the best of "
-        "the three than always taking the better proposed loss (50-50 left out). Per data set and "
-        "ratio: all runs of SupCon and Supervised Minority whose loss is at its collapse value "
-        "end below all the others.",
+        "SupCon or a proposed loss is chosen by a number, seed by seed (50-50 left out). That "
+        "loses less to the best of the three than always taking the better proposed loss. Per data "
+        "set and ratio: all runs of SupCon and Supervised Minority whose loss is at its collapse "
+        "value end below all the others.",
         judge_early_numbers,
         "",
     ),
@@ -669,14 +643,15 @@ HOW_TO_READ = """\
 Numbers are balanced accuracy on the test split, mean ± standard deviation over seeds. There are
 three seeds unless another n is given. The linear probe is trained on the run's own rows unless the
 case says otherwise. Differences are between runs of the same seed. p is that of Student's t-test on
-these pairs, two-sided, not corrected for the number of tests: with three seeds only large and
-steady differences count. An undecided case counts neither for a claim nor against it."""
+these pairs, two-sided, not corrected for the number of tests. A difference counts if p < 0.05 and
+there are three pairs or more: with three seeds, only large and steady differences count. An
+undecided case counts neither for a claim nor against it."""
 
 
 def claims_markdown(rows, figures, command):
     """Return README.md: the table of claims, then the rule and the cases of each claim."""
     runs = Runs(rows)
-    judged = [(claim, claim.judge(runs)) for claim in CLAIMS]
+    judged = [(claim, list(claim.judge(runs))) for claim in CLAIMS]
     lines = [
         TITLE,
         "",
@@ -706,6 +681,7 @@ def claims_markdown(rows, figures, command):
 
 
 def claim_table(judged, figures):
+    """Return the table of all claims: verdict, largest cases, figure, command."""
     rows = []
     for claim, cases in judged:
         command = f"bash results/evidence.sh {claim.letter}"

@@ -1,4 +1,4 @@
-"""Collect what runs left behind: one flat row per run, from run folders or from a runs.jsonl."""
+"""Collect the results of runs: one flat row per run, from run folders or a runs.jsonl."""
 
 import json
 import re
@@ -85,10 +85,11 @@ def make_rows(runs):
 
 
 def load_runs(source):
-    """Return (head, runs): the first line of a runs.jsonl (None for a folder), and a dict per run.
+    """Read a folder of runs or a runs.jsonl. Returns (head, runs).
 
-    A run holds path, finished, config, log, train_counts and test_counts (None where the subset
-    is missing), and metrics, probe, finetune where they were measured.
+    The head is the first line of a runs.jsonl, None for a folder. A run is a dict. It holds path,
+    finished, config, log, train_counts and test_counts (None where the subset is missing), and
+    metrics, probe and finetune where they were measured.
     """
     source, head = Path(source), None
     hint = "give the folder of the runs (runs by default) or a runs.jsonl"

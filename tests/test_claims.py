@@ -42,7 +42,7 @@ def runs(tmp_path):
 
 def cases(folder, letter):
     (claim,) = (claim for claim in claims.CLAIMS if claim.letter == letter)
-    return claim.judge(claims.Runs(collect(folder)))
+    return list(claim.judge(claims.Runs(collect(folder))))
 
 
 def test_the_papers_story_is_recognised(runs):
