@@ -5,7 +5,7 @@
 #   bash run_all.sh           the paper's grid over the data sets below DATA_ROOT, one run per GPU
 #   bash run_all.sh subsets   the grid's first step alone: decode the images, draw the ratios
 #   bash run_all.sh list      the grid's runs, one command per line (SLURM array, GNU parallel)
-#   bash run_all.sh dry-run   the same, with their number and an estimate of the hours
+#   bash run_all.sh dry-run   the same with their number and an estimate of the hours
 #   bash run_all.sh evidence  the runs that judge the paper's claims; for some claims: evidence f m
 #   bash run_all.sh test      the tests
 #
@@ -92,7 +92,8 @@ case ${1-grid} in
         launch $(devices $((CORES < 4 ? CORES : 4))) < <(demo)
         guard "$PYTHON" linear_probe.py runs/demo/*/*/seed*
         guard "$PYTHON" evaluate_metrics.py runs/demo/*/*/seed* --picture pca
-        "$PYTHON" report.py runs/demo ;;
+        "$PYTHON" report.py runs/demo
+        [ "$PYTHON" != .venv/bin/python ] || echo "next: source .venv/bin/activate" ;;
     grid)
         find_datasets
         setup requirements.txt
