@@ -284,7 +284,8 @@ def embedding_panel(ax, found):
     ax.scatter(*xy[~is_minority].T, s=size, c="#9ecae1", marker="o", lw=0, label="majority")
     ax.scatter(*xy[is_minority].T, s=1.3 * size, c="#a50f15", marker="^", lw=0, label="minority")
     # t-SNE magnifies a collapse: the reader needs its name.
-    ax.set_xlabel(f"seed {row['seed']}, {row.get('metrics_picture', 'picture')}", fontsize=8)
+    texts = f"seed {row['seed']}", row.get("metrics_picture")
+    ax.set_xlabel(", ".join(filter(None, texts)), fontsize=8)
 
 
 def add_embedding_legend(figure):
@@ -349,7 +350,8 @@ def overview_figure(groups, source):
         ("cac_minority", "cac_majority"): "CAC (%)",
         ("balanced_accuracy",): "balanced test accuracy (%)",
     }
-    bars = {keys: title for keys, title in bars.items() if any_cell(groups, keys[0])}
+    measured = {keys for keys in bars if any(finite_cell(group, keys[0]) for group in groups)}
+    bars = {keys: title for keys, title in bars.items() if keys in measured}
     has_embeddings = any(value is not None for value in found)
     if not has_embeddings and not bars:
         return None
@@ -369,14 +371,11 @@ def overview_figure(groups, source):
     return figure
 
 
-def any_cell(groups, key):
-    return any(finite_cell(group, key) for group in groups)
-
-
 def overview_title(groups):
-    group = groups[0]
-    images = group.rows[0].get("test_images")
-    share = group.minority_percent
+    group, share = groups[0], groups[0].minority_percent
+    images = next(
+        (row["test_images"] for g in groups for row in g.rows if row["test_images"]), None
+    )
     return (
         f"{group.dataset} {group.ratio}"
         + ("" if share is None else f": {share:.3g} % of the training images are minority")
