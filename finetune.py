@@ -1,47 +1,36 @@
-"""Supervised training: fine-tune a finished run, train a baseline from scratch, or re-train the classifier on a frozen encoder.
+"""Supervised training: fine-tune a run, train from scratch, or re-train a run's classifier.
 
-    python finetune.py runs/digits/99-1/supmin/seed0                           the whole network, weighted cross entropy
-    python finetune.py runs/digits/99-1/supmin/seed0 --train head              a linear head on the frozen encoder
-    python finetune.py subsets/digits/99-1.json --loss focal                   ResNet-50 from scratch
-    python finetune.py runs/digits/99-1/ce/seed0 --retrain crt                 a new classifier, class-balanced sampling
+    python finetune.py runs/digits/99-1/supmin/seed0                 all weights
+    python finetune.py runs/digits/99-1/supmin/seed0 --train head    a linear head, frozen encoder
+    python finetune.py subsets/digits/99-1.json --loss focal         ResNet-50 from scratch
+    python finetune.py runs/digits/99-1/ce/seed0 --retrain crt       a new classifier for a run
 
-Fine-tuning a contrastive run writes finetune.json there and its own files in <run>/finetune/; --retrain all in <run>/<crt|tau_norm|lws>/.
-From scratch they go to runs/<dataset>/<ratio>/<loss>/seed<k>/, with an encoder.pt that linear_probe.py and evaluate_metrics.py take like
-any other. classifier.pt is the head; encoder.pt lies beside it where the training changed the encoder. The epoch is chosen on validation,
-by AUROC (of LDAM-DRW, among those with its weights); lws and tau_norm choose by balanced accuracy, since scales move the threshold more
-than the order. The test split is read once. The same command continues a run that was stopped.
+Validation chooses the epoch, by AUROC; lws and tau_norm use balanced accuracy, because they move
+the threshold more than the order of the images. The test split is read once.
+
+Writes into <run>/finetune/, runs/<dataset>/<ratio>/<loss>/seed<k>/ (from scratch) or
+<run>/<crt, lws or tau_norm>/: config.json, log.jsonl, checkpoint.pt, classifier.pt (the head),
+encoder.pt if training changed the encoder, and finetune.json with the scores. Fine-tuning of a
+contrastive run writes its finetune.json into <run>/. The same command continues a stopped run.
 """
 
 import os
+import sys
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
-from baselines import (
-    CosineClassifier,
-    LearnableScale,
-    effective_number_weights,
-    ldam_loss,
-    ldam_margins,
-    logit_adjusted_loss,
-    tau_normalized,
-)
-from common import (
-    Amp,
-    class_weights,
-    embed,
-    focal_loss,
-    load_run,
-    load_subset,
-    train_one_epoch,
-    warmup_cosine,
-)
+from baselines import LearnableScale, tau_normalized
+from baselines.classification import HEADS, LOSSES, first_selectable_epoch, make_loss
+from common import Amp, embed, load_run, load_subset, train_one_epoch, warmup_cosine
 from datasets.images import list_prediction_images
 from datasets.loader import BatchLoader, balanced_batches, shuffled_batches
 from datasets.predict import predict_folder
+from datasets.subset import Subset
 from utils.cli import ArgumentParser, UserError, number_from, run_main
 from utils.distributed import pick_device
 from utils.encoders import build_encoder
@@ -49,576 +38,446 @@ from utils.files import read_json, write_json
 from utils.runs import Run, load_strict, load_tensors, module_sha256, provenance, save_tensors
 from utils.scores import classification_scores
 
-RETRAIN_EPOCHS = {"crt": 10, "lws": 5, "tau_norm": 0}  # Kang et al. 2020; tau_norm trains nothing
-
-
-def parse_args():
-    parser = ArgumentParser(
-        "Fine-tune a run, train a supervised baseline from scratch, or re-train a run's classifier."
-    )
-    parser.add_argument(
-        "source",
-        type=Path,
-        help="run folder, or subsets/<dataset>/<ratio>.json to train from scratch",
-    )
-    parser.add_argument(
-        "--loss",
-        choices=["ce", "weighted_ce", "focal", "ldam_drw", "logit_adjusted"],
-        help="weights, margins, priors: from the training rows (default: weighted_ce)",
-    )
-    parser.add_argument(
-        "--gamma", type=number_from(0, float), help="of the focal loss (default: 2)"
-    )
-    parser.add_argument(
-        "--retrain",
-        choices=RETRAIN_EPOCHS,
-        help="only the classifier, as its paper does: its loss, sampler, optimizer, epochs",
-    )
-    parser.add_argument(
-        "--train",
-        choices=["all", "head"],
-        help="head: the encoder stays frozen, in eval mode (default: all)",
-    )
-    parser.add_argument(
-        "--bn-train",
-        action="store_true",
-        help="batch norm of a frozen encoder in train mode: its statistics drift",
-    )
-    parser.add_argument(
-        "--head",
-        choices=["linear", "mlp"],
-        help="on the encoder (default: linear; ldam_drw: cosine)",
-    )
-    parser.add_argument(
-        "--head-lr",
-        type=number_from(0, float),
-        metavar="LR",
-        help="learning rate of the head (default: --lr)",
-    )
-    parser.add_argument(
-        "--balanced-batches",
-        action="store_true",
-        help="classes alike in a batch, and then in weights, margins, priors",
-    )
-    parser.add_argument(
-        "--subsample-balanced",
-        action="store_true",
-        help="leave out majority images until the classes are equal",
-    )
-    parser.add_argument(
-        "--fraction",
-        type=number_from(0, float),
-        default=1.0,
-        metavar="F",
-        help="share of the training images of each class, up to 1",
-    )
-    parser.add_argument(
-        "--no-augment",
-        action="store_true",
-        help="train on the evaluation view, as the reference's baseline does",
-    )
-    parser.add_argument("--arch", help="from scratch: any torchvision ResNet (default: resnet50)")
-    parser.add_argument(
-        "--size",
-        type=number_from(8),
-        metavar="S",
-        help="side of what the network sees, pixels (default: the run's or subset's)",
-    )
-    parser.add_argument(
-        "--epochs",
-        type=number_from(1),
-        help="passes over the training images (default: 100; crt: 10, lws: 5)",
-    )
-    parser.add_argument(
-        "--batch-size", type=number_from(2), help="images (default: 256; --retrain: the run's)"
-    )
-    parser.add_argument(
-        "--lr",
-        type=number_from(0, float),
-        help="of Adam (default: 0.0001), of SGD (crt, lws: 0.2 batch size / 512); cosine",
-    )
-    parser.add_argument(
-        "--amp",
-        choices=["auto", "off", "bf16", "fp16"],
-        default="auto",
-        help="auto: bf16 where the GPU has it",
-    )
-    parser.add_argument(
-        "--device",
-        choices=["auto", "cpu", "cuda"],
-        default="auto",
-        help="auto: CUDA where there is one",
-    )
-    parser.add_argument(
-        "--deterministic",
-        action="store_true",
-        help="the same bits every time on a GPU, too, which is slower",
-    )
-    parser.add_argument(
-        "--seed",
-        type=number_from(0),
-        help="of weights, order and augmentation; never of the data (default: the run's, or 0)",
-    )
-    parser.add_argument(
-        "--save-every",
-        type=number_from(1),
-        default=1,
-        metavar="E",
-        help="epochs between checkpoints",
-    )
-    parser.add_argument(
-        "--predict",
-        type=Path,
-        metavar="FOLDER",
-        help="classify the images below this folder, with --csv; trains if need be",
-    )
-    parser.add_argument(
-        "--csv", type=Path, metavar="OUT", help="where --predict writes file, probability, class"
-    )
-    parser.add_argument(
-        "--out", type=Path, help="folder for everything written (default: see above)"
-    )
-    parser.add_argument(
-        "--smoke", action="store_true", help="tiny network, a few images, two epochs of two steps"
-    )
-    args = parser.parse_args()
-    args.new_images = list_prediction_images(args.predict, args.csv)
-    if not args.source.exists():
-        raise UserError(
-            f"{args.source}: no such run folder or subset file; pretrain.py makes runs, make_subsets.py subsets"
-        )
-    if args.arch and args.source.is_dir():
-        raise UserError(
-            f"--arch {args.arch}: is for training from scratch; {args.source} has its network"
-        )
-    for flag, value in (
-        ("--train head", args.train == "head"),
-        (f"--retrain {args.retrain}", args.retrain),
-    ):
-        if value and not args.source.is_dir():
-            raise UserError(
-                f"{flag}: needs a run folder with a trained encoder, {args.source} is none"
-            )
-
-    # what --retrain fixes is not typed beside it; everything else has a default, the run's own for some
-    fixed = (
-        ["loss", "train", "head", "head_lr", "balanced_batches", "subsample_balanced"]
-        if args.retrain
-        else []
-    )
-    fixed += (
-        ["fraction", "epochs", "lr", "no_augment", "bn_train"] if args.retrain == "tau_norm" else []
-    )
-    for flag in fixed:
-        if getattr(args, flag) != parser.get_default(flag):
-            raise UserError(
-                f"--{flag.replace('_', '-')}: is no choice in --retrain {args.retrain}; leave it out"
-            )
-    if args.head and args.loss == "ldam_drw":
-        raise UserError(
-            f"--head {args.head}: --loss ldam_drw brings its cosine classifier; leave --head out"
-        )
-    if args.retrain:
-        defaults = dict(
-            loss="ce", train="head", head="linear", epochs=RETRAIN_EPOCHS[args.retrain]
-        )  # batch size and lr: see inherit
-        args.balanced_batches = args.retrain != "tau_norm"
-    else:
-        defaults = dict(
-            loss="weighted_ce",
-            train="all",
-            head="cosine" if args.loss == "ldam_drw" else "linear",
-            epochs=100,
-            batch_size=256,
-            lr=1e-4,
-        )
-    if args.smoke:
-        defaults.update(epochs=min(defaults["epochs"], 2), batch_size=16)
-    for name, default in defaults.items():
-        if getattr(args, name) is None:
-            setattr(args, name, default)
-
-    if args.gamma is not None and args.loss != "focal":
-        raise UserError(f"--gamma: is read by --loss focal only, not by {args.loss}")
-    args.gamma = 2.0 if args.gamma is None else args.gamma
-    if not 0 < args.fraction <= 1:
-        raise UserError(f"--fraction {args.fraction:g}: must lie above 0 and not above 1")
-    if args.bn_train and args.train != "head":
-        raise UserError("--bn-train: is about a frozen encoder; add --train head or --retrain crt")
-    if args.head_lr is not None and args.train == "head":
-        raise UserError(
-            "--head-lr: with --train head the head alone is trained; give its learning rate as --lr"
-        )
-    return args
-
-
-SCALE = 30.0  # of the cosine classifier's logits
 TAUS = [i / 10 for i in range(21)]
 
-
-# losses: made from the options and the class counts of the training rows, called with logits [B, 2], targets [B] and the epoch --
-
-
-def ce(args, counts):
-    return lambda logits, targets, epoch: F.cross_entropy(logits, targets)
-
-
-def weighted_ce(args, counts):
-    """Divided by the sum of the weights in the batch, as in the reference: a batch of one class alone is not weighted."""
-    weights = class_weights(counts)
-    return lambda logits, targets, epoch: F.cross_entropy(
-        logits, targets, weight=weights.to(logits)
-    )
-
-
-def focal(args, counts):
-    weights = class_weights(counts)
-    return lambda logits, targets, epoch: focal_loss(logits, targets, args.gamma, weights)
-
-
-def ldam_drw(args, counts):
-    """Deferred re-weighting: the margins alone, and class weights over the last fifth of the epochs."""
-    margins, weights, switch = (
-        ldam_margins(counts),
-        effective_number_weights(counts),
-        first_choice(args),
-    )
-    return lambda logits, targets, epoch: ldam_loss(
-        logits / SCALE, targets, margins, SCALE, weights if epoch >= switch else None
-    )
-
-
-def first_choice(args):
-    """The first epoch that validation may choose: before its deferred weights, LDAM-DRW is only LDAM."""
-    return 4 * args.epochs // 5 if args.loss == "ldam_drw" else 0
-
-
-def logit_adjusted(args, counts):
-    prior = torch.tensor(counts) / sum(counts)
-    return lambda logits, targets, epoch: logit_adjusted_loss(logits, targets, prior)
-
-
-LOSSES = {loss.__name__: loss for loss in (ce, weighted_ce, focal, ldam_drw, logit_adjusted)}
-HEADS = {
-    "linear": lambda dim: nn.Linear(dim, 2),
-    "mlp": lambda dim: nn.Sequential(
-        nn.Linear(dim, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU(), nn.Linear(dim, 2)
-    ),
-    "cosine": lambda dim: CosineClassifier(dim, SCALE),
+# What --retrain decides, as in Kang et al. 2020 (arXiv:1910.09217): its flags are refused.
+FIXED = dict(loss="ce", train="head", head="linear", head_lr=None, subsample_balanced=False)
+UNTRAINED = dict(epochs=0, lr=None, fraction=1.0, no_augment=False, bn_train=False)
+RETRAIN = {
+    "crt": {**FIXED, "balanced_batches": True},
+    "lws": {**FIXED, "balanced_batches": True},
+    "tau_norm": {**FIXED, "balanced_batches": False, **UNTRAINED},
 }
+RETRAIN_EPOCHS = {"crt": 10, "lws": 5, "tau_norm": 0}  # defaults
+CRITERION = {"lws": "balanced_accuracy", "tau_norm": "balanced_accuracy"}  # else auroc
+
+
+@dataclass
+class Task:
+    """What differs between fine-tuning, training from scratch and re-training."""
+
+    subset: Subset
+    encoder: nn.Module
+    head: nn.Module
+    out: Path  # folder of all files but finetune.json
+    summary: Path  # finetune.json
+    settings: dict  # of config.json and finetune.json
+    source_settings: dict  # of config.json only: the network, and how its weights were trained
 
 
 def main():
     args = parse_args()
     device = pick_device(args.device, args.deterministic)
     if args.predict and (args.source / "classifier.pt").exists():
-        print(f"{args.source}: its finished network classifies, nothing is trained")
-        model, subset = load_network(args.source)
-        predict_folder(model.to(device), subset, args.predict, args.new_images, args.csv, device)
-        return
-
-    # what is trained: a finished run's encoder, or a new network on a subset; and where it is written
-    options = dict(
-        loss=args.loss,
-        **({"gamma": args.gamma} if args.loss == "focal" else {}),
-        train=args.train,
-        augment=not args.no_augment,
-        **{
-            name: getattr(args, name)
-            for name in (
-                "head",
-                "head_lr",
-                "balanced_batches",
-                "subsample_balanced",
-                "fraction",
-                "bn_train",
-            )
-        },
-    )
-    origin = {}
-    if args.source.is_dir():
-        source, subset, encoder = load_run(args.source)
-        inherit(args, source)
-        torch.manual_seed(args.seed)
-        arch, out = source["arch"], args.out or args.source / (args.retrain or "finetune")
-        beside_encoder = (
-            "projection_dim" in source and not args.out and not args.retrain
-        )  # a supervised source has one of its own there
-        summary = (args.source if beside_encoder else out) / "finetune.json"
-        options["encoder_sha256"] = module_sha256(encoder)
-        if args.retrain:
-            options, origin = (
-                {"method": args.retrain, **options},
-                {"encoder_method": "fine-tuned", **settings_of(source, "encoder")},
-            )
+        print(f"{args.source}: its finished network classifies; nothing is trained")
+        model, subset = load_classifier_folder(args.source)
     else:
-        args.seed = args.seed or 0
-        torch.manual_seed(args.seed)
-        arch = args.arch or ("resnet18" if args.smoke else "resnet50")
-        subset, encoder = load_subset(args.source), build_encoder(arch)
-        out = args.out or Path("runs", subset.name, subset.ratio, args.loss, f"seed{args.seed}")
-        summary, options = out / "finetune.json", {"method": args.loss, **options}
+        from_run = retrain if args.retrain else finetune
+        task = from_run(args) if args.source.is_dir() else train_from_scratch(args)
+        model, subset = train(task, args, device), task.subset
+    if args.predict:
+        predict_folder(model.to(device), subset, args.predict, args.new_images, args.csv, device)
+
+
+def train(task, args, device):
+    """Train until the last epoch, write the results of the best one, and return its network."""
+    has_fixed_encoder = args.train == "head" and not args.bn_train
+    model = Classifier(task.encoder, task.head, has_fixed_encoder).to(device)
+    frozen_module = select_frozen_module(model.encoder, args)
+    frozen_sha256 = module_sha256(frozen_module)
+    rows = select_training_rows(task.subset, args)
+    labels = task.subset.labels[rows]
+    loss = loss_for_counts(args, labels, device)
+    amp = Amp(device, args.amp, task.subset.size)
+    optimizer, best = make_optimizer(model, args), BestEpoch(model)
+    config = make_config(task, args, amp)
+    state = dict(model=model, optimizer=optimizer, scaler=amp.scaler, best=best)
+    run = Run(task.out, config, device, args.save_every, **state)
+    first_epoch = run.resume()
+    if args.retrain == "tau_norm" and first_epoch == 0:
+        choose_tau(model, best, task.subset, run, device)
+
+    sampler, augmented = make_sampler(args, labels), not args.no_augment
+    loader = BatchLoader(task.subset, rows, device, sampler, augmented=augmented)
+    for epoch in range(first_epoch, args.epochs):
+        set_learning_rates(optimizer, epoch, args.epochs)
+        model.train()
+        batches = loader.epoch(epoch, args.seed)
+        batch_loss = partial(compute_batch_loss, model, loss, epoch)
+        stats = train_one_epoch(batch_loss, batches, optimizer, amp, task.out)
+        stats["head_lr"] = optimizer.param_groups[1]["lr"]
+        scores, _ = evaluate_split(model, task.subset, "val", device, args.batch_size)
+        if epoch >= first_selectable_epoch(args.loss, args.epochs):
+            best.update(model, epoch, scores[CRITERION.get(args.retrain, "auroc")])
+        run.finish_epoch(epoch, stats | {f"val_{name}": value for name, value in scores.items()})
+        print_epoch(epoch, args.epochs, stats["loss"], scores)
+
+    model.load_state_dict(best.weights)
+    if module_sha256(frozen_module) != frozen_sha256:
+        raise RuntimeError("training changed the frozen encoder")
+    write_results(task, model, best, config, device)
+    return model
+
+
+# --------------------------------------------------------------------------------------------------
+# the three programs: each builds a Task
+# --------------------------------------------------------------------------------------------------
+
+
+def finetune(args):
+    """Train the network of a run, or a new head on its frozen encoder."""
+    config, subset, encoder = load_source_run(args)
+    encoder_sha256 = module_sha256(encoder)
+    encoder.requires_grad_(args.train == "all")
     head = HEADS[args.head](encoder.dim)
-    if args.retrain in ("lws", "tau_norm"):
-        origin.update(load_classifier(head, args, source, options["encoder_sha256"]))
+    out = args.out or args.source / "finetune"
+    # A supervised run has a finetune.json of its own.
+    is_contrastive = "projection_dim" in config
+    summary = (args.source if is_contrastive and not args.out else out) / "finetune.json"
+    settings = {**training_settings(args), "encoder_sha256": encoder_sha256}
+    return Task(subset, encoder, head, out, summary, settings, {"arch": config["arch"]})
+
+
+def train_from_scratch(args):
+    """Train a new network on a subset."""
+    args.seed = args.seed or 0
+    subset = load_subset(args.source)
+    subset.size = args.size or subset.size
+    if args.smoke:
+        subset.limit_for_smoke()
+    torch.manual_seed(args.seed)
+    encoder = build_encoder(args.arch)
+    head = HEADS[args.head](encoder.dim)
+    out = args.out or Path("runs", subset.name, subset.ratio, args.loss, f"seed{args.seed}")
+    settings = {"method": args.loss, **training_settings(args)}
+    return Task(subset, encoder, head, out, out / "finetune.json", settings, {"arch": args.arch})
+
+
+def retrain(args):
+    """Train a new classifier on the frozen encoder of a run, or re-scale the one it has."""
+    config, subset, encoder = load_source_run(args)
+    encoder_sha256 = module_sha256(encoder)
+    head = HEADS[args.head](encoder.dim)
+    # A fine-tuned encoder has no method.
+    source_settings = {"arch": config["arch"], "encoder_method": "fine-tuned"}
+    source_settings |= prefixed_settings(config, "encoder")
+    if args.retrain != "crt":
+        source_settings |= load_linear_classifier(head, args, config, encoder_sha256)
     if args.retrain == "lws":
         head = LearnableScale(head)
-    model = Classifier(
-        encoder.requires_grad_(args.train == "all"),
-        head,
-        frozen=args.train == "head" and not args.bn_train,
-    ).to(device)
-    kept = (
-        nn.ParameterList(encoder.parameters()) if args.bn_train else encoder
-    )  # what has to stay, if the encoder is frozen
-    kept_sha256 = module_sha256(kept)
+    out = args.out or args.source / args.retrain
+    settings = {"method": args.retrain, **training_settings(args), "encoder_sha256": encoder_sha256}
+    return Task(subset, encoder, head, out, out / "finetune.json", settings, source_settings)
 
+
+def load_source_run(args):
+    """Load the run (config, subset, encoder), take defaults from it, and seed the new weights."""
+    config, subset, encoder = load_run(args.source, args.smoke)
     subset.size = args.size or subset.size
-    amp = Amp(device, args.amp, subset.size)
-    rows = training_rows(subset.limit_for_smoke() if args.smoke else subset, args)
-    if args.batch_size > len(rows):
-        raise UserError(
-            f"--batch-size {args.batch_size}: only {len(rows)} training images of {subset.path} are left; "
-            f"use --batch-size {len(rows)} or less"
+    defaults_from_run(args, config)
+    torch.manual_seed(args.seed)
+    return config, subset, encoder
+
+
+def defaults_from_run(args, config):
+    """Take the run's seed and, for --retrain, its batch size, if they were not typed."""
+    args.seed = config["seed"] if args.seed is None else args.seed
+    args.batch_size = args.batch_size or config["batch_size"]
+    args.lr = 0.2 * args.batch_size / 512 if args.lr is None else args.lr
+
+
+def training_settings(args):
+    """Return the flags that config.json and finetune.json record for all three programs."""
+    names = ("head", "head_lr", "balanced_batches", "subsample_balanced", "fraction", "bn_train")
+    gamma = {"gamma": args.gamma} if args.loss == "focal" else {}
+    settings = {"loss": args.loss, **gamma, "train": args.train, "augment": not args.no_augment}
+    return settings | {name: getattr(args, name) for name in names}
+
+
+def prefixed_settings(config, prefix):
+    """Return the settings of an earlier training, without those of the data, for config.json."""
+    data = "dataset ratio subset classes minority sha256 rows_sha256 encoder_sha256".split()
+    return {f"{prefix}_{key}": value for key, value in config.items() if key not in data}
+
+
+def load_linear_classifier(head, args, run_config, encoder_sha256):
+    """Load the linear classifier of a run's encoder into `head`.
+
+    A supervised run has its own, beside encoder.pt. The one of another run is in <run>/finetune;
+    then the settings of its training are returned, else {}. Raises UserError if there is none, or
+    if it was trained in another way.
+    """
+    folder, config = args.source, run_config
+    if run_config.get("head") != "linear":
+        folder = args.source / "finetune"
+        hint = (
+            f"--retrain {args.retrain} needs a linear classifier on this encoder: "
+            f"python finetune.py {args.source} --train head --loss ce"
         )
-    counts = (
-        [1, 1] if args.balanced_batches else np.bincount(subset.labels[rows], minlength=2).tolist()
-    )  # as the loss will see them
-    with torch.device(device):
-        loss_of = LOSSES[args.loss](args, counts)
-    config = dict(
-        **options,
-        **origin,
+        if not (folder / "classifier.pt").exists():
+            raise UserError(f"{folder / 'classifier.pt'}: no such file; {hint}")
+        config = read_json(folder / "config.json", hint)
+        needed = dict(train="head", head="linear", loss="ce", balanced_batches=False)
+        needed |= dict(bn_train=False, encoder_sha256=encoder_sha256)
+        differ = [f"{k} {config.get(k)}" for k, value in needed.items() if config.get(k) != value]
+        if differ:
+            raise UserError(f"{folder}: was made with {', '.join(differ)}; move it away; {hint}")
+    load_strict(head, load_tensors(folder / "classifier.pt"), folder / "classifier.pt")
+    return {} if config is run_config else prefixed_settings(config, "classifier")
+
+
+# --------------------------------------------------------------------------------------------------
+# flags and their checks
+# --------------------------------------------------------------------------------------------------
+
+
+def parse_args(words=None):
+    words = sys.argv[1:] if words is None else words
+    parser = make_parser()
+    args = parser.parse_args(words)
+    if args.retrain:
+        # None: defaults_from_run sets it.
+        parser.set_defaults(epochs=RETRAIN_EPOCHS[args.retrain], batch_size=None, lr=None)
+        args = parser.parse_args(words)
+    args.new_images = list_prediction_images(args.predict, args.csv)
+    typed = {word.split("=")[0] for word in words}
+    apply_overrides(args, typed, f"--retrain {args.retrain}", RETRAIN.get(args.retrain, {}))
+    if args.loss == "ldam_drw":
+        apply_overrides(args, typed, "--loss ldam_drw", {"head": "cosine"})
+    check_args(args, typed)
+    return args
+
+
+def make_parser():
+    parser = ArgumentParser(
+        "Supervised training of one of three kinds. A subset file: a new network from scratch. "
+        "A run folder: its network (--train all), or a new head on its frozen encoder (--train "
+        "head). A run folder with --retrain: only the classifier, by a published recipe, which "
+        "decides --loss, --train, --head and the sampling. --loss applies to the first two.",
+        smoke=dict(arch="resnet18", epochs=2, batch_size=16),
+    )
+    positive, number = number_from(1), number_from(0, float)
+    add = parser.add_argument
+    add("source", type=Path, help="subsets/<dataset>/<ratio>.json, or a run folder")
+    add("--loss", choices=LOSSES, default="weighted_ce", help="of a subset file or --train")
+    add("--gamma", type=number, default=2.0, help="exponent of --loss focal")
+    add("--head", choices=["linear", "mlp"], default="linear", help="classifier; ldam_drw: cosine")
+    add("--size", type=number_from(8), metavar="S", help="input side, px (default: the source's)")
+    add("--epochs", type=positive, default=100, help="passes over the images; crt: 10, lws: 5")
+    add("--batch-size", type=number_from(2), default=256, help="images; --retrain: the run's")
+    sgd = "crt, lws: SGD, 0.2 * batch size / 512"
+    add("--lr", type=number, default=1e-4, help=f"first learning rate of Adam; {sgd}")
+    add("--head-lr", type=number, metavar="LR", help="another one for the head (default: --lr)")
+    add("--seed", type=number_from(0), help="of weights and batches (default: the run's, or 0)")
+    add("--out", type=Path, help="folder for all files (default: in the run, or below runs/)")
+    add("--smoke", action="store_true", help="tiny network, few images, two epochs of two steps")
+
+    add = parser.add_argument_group("from scratch only").add_argument
+    add("--arch", default="resnet50", help="resnet8 to resnet56, or any torchvision ResNet")
+
+    add = parser.add_argument_group("of a run only").add_argument
+    text = "all: the whole network; head: a new head on the frozen encoder"
+    add("--train", choices=["all", "head"], default="all", help=text)
+    text = "crt: a new classifier; lws: scales of the trained one; tau_norm: norms of its weights"
+    add("--retrain", choices=RETRAIN, help=text)
+    text = "let the batch norm of a frozen encoder update its statistics"
+    add("--bn-train", action="store_true", help=text)
+
+    add = parser.add_argument_group("training images").add_argument
+    text = "share of the images of each class"
+    add("--fraction", type=number, default=1.0, metavar="F", help=text)
+    text = "leave out majority images until the classes are equal"
+    add("--subsample-balanced", action="store_true", help=text)
+    text = "draw both classes equally often; the loss then counts them as equal"
+    add("--balanced-batches", action="store_true", help=text)
+    add("--no-augment", action="store_true", help="train on the evaluation view")
+
+    add = parser.add_argument_group("new images").add_argument
+    text = "classify the images in FOLDER; a finished network is reused, not trained again"
+    add("--predict", type=Path, metavar="FOLDER", help=text)
+    add("--csv", type=Path, metavar="OUT", help="output of --predict: file, probability, class")
+
+    add = parser.add_argument_group("machine").add_argument
+    add("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="precision")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if present")
+    add("--deterministic", action="store_true", help="same bits in every run on a GPU; slower")
+    add("--save-every", type=positive, default=1, metavar="E", help="epochs between checkpoints")
+    return parser
+
+
+def apply_overrides(args, typed, cause, overrides):
+    """Set what another flag, the cause, decides. Raises UserError if the user typed it, too."""
+    for name, value in overrides.items():
+        flag = f"--{name.replace('_', '-')}"
+        if flag in typed:
+            raise UserError(f"{flag}: cannot be combined with {cause}; leave it out")
+        setattr(args, name, value)
+
+
+def check_args(args, typed):
+    """Raise UserError for flags that do not fit the source or each other."""
+    if not args.source.exists():
+        raise UserError(
+            f"{args.source}: no such run folder or subset file; "
+            "make it with pretrain.py or make_subsets.py"
+        )
+    if args.source.is_dir():
+        if "--arch" in typed:
+            raise UserError(f"--arch: {args.source} has its network; leave the flag out")
+    elif args.retrain or args.train == "head":
+        flag = f"--retrain {args.retrain}" if args.retrain else "--train head"
+        raise UserError(f"{flag}: needs the trained encoder of a run folder, not {args.source}")
+    if "--gamma" in typed and args.loss != "focal":
+        raise UserError(f"--gamma: only --loss focal reads it, not {args.loss}; leave it out")
+    if not 0 < args.fraction <= 1:
+        raise UserError(f"--fraction {args.fraction:g}: give a share above 0 and up to 1")
+    if args.bn_train and args.train != "head":
+        raise UserError("--bn-train: needs a frozen encoder; add --train head or --retrain crt")
+    if args.head_lr is not None and args.train == "head":
+        raise UserError("--head-lr: only the head is trained; give its learning rate as --lr")
+
+
+def make_config(task, args, amp):
+    """Return every setting that decides the result, for config.json."""
+    subset = task.subset
+    return dict(
+        **task.settings,
+        **task.source_settings,
+        **{key: getattr(args, key) for key in ("epochs", "batch_size", "lr", "seed", "smoke")},
+        **{key: getattr(subset, key) for key in ("size", "ratio", "classes", "minority")},
         dataset=subset.name,
-        ratio=subset.ratio,
-        arch=arch,
-        size=subset.size,
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        lr=args.lr,
-        seed=args.seed,
         amp=amp.mode,
-        smoke=args.smoke,
-        classes=subset.classes,
-        minority=subset.minority,
-        subset=os.path.relpath(subset.path, out),
+        subset=os.path.relpath(subset.path, task.out),
         sha256=subset.sha256,
         rows_sha256=subset.rows_sha256,
     )
 
-    # a new run, or the same one from its last checkpoint; `best` holds the weights of the best epoch so far
-    groups = [
-        {"params": [p for p in part.parameters() if p.requires_grad], "peak_lr": lr}
-        for part, lr in (
-            (model.encoder, args.lr),
-            (model.head, args.lr if args.head_lr is None else args.head_lr),
-        )
-    ]
-    optimizer = (
-        torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4)
-        if args.retrain
-        else torch.optim.Adam(groups)
-    )
-    best = Best(model)
-    state = dict(model=model, optimizer=optimizer, scaler=amp.scaler, best=best)
-    run = Run(out, config, device, args.save_every, **state)
-    first_epoch = run.resume()
-    if args.retrain == "tau_norm" and first_epoch == 0:
-        choose_tau(model, best, subset, run, device, args)
-        run.save_checkpoint(len(TAUS))
 
-    steps = min(len(rows) // args.batch_size, 2 if args.smoke else len(rows))
-
-    def draw(generator):
-        if args.balanced_batches:
-            return balanced_batches(subset.labels[rows], args.batch_size, steps, generator)
-        return shuffled_batches(len(rows), args.batch_size, generator)[:steps]
-
-    loader = BatchLoader(subset, rows, device, draw, augmented=not args.no_augment)
-    for epoch in range(first_epoch, args.epochs):
-
-        def loss_of_batch(batch, epoch=epoch):
-            return loss_of(model(batch.x[0]).float(), batch.labels, epoch)
-
-        for group in optimizer.param_groups:
-            group["lr"] = warmup_cosine(epoch, args.epochs, group["peak_lr"], warmup_epochs=0)
-        model.train()
-        batches = loader.epoch(epoch, args.seed)
-        stats = train_one_epoch(loss_of_batch, batches, optimizer, amp, out)
-        stats["head_lr"] = optimizer.param_groups[1]["lr"]
-        validation = evaluate(model, subset, "val", device, args)
-        if epoch >= first_choice(args):
-            criterion = "balanced_accuracy" if args.retrain == "lws" else "auroc"
-            best.update(model, epoch, validation[criterion])
-        stats |= {f"val_{name}": value for name, value in validation.items()}
-        run.finish_epoch(epoch, stats)
-
-    # what validation chose, on the test split
-    model.load_state_dict(best.weights)
-    if args.train == "head" and module_sha256(kept) != kept_sha256:
-        raise RuntimeError("training the head changed the encoder it was to leave frozen")
-    settings = {
-        **options,
-        **{
-            key: config[key]
-            for key in (
-                "epochs",
-                "batch_size",
-                "lr",
-                "seed",
-                "size",
-                "smoke",
-                "classes",
-                "minority",
-            )
-        },
-    }
-    old = read_json(summary, "delete it") if summary.exists() else {}
-    if any(old.get(key) != value for key, value in settings.items()):
-        save_tensors(out / "classifier.pt", model.head.state_dict())
-        if kept is not encoder or args.train == "all":  # else it is the run's own
-            save_tensors(out / "encoder.pt", model.encoder.state_dict())
-        result = {split: evaluate(model, subset, split, device, args) for split in ("val", "test")}
-        chosen = (
-            {"tau": TAUS[best.epoch]}
-            if args.retrain == "tau_norm"
-            else {"best_epoch": best.epoch + 1}
-        )
-        write_json(summary, {**result, **settings, **chosen, "provenance": provenance(device)})
-        what = (
-            f"tau {chosen['tau']}"
-            if "tau" in chosen
-            else f"epoch {best.epoch + 1} of {args.epochs}"
-        )
-        print(
-            f"test, {what}: "
-            + "  ".join(f"{name} {100 * value:.1f} %" for name, value in result["test"].items())
-        )
-        print(f"wrote {summary}\nnext: python report.py runs")
-    else:
-        print(f"finished already: {summary}")
-    if args.predict:
-        predict_folder(model, subset, args.predict, args.new_images, args.csv, device)
-
-
-# what is trained, and on what ---------------------------------------------------------------------------------------------
-
-
-def inherit(args, run):
-    """Take from the run what was not typed: its seed and, for --retrain, its batch size, to which the learning rate is in proportion."""
-    args.seed = run["seed"] if args.seed is None else args.seed
-    if args.retrain:
-        args.batch_size = args.batch_size or run["batch_size"]
-        args.lr = 0.2 * args.batch_size / 512 if args.lr is None else args.lr
-
-
-def training_rows(subset, args):
-    """Rows to train on: of each class the share --fraction, at least one image, then as many as the rarer class has (--subsample-balanced).
-
-    Drawn by a seed of their own, since the seed of a model never changes the data; a smaller share is part of a larger one.
-    """
-    rows = subset.splits["train"]
-    members = [rows[subset.labels[rows] == c] for c in (0, 1)]
-    keep = [max(1, round(args.fraction * len(m))) for m in members]
-    if args.subsample_balanced:
-        keep = [min(keep)] * 2
-    rng = np.random.default_rng(0)
-    return np.sort(np.concatenate([rng.permutation(m)[:n] for m, n in zip(members, keep)]))
-
-
-def settings_of(config, prefix):
-    """The settings of an earlier training for this one's config.json, without those of the data, which both share."""
-    data = (
-        "dataset",
-        "ratio",
-        "subset",
-        "classes",
-        "minority",
-        "sha256",
-        "rows_sha256",
-        "encoder_sha256",
-    )
-    return {f"{prefix}_{key}": value for key, value in config.items() if key not in data}
-
-
-def load_classifier(head, args, run, encoder_sha256):
-    """Load the linear classifier that was trained on the run's encoder into `head`; returns the settings of its training.
-
-    A supervised run brings its own, classifier.pt beside encoder.pt. Else it is that of <run>/finetune. UserError when there is none.
-    """
-    folder, made_with = args.source, run
-    if run.get("head") != "linear":
-        folder = args.source / "finetune"
-        way_out = f"--retrain {args.retrain} needs a linear classifier on this encoder: python finetune.py {args.source} --train head --loss ce"
-        if not (folder / "classifier.pt").exists():
-            raise UserError(f"{folder / 'classifier.pt'}: no such file; {way_out}")
-        made_with = read_json(folder / "config.json", way_out)
-        wanted = {
-            "train": "head",
-            "head": "linear",
-            "loss": "ce",
-            "balanced_batches": False,
-            "bn_train": False,
-            "encoder_sha256": encoder_sha256,
-        }
-        other = [
-            f"{key} {made_with.get(key)}"
-            for key, value in wanted.items()
-            if made_with.get(key) != value
-        ]
-        if other:
-            raise UserError(
-                f"{folder}: was made with {', '.join(other)}; move it away, since {way_out}"
-            )
-    load_strict(head, load_tensors(folder / "classifier.pt"), folder / "classifier.pt")
-    return {} if made_with is run else settings_of(made_with, "classifier")
-
-
-def load_network(folder):
-    """The finished network of a folder with classifier.pt, and its subset. UserError when the encoder is not found or is another.
-
-    The encoder lies in the same folder or, where it was frozen, in the run's, one above.
-    """
-    way_out = "give a folder that finetune.py made"
-    config = read_json(folder / "config.json", way_out)
-    if (
-        config.get("head") not in [*HEADS]
-        or type(config.get("size")) is not int
-        or not 1 <= config["size"] <= 4096
-    ):
-        raise UserError(
-            f"{folder / 'config.json'}: has no head or no size that a classifier could have; {way_out}"
-        )
-    frozen = not (folder / "encoder.pt").exists()
-    _, subset, encoder = load_run(folder.parent if frozen else folder)
-    subset.size = config["size"]
-    if frozen and module_sha256(encoder) != config.get("encoder_sha256"):
-        raise UserError(
-            f"{folder}: its encoder is not the one in {folder.parent}; move the folder back into its run"
-        )
-    head = HEADS[config["head"]](encoder.dim)
-    head = LearnableScale(head) if config.get("method") == "lws" else head
-    load_strict(head, load_tensors(folder / "classifier.pt"), folder / "classifier.pt")
-    return Classifier(encoder, head, frozen=True).eval(), subset
+# --------------------------------------------------------------------------------------------------
+# network
+# --------------------------------------------------------------------------------------------------
 
 
 class Classifier(nn.Module):
-    """An encoder and a head with two logits. A frozen encoder stays in eval mode: its batch-norm statistics are frozen too."""
+    """An encoder and a head with two logits.
 
-    def __init__(self, encoder, head, frozen):
+    has_fixed_encoder: the encoder stays in eval mode; its batch-norm statistics are fixed, too.
+    """
+
+    def __init__(self, encoder, head, has_fixed_encoder):
         super().__init__()
-        self.encoder, self.head, self.frozen = encoder, head, frozen
+        self.encoder, self.head, self.has_fixed_encoder = encoder, head, has_fixed_encoder
 
     def train(self, mode=True):
         super().train(mode)
-        self.encoder.train(mode and not self.frozen)
+        self.encoder.train(mode and not self.has_fixed_encoder)
         return self
 
     def forward(self, x):  # [B, 3, H, W] -> [B, 2]
         return self.head(self.encoder(x))
 
 
-class Best:
+def select_frozen_module(encoder, args):
+    """Return what training must not change: nothing, the encoder, or its weights (--bn-train)."""
+    if args.train == "all":
+        return nn.Module()
+    return nn.ParameterList(encoder.parameters()) if args.bn_train else encoder
+
+
+def load_classifier_folder(folder):
+    """Load a finished network from the folder of its classifier.pt: (Classifier, subset).
+
+    The encoder is in the same folder or, if it was frozen, in the run above. Raises UserError if
+    it is missing or is not the one that the classifier was trained on.
+    """
+    config = read_json(folder / "config.json", "give a folder that finetune.py made")
+    is_frozen = not (folder / "encoder.pt").exists()
+    _, subset, encoder = load_run(folder.parent if is_frozen else folder)
+    if is_frozen and module_sha256(encoder) != config.get("encoder_sha256"):
+        raise UserError(
+            f"{folder}: trained on another encoder than that of {folder.parent}; "
+            "move the folder back into its run"
+        )
+    subset.size = config["size"]
+    head = HEADS[config["head"]](encoder.dim)
+    head = LearnableScale(head) if config.get("method") == "lws" else head
+    load_strict(head, load_tensors(folder / "classifier.pt"), folder / "classifier.pt")
+    return Classifier(encoder, head, has_fixed_encoder=True).eval(), subset
+
+
+# --------------------------------------------------------------------------------------------------
+# loss, training rows, batches, optimizer
+# --------------------------------------------------------------------------------------------------
+
+
+def loss_for_counts(args, labels, device):
+    """Return --loss for the class counts of the training labels [n]."""
+    counts = [1, 1] if args.balanced_batches else np.bincount(labels, minlength=2).tolist()
+    with torch.device(device):
+        return make_loss(args.loss, counts, args.epochs, args.gamma)
+
+
+def compute_batch_loss(model, loss, epoch, batch):
+    return loss(model(batch.x[0]).float(), batch.labels, epoch)
+
+
+def select_training_rows(subset, args):
+    """Return the sorted rows to train on, after --fraction and --subsample-balanced.
+
+    Each class keeps its share, at least one image. Raises UserError if they do not fill a batch.
+    """
+    rows = subset.splits["train"]
+    members = [rows[subset.labels[rows] == c] for c in (0, 1)]
+    counts = [max(1, round(args.fraction * len(m))) for m in members]
+    if args.subsample_balanced:
+        counts = [min(counts)] * 2
+    # The model seed never changes the data. A smaller share is contained in a larger one.
+    rng = np.random.default_rng(0)
+    kept = [rng.permutation(m)[:n] for m, n in zip(members, counts, strict=True)]
+    rows = np.sort(np.concatenate(kept))
+    if args.batch_size > len(rows):
+        raise UserError(
+            f"--batch-size {args.batch_size}: exceeds the {len(rows)} training images of "
+            f"{subset.path}; use --batch-size {len(rows)} or less"
+        )
+    return rows
+
+
+def make_sampler(args, labels):
+    """Return the function that draws the batches of an epoch: generator -> list of positions."""
+    steps = min(len(labels) // args.batch_size, 2 if args.smoke else len(labels))
+
+    def draw_batches(generator):
+        if args.balanced_batches:
+            return balanced_batches(labels, args.batch_size, steps, generator)
+        return shuffled_batches(len(labels), args.batch_size, generator)[:steps]
+
+    return draw_batches
+
+
+def make_optimizer(model, args):
+    """Return Adam, or SGD for --retrain, with a parameter group each for encoder and head."""
+    head_lr = args.lr if args.head_lr is None else args.head_lr
+    groups = [
+        {"params": [p for p in module.parameters() if p.requires_grad], "peak_lr": lr}
+        for module, lr in ((model.encoder, args.lr), (model.head, head_lr))
+    ]
+    if args.retrain:
+        return torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4)
+    return torch.optim.Adam(groups)
+
+
+def set_learning_rates(optimizer, epoch, epochs):
+    for group in optimizer.param_groups:
+        group["lr"] = warmup_cosine(epoch, epochs, group["peak_lr"], warmup_epochs=0)
+
+
+# --------------------------------------------------------------------------------------------------
+# validation and results
+# --------------------------------------------------------------------------------------------------
+
+
+class BestEpoch:
     """The weights of the epoch with the highest validation score; an earlier epoch wins a tie."""
 
     def __init__(self, model):
@@ -626,11 +485,8 @@ class Best:
 
     def update(self, model, epoch, score):
         if score > self.score:
-            self.epoch, self.score, self.weights = (
-                epoch,
-                score,
-                {k: v.detach().clone() for k, v in model.state_dict().items()},
-            )
+            self.epoch, self.score = epoch, score
+            self.weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
 
     def state_dict(self):
         return {"epoch": self.epoch, "score": self.score, "weights": self.weights}
@@ -640,34 +496,66 @@ class Best:
 
 
 @torch.no_grad()
-def choose_tau(model, best, subset, run, device, args):
-    """tau-normalisation (Kang et al. 2020, arXiv:1910.09217): drop the bias, try every tau, keep the best by validation balanced accuracy.
+def choose_tau(model, best, subset, run, device):
+    """Drop the bias, try every tau, and keep the best by validation balanced accuracy.
 
-    tau = 0 is the classifier without its bias, tau = 1 has unit rows. With two softmax classes the gradients of cross entropy at w_0 and
-    w_1 are exactly opposite, so w_0 + w_1 keeps its initial value (but for weight decay) and the norms differ by the initialisation
-    alone: there is little for tau to balance, and what changes the scores is that the bias is gone.
+    tau = 0 is the classifier without its bias; tau = 1 gives weight vectors of unit length.
+    With two softmax classes, the gradients of cross entropy at w_0 and w_1 are exactly opposite.
+    So w_0 + w_1 keeps its initial value, up to weight decay, and the norms differ by the
+    initialisation alone: tau has little to balance, and what changes the scores is the lost bias.
+    Source: Kang et al. 2020, arXiv:1910.09217.
     """
     rows, weight = subset.splits["val"], model.head.weight.clone()
-    features = embed(model.encoder, subset, rows, device, args.batch_size).to(device)
+    features = embed(model.encoder, subset, rows, device, run.config["batch_size"]).to(device)
     model.head.bias.zero_()
     for i, tau in enumerate(TAUS):
         model.head.weight.copy_(tau_normalized(weight, tau))
-        validation = classification_scores(
-            model.head(features).double().softmax(1)[:, 1].cpu(),
-            subset.labels[rows],
-            subset.minority,
-        )
-        best.update(model, i, validation["balanced_accuracy"])
-        run.log(epoch=i, tau=tau, **{f"val_{name}": value for name, value in validation.items()})
+        p = model.head(features).double().softmax(1)[:, 1].cpu()
+        scores = classification_scores(p, subset.labels[rows], subset.minority)
+        best.update(model, i, scores["balanced_accuracy"])
+        run.log(epoch=i, tau=tau, **{f"val_{name}": value for name, value in scores.items()})
+    run.save_checkpoint(len(TAUS))
 
 
-def evaluate(model, subset, split, device, args):
-    """Scores of one split, from the evaluation view."""
+def evaluate_split(model, subset, split, device, batch_size):
+    """Return the scores of one split, and the probability of label 1 of each image, float64 [n]."""
     rows = subset.splits[split]
-    logits = embed(model, subset, rows, device, args.batch_size)
-    return classification_scores(
-        logits.double().softmax(1)[:, 1], subset.labels[rows], subset.minority
-    )
+    p = embed(model, subset, rows, device, batch_size).double().softmax(1)[:, 1]
+    return classification_scores(p, subset.labels[rows], subset.minority), p.numpy()
+
+
+def write_results(task, model, best, config, device):
+    """Score the best epoch; write classifier.pt, encoder.pt if it changed, and finetune.json."""
+    summary_keys = "epochs batch_size lr seed size smoke classes minority".split()
+    settings = {**task.settings, **{key: config[key] for key in summary_keys}}
+    previous = read_json(task.summary, "delete it") if task.summary.exists() else {}
+    if all(previous.get(key) == value for key, value in settings.items()):
+        print(f"finished already: {task.summary}")
+        return
+    save_tensors(task.out / "classifier.pt", model.head.state_dict())
+    if config["train"] == "all" or config["bn_train"]:
+        save_tensors(task.out / "encoder.pt", model.encoder.state_dict())
+    scores = {}
+    for split in ("val", "test"):
+        scores[split], _ = evaluate_split(model, task.subset, split, device, config["batch_size"])
+    chosen = {"best_epoch": best.epoch + 1}
+    if config.get("method") == "tau_norm":
+        chosen = {"tau": TAUS[best.epoch]}
+    write_json(task.summary, {**scores, **settings, **chosen, "provenance": provenance(device)})
+    text = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in chosen.items())
+    print(f"test, {text}: {format_scores(scores['test'])}")
+    print(f"wrote {task.summary}\nnext: python report.py runs")
+
+
+def print_epoch(epoch, epochs, loss, scores):
+    shown = {name: scores[name] for name in ("balanced_accuracy", "auroc")}
+    text = f"epoch {epoch + 1}/{epochs}  loss {loss:.3f}  validation: {format_scores(shown)}"
+    print(text, flush=True)
+
+
+def format_scores(scores):
+    names = {"balanced_accuracy": "balanced accuracy", "auroc": "AUROC", "f1": "F1"}
+    return "  ".join(f"{names.get(k, k)} {100 * value:.1f} %" for k, value in scores.items())
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""finetune.py as a user runs it: every loss and every re-training, what stays frozen, which images are trained on, stops and mistakes."""
+"""finetune.py: losses, frozen encoders, re-training, training rows, resumption and mistakes."""
 
+import csv
 import json
-import os
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,698 +10,484 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import call, equal, log_of
+from PIL import Image
 
-import common
 import finetune
 import linear_probe
 import pretrain
-from common import Stopped, load_run, load_subset
+from baselines import effective_number_weights, ldam_loss, ldam_margins
+from baselines.classification import HEADS, LOSSES, make_loss
+from common import build_encoder, embed, load_run, load_subset
 from utils.cli import UserError
+from utils.runs import load_tensors, module_sha256
+from utils.scores import classification_scores
 
 SCRATCH = "subsets/digits/95-5.json"
+SMALL = ("--arch", "resnet8", "--size", 8)
+SCORES = ("accuracy", "balanced_accuracy", "auroc", "f1")
+
+
+def pretrain_smoke(method, seed):
+    call(pretrain, SCRATCH, "--method", method, "--smoke", *SMALL, "--seed", seed)
+    return Path(f"runs/digits/95-5/{method}/seed{seed}")
 
 
 @pytest.fixture(scope="module")
 def run(workplace):
-    """A finished tiny SupMin run, with the linear classifier that lws and tau_norm ask for."""
-    call(
-        pretrain,
-        SCRATCH,
-        "--method",
-        "supmin",
-        "--smoke",
-        "--device",
-        "cpu",
-        "--size",
-        16,
-        "--seed",
-        3,
-    )
-    return Path("runs/digits/95-5/supmin/seed3")
+    """A finished tiny contrastive run."""
+    return pretrain_smoke("supmin", seed=3)
 
 
 @pytest.fixture(scope="module")
-def classified(run):
+def run_with_head(run):
+    """The same run with the linear classifier that lws and tau_norm need."""
     call(finetune, run, "--train", "head", "--loss", "ce", "--smoke", "--lr", 1e-2)
     return run
 
 
 @pytest.fixture(scope="module")
-def trained(workplace):
+def supervised_run(workplace):
     """A supervised run that has learned a little."""
-    call(
-        finetune,
-        SCRATCH,
-        "--loss",
-        "ce",
-        "--arch",
-        "resnet18",
-        "--size",
-        16,
-        "--epochs",
-        2,
-        "--batch-size",
-        64,
-        "--lr",
-        1e-3,
-        "--no-augment",
-        "--out",
-        "trained",
-    )
-    return Path("trained")
+    call(finetune, SCRATCH, *"--loss ce --epochs 2 --batch-size 64 --lr 1e-3".split(), *SMALL)
+    return Path("runs/digits/95-5/ce/seed0")
 
 
 def read(path):
     return json.loads(Path(path).read_text())
 
 
-def record_losses(monkeypatch, name="ce"):
-    """What the loop hands to a loss: the class counts, and (epoch, targets) of every batch."""
-    made, seen = finetune.LOSSES[name], []
+def record_batches(monkeypatch):
+    """Record the class counts that the loss gets, and (epoch, targets) of every batch."""
+    counts_seen, batches_seen = [], []
 
-    def recorded(args, counts):
-        seen.append(counts)
-        loss = made(args, counts)
-        return lambda logits, targets, epoch: (
-            seen.append((epoch, targets.tolist())) or loss(logits, targets, epoch)
-        )
+    def make_recorded_loss(name, counts, epochs, gamma):
+        loss = make_loss(name, counts, epochs, gamma)
+        counts_seen.append(counts)
 
-    monkeypatch.setitem(finetune.LOSSES, name, recorded)
-    return seen
+        def recorded(logits, targets, epoch):
+            batches_seen.append((epoch, targets.tolist()))
+            return loss(logits, targets, epoch)
+
+        return recorded
+
+    monkeypatch.setattr(finetune, "make_loss", make_recorded_loss)
+    return counts_seen, batches_seen
 
 
-# losses -----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# losses
+# --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", finetune.LOSSES)
-def test_supervised_baselines_from_scratch_and_from_a_run(run, loss):
-    call(finetune, SCRATCH, "--loss", loss, "--smoke", "--size", 16)
-    out = Path("runs/digits/95-5", loss, "seed0")
-    result = read(out / "finetune.json")
-    assert (
-        set(result["test"]) == {"accuracy", "balanced_accuracy", "auroc", "f1"}
-        and result["loss"] == loss == read(out / "config.json")["method"]
-    )
-    if loss == "ldam_drw":  # its encoder is a run like any other
-        call(linear_probe, out, "--smoke")
-        assert (out / "probe.json").exists()
+@pytest.mark.parametrize("loss", LOSSES)
+def test_each_loss_from_scratch_and_on_a_frozen_encoder(run, loss):
+    call(finetune, SCRATCH, "--loss", loss, "--smoke", *SMALL, "--out", f"scratch/{loss}")
+    result = read(f"scratch/{loss}/finetune.json")
+    assert set(result["test"]) == set(result["val"]) == set(SCORES)
+    assert result["loss"] == loss == read(f"scratch/{loss}/config.json")["method"]
+    assert ("gamma" in result) == (loss == "focal")
     call(finetune, run, "--loss", loss, "--train", "head", "--smoke", "--out", f"tuned/{loss}")
     config = read(f"tuned/{loss}/config.json")
-    assert (
-        config["loss"] == loss and "method" not in config and config["seed"] == 3
-    )  # the run's own
+    assert config["loss"] == loss and "method" not in config
+    assert config["seed"] == 3, "the default is the run's seed"
 
 
-def test_supervised_training_learns(workplace):
-    call(
-        finetune,
-        "subsets/digits/50-50.json",
-        "--arch",
-        "resnet18",
-        "--size",
-        16,
-        "--epochs",
-        4,
-        "--batch-size",
-        64,
-        "--lr",
-        1e-3,
-        "--no-augment",
-        "--out",
-        "learns",
-    )
+def test_an_encoder_trained_from_scratch_can_be_probed(supervised_run):
+    call(linear_probe, supervised_run, "--smoke")
+    assert (supervised_run / "probe.json").exists()
+
+
+def test_training_from_scratch_learns(workplace):
+    words = "--epochs 6 --batch-size 64 --lr 3e-3 --no-augment --out learns".split()
+    call(finetune, "subsets/digits/50-50.json", *words, *SMALL)
     assert read("learns/finetune.json")["test"]["accuracy"] > 0.75
 
 
-def loss_of(name, counts, epochs=10):
-    return finetune.LOSSES[name](SimpleNamespace(loss=name, epochs=epochs, gamma=2.0), counts)
-
-
 @pytest.mark.parametrize("epochs, switch", [(10, 8), (5, 4), (100, 80), (7, 5), (2, 1)])
-def test_deferred_weights_start_at_four_fifths_of_the_epochs(epochs, switch):
+def test_deferred_weights_begin_at_four_fifths_of_the_epochs(epochs, switch):
     torch.manual_seed(0)
     cosines, targets = torch.rand(12, 2) * 2 - 1, torch.arange(12) % 2
-    rare, common_ = (
-        finetune.ldam_loss(cosines, targets, finetune.ldam_margins([90, 10])),
-        loss_of("ldam_drw", [90, 10], epochs),
-    )
-    values = [common_(30 * cosines, targets, epoch).item() for epoch in range(epochs)]
-    assert values[:switch] == pytest.approx([rare.item()] * switch)
-    assert len(set(values[switch:])) == 1 and values[switch] != pytest.approx(rare.item(), rel=1e-3)
-    weights = finetune.effective_number_weights([90, 10])
-    assert values[switch] == pytest.approx(
-        finetune.ldam_loss(
-            cosines, targets, finetune.ldam_margins([90, 10]), weights=weights
-        ).item()
-    )
+    margins, weights = ldam_margins([90, 10]), effective_number_weights([90, 10])
+    unweighted = ldam_loss(cosines, targets, margins).item()
+    weighted = ldam_loss(cosines, targets, margins, weights=weights).item()
+    assert weighted != pytest.approx(unweighted, rel=1e-3)
+    loss = make_loss("ldam_drw", [90, 10], epochs)
+    values = [loss(30 * cosines, targets, epoch).item() for epoch in range(epochs)]
+    assert values == pytest.approx([unweighted] * switch + [weighted] * (epochs - switch))
 
 
-def test_validation_chooses_among_the_epochs_with_deferred_weights(run, monkeypatch):
-    monkeypatch.setattr(
-        finetune,
-        "evaluate",
-        lambda *args: {"accuracy": 0.5, "balanced_accuracy": 0.5, "auroc": 0.5, "f1": 0.5},
-    )  # the earliest wins
+def test_only_epochs_with_deferred_weights_can_be_chosen(run, monkeypatch):
+    tied = dict.fromkeys(SCORES, 0.5), np.zeros(0)
+    monkeypatch.setattr(finetune, "evaluate_split", lambda *args: tied)
     for loss, chosen in (("ldam_drw", 5), ("ce", 1)):
-        call(
-            finetune,
-            run,
-            "--loss",
-            loss,
-            "--train",
-            "head",
-            "--smoke",
-            "--epochs",
-            5,
-            "--out",
-            f"chosen/{loss}",
-        )
+        words = f"--loss {loss} --train head --smoke --epochs 5 --out chosen/{loss}"
+        call(finetune, run, *words.split())
         assert read(f"chosen/{loss}/finetune.json")["best_epoch"] == chosen
 
 
-def test_logit_adjustment_with_equal_counts_is_cross_entropy():
+def test_logit_adjustment_adds_the_log_prior():
     torch.manual_seed(0)
     logits, targets = torch.randn(12, 2), torch.arange(12) % 2
     plain = F.cross_entropy(logits, targets).item()
-    assert loss_of("logit_adjusted", [50, 50])(logits, targets, 0).item() == pytest.approx(plain)
-    assert loss_of("logit_adjusted", [95, 5])(logits, targets, 0).item() == pytest.approx(
-        F.cross_entropy(logits + torch.tensor([0.95, 0.05]).log(), targets).item()
+    assert make_loss("logit_adjusted", [50, 50], 1)(logits, targets, 0).item() == pytest.approx(
+        plain
     )
+    adjusted = F.cross_entropy(logits + torch.tensor([0.95, 0.05]).log(), targets).item()
+    loss = make_loss("logit_adjusted", [95, 5], 1)
+    assert loss(logits, targets, 0).item() == pytest.approx(adjusted)
 
 
-def network_of(folder, head, arch="resnet18"):
-    """The network that a supervised run left in encoder.pt and classifier.pt."""
-    encoder = common.build_encoder(arch)
+def load_network(folder, head):
+    """Build the network of a supervised run from its encoder.pt and classifier.pt."""
+    encoder = build_encoder("resnet8")
     encoder.load_state_dict(torch.load(folder / "encoder.pt", weights_only=True))
-    head = finetune.HEADS[head](encoder.dim)
+    head = HEADS[head](encoder.dim)
     head.load_state_dict(torch.load(folder / "classifier.pt", weights_only=True))
-    return finetune.Classifier(encoder, head, frozen=True).eval()
+    return finetune.Classifier(encoder, head, has_fixed_encoder=True).eval()
+
+
+def score_logits(network, split):
+    subset = load_subset(SCRATCH)
+    subset.size, rows = 8, subset.splits[split]
+    logits = embed(network, subset, rows, torch.device("cpu"))
+    p = logits.double().softmax(1)[:, 1]
+    return classification_scores(p, subset.labels[rows], subset.minority), logits
 
 
 @pytest.mark.parametrize("loss, head", [("ldam_drw", "cosine"), ("logit_adjusted", "linear")])
-def test_predictions_know_no_margin_and_no_prior(workplace, loss, head):
-    """Scores are those of the bare logits, although the loss of the best epoch saw margins or a prior."""
-    words = [
-        SCRATCH,
-        "--loss",
-        loss,
-        "--arch",
-        "resnet18",
-        "--size",
-        16,
-        "--epochs",
-        2,
-        "--batch-size",
-        64,
-        "--lr",
-        1e-3,
-        "--fraction",
-        0.5,
-        "--out",
-        f"bare/{loss}",
-    ]
-    call(finetune, *words)
-    subset = load_subset(SCRATCH)
-    subset.size, rows = 16, subset.splits["test"]
-    network = network_of(Path("bare", loss), head)
-    logits = common.embed(network, subset, rows, torch.device("cpu"))
-    assert common.classification_scores(
-        logits.double().softmax(1)[:, 1], subset.labels[rows], subset.minority
-    ) == pytest.approx(read(f"bare/{loss}/finetune.json")["test"])
+def test_scores_use_logits_without_margin_or_prior(workplace, loss, head):
+    words = f"--loss {loss} --epochs 2 --batch-size 64 --fraction 0.3 --out bare/{loss}"
+    call(finetune, SCRATCH, *words.split(), *SMALL)
+    network = load_network(Path("bare", loss), head)
+    scores, logits = score_logits(network, "test")
+    assert scores == pytest.approx(read(f"bare/{loss}/finetune.json")["test"])
     if head == "cosine":
         assert logits.abs().max() <= 30.001 and set(network.head.state_dict()) == {"weight"}
 
 
-# what is trained, and on which images ------------------------------------------------------------------------------------
-
-
-def test_training_the_head_leaves_the_encoder_and_all_of_it_does_not(run):
-    before = common.load_tensors(run / "encoder.pt")
-    changed = {}
-    for name, flags in (
-        ("head", ["--train", "head"]),
-        ("drift", ["--train", "head", "--bn-train"]),
-        ("mlp", ["--train", "head", "--head", "mlp"]),
-        ("all", []),
-    ):
-        call(finetune, run, *flags, "--smoke", "--out", f"parts/{name}")
-        model = common.load_tensors(f"parts/{name}/checkpoint.pt")["model"]
-        changed[name] = [
-            key for key in before if not torch.equal(before[key], model["encoder." + key])
-        ]
-    assert changed["head"] == changed["mlp"] == [] and equal(
-        before, common.load_tensors(run / "encoder.pt")
-    )
-    statistics = [
-        key
-        for key in before
-        if key.endswith(("running_mean", "running_var", "num_batches_tracked"))
-    ]
-    assert changed["drift"] == statistics and len(changed["all"]) == len(before)
-    assert [
-        tuple(value.shape) for value in common.load_tensors("parts/mlp/classifier.pt").values()
-    ][0] == (512, 512)
-
-
-def test_fine_tuning_a_supervised_run_leaves_its_own_scores(trained):
-    before = (trained / "finetune.json").read_bytes()
-    call(finetune, trained, "--train", "head", "--smoke")
-    assert (trained / "finetune.json").read_bytes() == before and read(
-        trained / "finetune/finetune.json"
-    )["train"] == "head"
+# --------------------------------------------------------------------------------------------------
+# what is trained, and on which images
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "flags, words",
+    "flags, changed_tensors",
     [
-        (["--train", "head"], "conv1.weight"),
-        (["--train", "head"], "bn1.running_mean"),
-        (["--retrain", "crt", "--bn-train"], "conv1.weight"),
+        ("--train head", "none"),
+        ("--train head --head mlp", "none"),
+        ("--train head --bn-train", "statistics"),
+        ("--train all", "all"),
     ],
 )
-def test_training_that_touches_a_frozen_encoder_is_caught(run, monkeypatch, flags, words):
-    train_one_epoch = finetune.train_one_epoch
+def test_only_what_is_trained_changes(run, flags, changed_tensors):
+    before, out = load_tensors(run / "encoder.pt"), Path("changed", flags.replace(" ", ""))
+    call(finetune, run, *flags.split(), "--smoke", "--out", out)
+    model = load_tensors(out / "checkpoint.pt")["model"]
+    changed = {key for key in before if not torch.equal(before[key], model[f"encoder.{key}"])}
+    statistics = {key for key in before if "running" in key or "num_batches" in key}
+    assert changed == {"none": set(), "statistics": statistics, "all": set(before)}[changed_tensors]
+    assert (out / "encoder.pt").exists() == bool(changed)
+    assert equal(before, load_tensors(run / "encoder.pt")), "the run keeps its encoder"
+    if "mlp" in flags:
+        assert load_tensors(out / "classifier.pt")["0.weight"].shape == (64, 64)
 
-    def careless(epoch, steps, model, *args):
-        model.encoder.state_dict()[words].add_(1e-3)
-        return train_one_epoch(epoch, steps, model, *args)
 
-    monkeypatch.setattr(finetune, "train_one_epoch", careless)
-    with pytest.raises(RuntimeError, match="leave frozen"):
-        call(finetune, run, *flags, "--smoke", "--out", f"careless/{words}{len(flags)}")
-    assert not Path(f"careless/{words}{len(flags)}/finetune.json").exists()
+def test_fine_tuning_a_supervised_run_keeps_its_scores(supervised_run):
+    before = (supervised_run / "finetune.json").read_bytes()
+    call(finetune, supervised_run, "--train", "head", "--smoke")
+    assert (supervised_run / "finetune.json").read_bytes() == before
+    assert read(supervised_run / "finetune/finetune.json")["train"] == "head"
 
 
-def test_encoder_and_head_have_their_own_learning_rates(run):
-    before = common.load_tensors(run / "encoder.pt")
+@pytest.mark.parametrize(
+    "flags, tensor",
+    [
+        ("--train head", "conv1.weight"),
+        ("--train head", "bn1.running_mean"),
+        ("--retrain crt --bn-train", "conv1.weight"),
+    ],
+)
+def test_a_change_of_the_frozen_encoder_is_an_error(run, monkeypatch, flags, tensor):
+    def train_one_epoch(batch_loss, *args):
+        model = batch_loss.args[0]
+        model.encoder.state_dict()[tensor].add_(1e-3)
+        return original(batch_loss, *args)
+
+    original, out = finetune.train_one_epoch, f"frozen/{tensor}{len(flags)}"
+    monkeypatch.setattr(finetune, "train_one_epoch", train_one_epoch)
+    with pytest.raises(RuntimeError, match="changed the frozen encoder"):
+        call(finetune, run, *flags.split(), "--smoke", "--out", out)
+    assert not Path(out, "finetune.json").exists()
+
+
+@pytest.mark.parametrize("lr, head_lr", [(0, 0), (0, 1e-3), (1e-3, 0)])
+def test_encoder_and_head_have_their_own_learning_rates(run, lr, head_lr):
+    out = Path(f"rates/{lr}-{head_lr}")
+    call(finetune, run, "--smoke", "--lr", lr, "--head-lr", head_lr, "--out", out)
+    first = log_of(out)[0]
+    assert (first["lr"], first["head_lr"]) == (lr, head_lr)
+    model, before = load_tensors(out / "checkpoint.pt")["model"], load_tensors(run / "encoder.pt")
     weights = [key for key in before if key.endswith(("weight", "bias"))]
-    ends = {}
-    for lr, head_lr in ((0, 0), (0, 1e-3), (1e-3, 0)):
-        call(
-            finetune,
-            run,
-            "--smoke",
-            "--lr",
-            lr,
-            "--head-lr",
-            head_lr,
-            "--out",
-            f"rates/{lr}-{head_lr}",
-        )
-        ends[lr, head_lr] = common.load_tensors(f"rates/{lr}-{head_lr}/checkpoint.pt")["model"]
-        first = log_of(Path(f"rates/{lr}-{head_lr}"))[0]
-        assert (first["lr"], first["head_lr"]) == (lr, head_lr)
-    for (lr, head_lr), model in ends.items():
-        assert all(
-            torch.equal(before[key], model["encoder." + key]) == (lr == 0) for key in weights
-        )
-        assert torch.equal(model["head.weight"], ends[0, 0]["head.weight"]) == (head_lr == 0)
+    for key in weights:
+        assert torch.equal(before[key], model[f"encoder.{key}"]) == (lr == 0), key
+    torch.manual_seed(3)
+    initial = torch.nn.Linear(64, 2)
+    assert torch.equal(initial.weight, model["head.weight"]) == (head_lr == 0)
 
 
-def test_rows_of_a_fraction_and_of_equal_classes(workplace):
+def select_rows(fraction, subsample_balanced=False):
+    subset = load_subset(SCRATCH)
+    flags = dict(fraction=fraction, subsample_balanced=subsample_balanced, batch_size=2)
+    rows = finetune.select_training_rows(subset, SimpleNamespace(**flags))
+    assert len(set(rows)) == len(rows) and set(rows) <= set(subset.splits["train"])
+    return rows, np.bincount(subset.labels[rows]).tolist()
+
+
+def test_training_rows_of_a_fraction_and_of_equal_classes(workplace):
     subset = load_subset(SCRATCH)
     majority, minority = subset.train_counts()
-
-    def counts(fraction=1.0, subsample_balanced=False):
-        rows = finetune.training_rows(
-            subset, SimpleNamespace(fraction=fraction, subsample_balanced=subsample_balanced)
-        )
-        assert len(set(rows)) == len(rows) and set(rows) <= set(subset.splits["train"])
-        return rows, np.bincount(subset.labels[rows]).tolist()
-
-    assert counts()[1] == [majority, minority] and np.array_equal(
-        counts()[0], subset.splits["train"]
-    )
-    assert counts(0.5)[1] == [round(majority / 2), round(minority / 2)] and counts(1e-6)[1] == [
-        1,
-        1,
-    ]
-    assert (
-        counts(subsample_balanced=True)[1] == [minority] * 2
-        and counts(0.5, True)[1] == [round(minority / 2)] * 2
-    )
-    assert set(counts(0.1)[0]) < set(counts(0.5)[0])
+    assert np.array_equal(select_rows(1.0)[0], subset.splits["train"])
+    assert select_rows(0.5)[1] == [round(majority / 2), round(minority / 2)]
+    assert select_rows(1e-6)[1] == [1, 1], "at least one image of each class"
+    assert select_rows(1.0, subsample_balanced=True)[1] == [minority] * 2
+    assert select_rows(0.5, subsample_balanced=True)[1] == [round(minority / 2)] * 2
+    assert set(select_rows(0.1)[0]) < set(select_rows(0.5)[0]), "smaller shares are contained"
 
 
-@pytest.mark.parametrize("loss", ["weighted_ce", "logit_adjusted", "ldam_drw"])
-def test_the_loss_counts_the_images_really_trained_on(run, monkeypatch, loss):
-    seen = record_losses(monkeypatch, loss)
-    call(
-        finetune,
-        run,
-        "--loss",
-        loss,
-        "--train",
-        "head",
-        "--fraction",
-        0.2,
-        "--epochs",
-        2,
-        "--batch-size",
-        32,
-        "--no-augment",
-        "--out",
-        f"fraction/{loss}",
-    )
-    majority, minority = load_subset(SCRATCH).train_counts()
-    assert seen[0] == [round(majority / 5), round(minority / 5)]
-    steps = sum(seen[0]) // 32
-    assert [epoch for epoch, _ in seen[1:]] == [0] * steps + [1] * steps
+def test_the_loss_gets_the_counts_of_the_images_trained_on(run, monkeypatch):
+    counts, batches = record_batches(monkeypatch)
+    words = "--train head --fraction 0.2 --epochs 2 --batch-size 32 --no-augment --out fraction"
+    call(finetune, run, *words.split())
+    expected = [round(n / 5) for n in load_subset(SCRATCH).train_counts()]
+    steps = sum(expected) // 32
+    assert counts == [expected]
+    assert [epoch for epoch, _ in batches] == [0] * steps + [1] * steps
 
 
-def test_balanced_batches_are_balanced_and_others_are_not(run, monkeypatch):
-    seen = record_losses(monkeypatch)
-    for flags in ([], ["--balanced-batches"], ["--subsample-balanced"]):
-        call(
-            finetune,
-            run,
-            "--loss",
-            "ce",
-            "--train",
-            "head",
-            *flags,
-            "--epochs",
-            1,
-            "--batch-size",
-            32,
-            "--no-augment",
-            "--out",
-            f"batches/{len(flags)}{flags}",
-        )
-    plain, balanced, subsampled = (
-        part
-        for part in np.split(
-            np.array(seen, dtype=object), [i for i, x in enumerate(seen) if isinstance(x, list)][1:]
-        )
-    )
-    counts = load_subset(SCRATCH).train_counts()
-    assert (
-        list(plain[0]) == counts
-        and list(balanced[0]) == [1, 1]
-        and list(subsampled[0]) == [min(counts)] * 2
-    )  # what the loss sees
-    assert (
-        len(plain) == len(balanced) == 1 + sum(counts) // 32
-        and len(subsampled) == 1 + 2 * min(counts) // 32
-    )
-    assert (
-        {sum(targets) for _, targets in balanced[1:]}
-        == {16}
-        != {sum(targets) for _, targets in plain[1:]}
-    )
+@pytest.mark.parametrize("flag", [None, "--balanced-batches", "--subsample-balanced"])
+def test_balanced_batches_and_balanced_rows(run, monkeypatch, flag):
+    counts, batches = record_batches(monkeypatch)
+    words = f"--train head --epochs 1 --batch-size 32 --no-augment --out batches/{flag}".split()
+    call(finetune, run, *words, *([flag] if flag else []))
+    natural = load_subset(SCRATCH).train_counts()
+    minority_per_batch = {sum(targets) for _, targets in batches}
+    if flag == "--balanced-batches":
+        assert counts == [[1, 1]] and minority_per_batch == {16}
+    else:
+        assert counts == [[min(natural)] * 2 if flag else natural]
+        assert flag or max(minority_per_batch) < 16
+    images = 2 * min(natural) if flag == "--subsample-balanced" else sum(natural)
+    assert len(batches) == images // 32
 
 
-# the classifier on a frozen encoder --------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# --retrain
+# --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", finetune.RETRAIN_EPOCHS)
-def test_every_retraining_of_either_kind_of_run(classified, trained, way):
-    for source, encoder_method in ((classified, "supmin"), (trained, "ce")):
-        call(finetune, source, "--retrain", way, "--smoke")
-        config, result = read(source / way / "config.json"), read(source / way / "finetune.json")
-        assert (
-            config["method"] == way
-            and config["encoder_method"] == encoder_method
-            and config["seed"] == config["encoder_seed"]
-        )
-        assert config["encoder_epochs"] == 2 and ("classifier_lr" in config) == (
-            source == classified and way != "crt"
-        )
-        assert 0 <= result["test"]["auroc"] <= 1 and result[
-            "encoder_sha256"
-        ] == common.module_sha256(load_run(source)[2])
-        assert (source / way / "classifier.pt").exists() and not (
-            source / way / "encoder.pt"
-        ).exists()
+@pytest.mark.parametrize("method", finetune.RETRAIN)
+def test_each_retraining_of_contrastive_and_supervised_runs(run_with_head, supervised_run, method):
+    for source, encoder_method in ((run_with_head, "supmin"), (supervised_run, "ce")):
+        call(finetune, source, "--retrain", method, "--smoke")
+        config, result = (read(source / method / f"{name}.json") for name in ("config", "finetune"))
+        assert (config["method"], config["encoder_method"]) == (method, encoder_method)
+        assert config["seed"] == config["encoder_seed"] and config["encoder_epochs"] == 2
+        has_settings_of_head = source == run_with_head and method != "crt"
+        assert ("classifier_lr" in config) == has_settings_of_head
+        assert "encoder_method" not in result and 0 <= result["test"]["auroc"] <= 1
+        assert result["encoder_sha256"] == module_sha256(load_run(source)[2])
+        assert (source / method / "classifier.pt").exists()
+        assert not (source / method / "encoder.pt").exists()
 
 
-def test_crt_and_lws_keep_to_their_recipe(trained, monkeypatch):
-    seen = record_losses(monkeypatch)
-    for way, epochs in (("crt", 10), ("lws", 5)):
-        call(finetune, trained, "--retrain", way, "--batch-size", 128, "--out", f"recipe/{way}")
-        log, config, checkpoint = (
-            log_of(Path("recipe", way)),
-            read(f"recipe/{way}/config.json"),
-            common.load_tensors(f"recipe/{way}/checkpoint.pt"),
-        )
-        assert (
-            len(log) == config["epochs"] == epochs
-            and log[0]["lr"] == config["lr"] == pytest.approx(0.05)
-            and config["augment"]
-        )
-        group = checkpoint["optimizer"]["param_groups"][1]
+def test_crt_and_lws_follow_their_recipe(supervised_run, monkeypatch):
+    _, batches = record_batches(monkeypatch)
+    checkpoints = {}
+    recipe = {"crt": (10, "val_auroc"), "lws": (5, "val_balanced_accuracy")}
+    for method, (epochs, criterion) in recipe.items():
+        out = Path("recipe", method)
+        call(finetune, supervised_run, "--retrain", method, "--batch-size", 128, "--out", out)
+        log, config = log_of(out), read(out / "config.json")
+        assert len(log) == config["epochs"] == epochs and config["augment"]
+        assert log[0]["lr"] == config["lr"] == pytest.approx(0.2 * 128 / 512)
+        checkpoints[method] = load_tensors(out / "checkpoint.pt")["optimizer"]
+        group = checkpoints[method]["param_groups"][1]
         assert (group["momentum"], group["weight_decay"]) == (0.9, 5e-4)
-        best = max(
-            range(epochs),
-            key=lambda i: log[i]["val_auroc" if way == "crt" else "val_balanced_accuracy"],
-        )
-        assert read(f"recipe/{way}/finetune.json")["best_epoch"] == best + 1
-    assert {sum(batch[1]) for batch in seen if isinstance(batch, tuple)} == {
-        64
-    }  # of 128: class-balanced
-    state = checkpoint["optimizer"]["state"]
-    assert [tuple(entry["momentum_buffer"].shape) for entry in state.values()] == [
-        (2,)
-    ]  # lws learns two numbers
-    before, after = (
-        common.load_tensors(trained / "classifier.pt"),
-        common.load_tensors("recipe/lws/classifier.pt"),
-    )
-    assert all(
-        torch.equal(before[key], after["classifier." + key]) for key in before
-    ) and not torch.equal(after["scale"], torch.ones(2))
-    assert not torch.equal(
-        before["weight"], common.load_tensors("recipe/crt/classifier.pt")["weight"]
-    )
+        best = max(range(epochs), key=lambda i, log=log, key=criterion: log[i][key])
+        assert read(out / "finetune.json")["best_epoch"] == best + 1
+    assert {sum(targets) for _, targets in batches} == {64}, "batches of 128 are balanced"
+    momenta = [entry["momentum_buffer"].shape for entry in checkpoints["lws"]["state"].values()]
+    assert momenta == [(2,)], "lws learns two numbers"
+    before = load_tensors(supervised_run / "classifier.pt")
+    scaled = load_tensors("recipe/lws/classifier.pt")
+    assert all(torch.equal(before[key], scaled[f"classifier.{key}"]) for key in before)
+    assert not torch.equal(scaled["scale"], torch.ones(2))
+    new = load_tensors("recipe/crt/classifier.pt")
+    assert not torch.equal(before["weight"], new["weight"])
 
 
-def test_typed_settings_go_before_the_preset(trained):
-    call(
-        finetune,
-        trained,
-        "--retrain",
-        "crt",
-        "--epochs",
-        1,
-        "--lr",
-        0.5,
-        "--batch-size",
-        64,
-        "--no-augment",
-        "--seed",
-        4,
-        "--out",
-        "typed",
-    )
+def test_typed_flags_replace_the_defaults_of_a_recipe(supervised_run):
+    words = "--retrain crt --epochs 1 --lr 0.5 --batch-size 64 --no-augment --seed 4 --out typed"
+    call(finetune, supervised_run, *words.split())
     config = read("typed/config.json")
-    assert (
-        config["epochs"],
-        config["lr"],
-        config["augment"],
-        config["seed"],
-        config["encoder_seed"],
-    ) == (1, 0.5, False, 4, 0)
+    assert (config["epochs"], config["lr"], config["batch_size"]) == (1, 0.5, 64)
+    assert (config["augment"], config["seed"], config["encoder_seed"]) == (False, 4, 0)
 
 
-def test_tau_normalisation_by_hand(trained):
-    call(finetune, trained, "--retrain", "tau_norm", "--batch-size", 64, "--out", "taus")
+def test_tau_normalisation_agrees_with_a_calculation_by_hand(supervised_run):
+    call(finetune, supervised_run, "--retrain", "tau_norm", "--out", "taus")
     log, tau = log_of(Path("taus")), read("taus/finetune.json")["tau"]
     assert [line["tau"] for line in log] == pytest.approx(np.arange(21) / 10)
-    subset = load_subset(SCRATCH)
-    subset.size, rows = 16, subset.splits["val"]
-    network = network_of(trained, "linear")
+    network = load_network(supervised_run, "linear")
     weight = network.head.weight.detach().clone()
     torch.nn.init.zeros_(network.head.bias)
-    for i, power in (
-        (0, 0),
-        (10, 1),
-        (20, 2),
-    ):  # the joint classifier without its bias, unit rows, and the end of the grid
+    for power in (0, 1, 2):
         network.head.weight.data = weight / weight.norm(dim=1, keepdim=True) ** power
-        logits = common.embed(network, subset, rows, torch.device("cpu"))
-        expected = common.classification_scores(
-            logits.double().softmax(1)[:, 1], subset.labels[rows], subset.minority
-        )
-        assert {f"val_{key}": value for key, value in expected.items()} == pytest.approx(
-            {key: log[i][key] for key in log[i] if key.startswith("val_")}
-        )
+        scores, _ = score_logits(network, "val")
+        line = log[10 * power]
+        assert scores == pytest.approx({name: line[f"val_{name}"] for name in SCORES})
     assert max(log, key=lambda line: line["val_balanced_accuracy"])["tau"] == tau
-    left = common.load_tensors("taus/classifier.pt")
-    assert (
-        torch.allclose(left["weight"].norm(dim=1), weight.norm(dim=1) ** (1 - tau))
-        and not left["bias"].any()
-    )
+    left = load_tensors("taus/classifier.pt")
+    assert torch.allclose(left["weight"].norm(dim=1), weight.norm(dim=1) ** (1 - tau))
+    assert not left["bias"].any()
 
 
-def test_the_rows_of_two_classes_keep_their_sum(run):
-    """Why tau has little to do with two classes: the gradients at w_0 and w_1 are opposite, so only the initialisation sets them apart."""
+def test_cross_entropy_keeps_the_sum_of_the_two_weight_vectors(run):
+    """The gradients at w_0 and w_1 are opposite, so tau-normalisation has little to balance."""
     heads = {}
     for lr in (0, 1e-2):
-        call(
-            finetune,
-            run,
-            "--train",
-            "head",
-            "--loss",
-            "ce",
-            "--smoke",
-            "--epochs",
-            10,
-            "--lr",
-            lr,
-            "--out",
-            f"sums/{lr}",
-        )
-        heads[lr] = common.load_tensors(f"sums/{lr}/checkpoint.pt")["model"]["head.weight"]
+        words = f"--train head --loss ce --smoke --epochs 10 --lr {lr} --out sums/{lr}"
+        call(finetune, run, *words.split())
+        heads[lr] = load_tensors(f"sums/{lr}/checkpoint.pt")["model"]["head.weight"]
     moved = heads[1e-2] - heads[0]
     assert moved.norm(dim=1).min() > 0.2 and moved.sum(0).norm() < 0.01 * moved[0].norm()
 
 
-def test_a_classifier_that_does_not_fit_is_one_line_with_the_way_out(workplace):
-    call(pretrain, SCRATCH, "--method", "supcon", "--smoke", "--size", 16, "--device", "cpu")
-    supcon, make = (
-        "runs/digits/95-5/supcon/seed0",
-        "python finetune.py runs/digits/95-5/supcon/seed0 --train head --loss ce$",
-    )
-    for way in ("lws", "tau_norm"):
-        with pytest.raises(
-            UserError,
-            match=f"seed0/finetune/classifier.pt: no such file; --retrain {way} needs a linear classifier .*{make}",
-        ):
-            call(finetune, supcon, "--retrain", way, "--smoke")
-    call(finetune, supcon, "--smoke", "--head", "mlp")
-    with pytest.raises(
-        UserError,
-        match=f"seed0/finetune: was made with train all, head mlp, loss weighted_ce; move it away.*{make}",
-    ) as error:
-        call(finetune, supcon, "--retrain", "lws", "--smoke")
-    assert "\n" not in str(error.value) and not Path(supcon, "lws").exists()
-    call(finetune, SCRATCH, "--loss", "ldam_drw", "--smoke", "--size", 16, "--out", "cosine")
-    with pytest.raises(
-        UserError, match="cosine/finetune/classifier.pt: no such file.*linear classifier"
-    ):
+def test_a_missing_or_unfit_classifier_is_an_error_with_the_command(workplace):
+    run = pretrain_smoke("supcon", seed=0)
+    command = f"python finetune.py {run} --train head --loss ce$"
+    for method in ("lws", "tau_norm"):
+        message = f"classifier.pt: no such file; --retrain {method} needs a linear .*{command}"
+        with pytest.raises(UserError, match=message):
+            call(finetune, run, "--retrain", method, "--smoke")
+    call(finetune, run, "--smoke", "--head", "mlp")
+    message = f"made with train all, head mlp, loss weighted_ce; move it away.*{command}"
+    with pytest.raises(UserError, match=message) as error:
+        call(finetune, run, "--retrain", "lws", "--smoke")
+    assert "\n" not in str(error.value) and not (run / "lws").exists()
+    call(finetune, SCRATCH, "--loss", "ldam_drw", "--smoke", *SMALL, "--out", "cosine")
+    with pytest.raises(UserError, match="cosine/finetune/classifier.pt: no such file"):
         call(finetune, "cosine", "--retrain", "tau_norm", "--smoke")
 
 
-# stops and mistakes ------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# stops, output and mistakes
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        ["RUN"],
-        [SCRATCH, "--loss", "ldam_drw", "--size", 16],
-        ["RUN", "--retrain", "crt"],
-        ["RUN", "--train", "head", "--bn-train", "--head", "mlp"],
+        "RUN",
+        f"{SCRATCH} --loss ldam_drw --arch resnet8 --size 8",
+        "RUN --retrain crt",
+        "RUN --train head --bn-train --head mlp",
     ],
 )
-def test_a_stopped_run_ends_bit_identical_and_a_finished_one_returns(
-    run, words, monkeypatch, capsys
-):
-    words = [run if word == "RUN" else word for word in words] + ["--smoke", "--epochs", 4, "--out"]
-    place = Path("stops", "-".join(map(str, words[1:-4])) or "plain")
-    call(finetune, *words, place / "whole")
-    train_one_epoch = finetune.train_one_epoch
+def test_a_stopped_run_ends_bit_identical(run, words, monkeypatch, capsys, tmp_path):
+    words = words.replace("RUN", str(run)).split() + "--smoke --epochs 4 --out".split()
+    call(finetune, *words, tmp_path / "whole")
+    epochs = []
 
-    def signalled(epoch, *args):
-        if epoch == 3:  # the deferred weights of four epochs start there
-            os.kill(os.getpid(), signal.SIGINT)
-        return train_one_epoch(epoch, *args)
+    def train_one_epoch(*args):
+        epochs.append(len(epochs))
+        if len(epochs) == 4:
+            raise RuntimeError("stopped")
+        return original(*args)
 
-    monkeypatch.setattr(finetune, "train_one_epoch", signalled)
-    with pytest.raises(Stopped):
-        call(finetune, *words, place / "stopped")
+    original = finetune.train_one_epoch
+    monkeypatch.setattr(finetune, "train_one_epoch", train_one_epoch)
+    with pytest.raises(RuntimeError, match="stopped"):
+        call(finetune, *words, tmp_path / "stopped")
     monkeypatch.undo()
-    call(finetune, *words, place / "stopped")
-    whole, stopped = (
-        common.load_tensors(place / name / "checkpoint.pt") for name in ("whole", "stopped")
-    )
-    assert all(
-        equal(whole[part], stopped[part]) for part in ("model", "optimizer", "best")
-    ) and log_of(place / "whole") == log_of(place / "stopped")
-    before = (place / "whole/finetune.json").stat().st_mtime_ns
-    call(finetune, *words, place / "whole")
-    assert (
-        "finished already" in capsys.readouterr().out
-        and (place / "whole/finetune.json").stat().st_mtime_ns == before
-    )
+    call(finetune, *words, tmp_path / "stopped")
+    whole, stopped = (load_tensors(tmp_path / n / "checkpoint.pt") for n in ("whole", "stopped"))
+    for name in ("model", "optimizer", "best"):
+        assert equal(whole[name], stopped[name]), name
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "stopped")
+    before = (tmp_path / "whole/finetune.json").stat().st_mtime_ns
+    call(finetune, *words, tmp_path / "whole")
+    assert "finished already" in capsys.readouterr().out
+    assert (tmp_path / "whole/finetune.json").stat().st_mtime_ns == before
 
 
-def test_tau_norm_again_and_other_settings(classified, capsys):
+def test_tau_norm_returns_when_finished_and_refuses_other_settings(run_with_head, capsys):
+    words = "--retrain tau_norm --smoke --out again".split()
     for _ in range(2):
-        call(finetune, classified, "--retrain", "tau_norm", "--smoke", "--out", "again")
+        call(finetune, run_with_head, *words)
     assert "finished already" in capsys.readouterr().out and len(log_of(Path("again"))) == 21
-    with pytest.raises(UserError, match="other settings.*batch_size 16 there, 8 now"):
-        call(
-            finetune,
-            classified,
-            "--retrain",
-            "tau_norm",
-            "--smoke",
-            "--batch-size",
-            8,
-            "--out",
-            "again",
-        )
+    with pytest.raises(UserError, match="other settings.*batch_size was 16, is 8"):
+        call(finetune, run_with_head, *words, "--batch-size", 8)
+
+
+def test_each_epoch_prints_one_line(run, capsys):
+    call(finetune, run, "--train", "head", "--smoke", "--epochs", 3, "--out", "printed")
+    output = capsys.readouterr()
+    lines = [line for line in output.out.splitlines() if line.startswith("epoch ")]
+    assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
+    for line, logged in zip(lines, log_of(Path("printed")), strict=True):
+        assert f"loss {logged['loss']:.3f}" in line
+        assert f"balanced accuracy {100 * logged['val_balanced_accuracy']:.1f} %" in line
+        assert f"AUROC {100 * logged['val_auroc']:.1f} %" in line
+    assert "\r" not in output.err, "no progress bar in a pipe"
 
 
 @pytest.mark.parametrize(
-    "args, words",
+    "words, message",
     [
-        (["runs/nowhere"], "runs/nowhere: no such run folder"),
-        ([SCRATCH, "--train", "head"], "--train head: needs a run"),
-        ([SCRATCH, "--retrain", "crt"], "--retrain crt: needs a run"),
-        ([SCRATCH, "--gamma", "1"], "--gamma: is read by --loss focal"),
-        ([SCRATCH, "--predict", "new"], "--predict and --csv"),
-        ([SCRATCH, "--fraction", "0"], "--fraction 0: must lie above 0"),
-        ([SCRATCH, "--fraction", "1.5"], "--fraction 1.5"),
-        ([SCRATCH, "--fraction", "0.01"], "--batch-size 256: .*only"),
-        ([SCRATCH, "--bn-train"], "--bn-train: is about a frozen encoder"),
-        ([SCRATCH, "--loss", "ldam_drw", "--head", "mlp"], "--head mlp: --loss ldam_drw brings"),
-        (["RUN", "--arch", "resnet18"], "--arch resnet18: is for training from scratch"),
-        (["RUN", "--train", "head", "--head-lr", "1"], "--head-lr: with --train head"),
-        (["RUN", "--retrain", "crt", "--loss", "ce"], "--loss: is no choice in --retrain crt"),
-        (["RUN", "--retrain", "lws", "--train", "head"], "--train: is no choice in --retrain lws"),
-        (["RUN", "--retrain", "crt", "--subsample-balanced"], "--subsample-balanced: is no choice"),
-        (
-            ["RUN", "--retrain", "tau_norm", "--epochs", "3"],
-            "--epochs: is no choice in --retrain tau_norm",
-        ),
-        (
-            ["RUN", "--retrain", "tau_norm", "--bn-train"],
-            "--bn-train: is no choice in --retrain tau_norm",
-        ),
+        ("runs/nowhere", "runs/nowhere: no such run folder"),
+        (f"{SCRATCH} --train head", "--train head: needs the trained encoder of a run"),
+        (f"{SCRATCH} --retrain crt", "--retrain crt: needs the trained encoder of a run"),
+        (f"{SCRATCH} --gamma 1", "--gamma: only --loss focal"),
+        (f"{SCRATCH} --predict new", "--predict and --csv"),
+        (f"{SCRATCH} --fraction 0", "--fraction 0: give a share above 0"),
+        (f"{SCRATCH} --fraction 1.5", "--fraction 1.5: give a share"),
+        (f"{SCRATCH} --fraction 0.1", "--batch-size 256: .*; use --batch-size 63 or less"),
+        (f"{SCRATCH} --bn-train", "--bn-train: needs a frozen encoder"),
+        (f"{SCRATCH} --loss ldam_drw --head mlp", "--head: cannot .* with --loss ldam_drw"),
+        ("RUN --arch resnet18", "--arch: .* has its network"),
+        ("RUN --train head --head-lr 1", "--head-lr: only the head is trained"),
+        ("RUN --retrain crt --loss ce", "--loss: cannot .* with --retrain crt; leave it out"),
+        ("RUN --retrain lws --train=head", "--train: cannot .* with --retrain lws"),
+        ("RUN --retrain crt --subsample-balanced", "--subsample-balanced: cannot"),
+        ("RUN --retrain tau_norm --epochs 3", "--epochs: cannot .* with --retrain tau_norm"),
+        ("RUN --retrain tau_norm --lr 1", "--lr: cannot .* with --retrain tau_norm"),
+        ("RUN --retrain tau_norm --bn-train", "--bn-train: cannot"),
     ],
 )
-def test_finetune_refuses(run, args, words):
-    with pytest.raises(UserError, match=words) as error:
-        call(finetune, *(run if word == "RUN" else word for word in args), "--out", "refused")
+def test_mistakes_are_one_line_and_write_nothing(run, words, message):
+    with pytest.raises(UserError, match=message) as error:
+        call(finetune, *words.replace("RUN", str(run)).split(), "--out", "refused")
     assert "\n" not in str(error.value) and not Path("refused").exists()
 
 
 def test_diverged_training_is_one_line(workplace):
     with pytest.raises(UserError, match="not finite"):
-        call(finetune, SCRATCH, "--smoke", "--lr", 1e12, "--out", "diverged")
+        call(finetune, SCRATCH, "--smoke", *SMALL, "--lr", 1e12, "--out", "diverged")
 
 
-def test_a_classifier_alone_is_no_run_to_probe(trained):
-    call(finetune, trained, "--retrain", "crt", "--smoke", "--out", "alone")
-    with pytest.raises(UserError, match="alone: holds a classifier alone"):
-        call(linear_probe, "alone")
+def test_a_folder_without_encoder_cannot_be_probed(run_with_head):
+    with pytest.raises(UserError, match="finetune: holds only a classifier"):
+        call(linear_probe, run_with_head / "finetune")
 
 
-def test_predict_takes_a_finished_network_and_trains_none(run, classified, trained, workplace):
-    from PIL import Image
-
-    Path("new").mkdir(exist_ok=True)
-    rng = np.random.default_rng(0)
+def test_predict_reuses_a_finished_network(run_with_head, supervised_run, tmp_path):
+    rng, table = np.random.default_rng(0), tmp_path / "new.csv"
     for i in range(2):
-        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(f"new/{i}.png")
-    for folder in (
-        trained,
-        classified / "finetune",
-    ):  # a supervised run; a head on a run's frozen encoder
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    for folder in (supervised_run, run_with_head / "finetune"):
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-        call(finetune, folder, "--predict", "new", "--csv", "new.csv")
+        call(finetune, folder, "--predict", tmp_path, "--csv", table)
         assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-        assert len(Path("new.csv").read_text().splitlines()) == 3
+        with open(table, newline="") as file:
+            assert [row["file"] for row in csv.DictReader(file)] == ["0.png", "1.png"]

@@ -229,7 +229,6 @@ def test_a_run_folder_with_anything_in_it(run, data):
         st.sampled_from(
             [
                 "config.json",
-                "finetune/config.json",
             ]
         )
     )
@@ -242,7 +241,6 @@ def test_a_run_folder_with_anything_in_it(run, data):
 @pytest.mark.parametrize(
     "name, place, value",
     [
-        ("finetune/config.json", ("head",), [[]]),
         ("config.json", ("subset",), 5),
         ("config.json", ("size",), None),
     ],
@@ -262,7 +260,6 @@ def opened_or_refused(run, name, whole):
     try:
         readers = {
             "config.json": lambda: common.load_run(run),
-            "finetune/config.json": lambda: finetune.load_network(run / "finetune"),
         }
         try:
             readers[name]()
