@@ -10,8 +10,9 @@ the threshold more than the order of the images. The test split is read once.
 
 Writes into <run>/finetune/, runs/<dataset>/<ratio>/<loss>/seed<k>/ (from scratch) or
 <run>/<crt, lws or tau_norm>/: config.json, log.jsonl, checkpoint.pt, classifier.pt (the head),
-encoder.pt if training changed the encoder, and finetune.json with the scores. Fine-tuning of a
-contrastive run writes its finetune.json into <run>/. The same command continues a stopped run.
+encoder.pt if training changed the encoder, predictions.csv (each image of val and test) and
+finetune.json with the scores. Fine-tuning of a contrastive run writes its finetune.json into
+<run>/. The same command continues a stopped run.
 """
 
 import os
@@ -29,6 +30,7 @@ from baselines.classification import HEADS, LOSSES, first_selectable_epoch, make
 from common import Amp, embed, load_run, load_subset, train_one_epoch, warmup_cosine
 from datasets.images import list_prediction_images
 from datasets.loader import BatchLoader, balanced_batches, shuffled_batches
+from datasets.pack import read_index
 from datasets.predict import predict_folder
 from datasets.subset import Subset
 from utils.cli import ArgumentParser, UserError, number_from, run_main
@@ -36,7 +38,7 @@ from utils.distributed import pick_device
 from utils.encoders import build_encoder
 from utils.files import read_json, write_json
 from utils.runs import Run, load_strict, load_tensors, module_sha256, provenance, save_tensors
-from utils.scores import classification_scores
+from utils.scores import classification_scores, write_predictions
 
 TAUS = [i / 10 for i in range(21)]
 
@@ -518,33 +520,38 @@ def choose_tau(model, best, subset, run, device):
 
 
 def evaluate_split(model, subset, split, device, batch_size):
-    """Return the scores of one split, and the probability of label 1 of each image, float64 [n]."""
+    """Return the scores of a split, and the probability of the minority of each image, [n]."""
     rows = subset.splits[split]
     p = embed(model, subset, rows, device, batch_size).double().softmax(1)[:, 1]
-    return classification_scores(p, subset.labels[rows], subset.minority), p.numpy()
+    scores = classification_scores(p, subset.labels[rows], subset.minority)
+    return scores, p if subset.minority else 1 - p
 
 
 def write_results(task, model, best, config, device):
-    """Score the best epoch; write classifier.pt, encoder.pt if it changed, and finetune.json."""
+    """Score the best epoch; write the network (see above), predictions.csv and finetune.json."""
     summary_keys = "epochs batch_size lr seed size smoke classes minority".split()
     settings = {**task.settings, **{key: config[key] for key in summary_keys}}
+    table, subset = task.out / "predictions.csv", task.subset
     previous = read_json(task.summary, "delete it") if task.summary.exists() else {}
-    if all(previous.get(key) == value for key, value in settings.items()):
+    if table.exists() and all(previous.get(key) == value for key, value in settings.items()):
         print(f"finished already: {task.summary}")
         return
     save_tensors(task.out / "classifier.pt", model.head.state_dict())
     if config["train"] == "all" or config["bn_train"]:
         save_tensors(task.out / "encoder.pt", model.encoder.state_dict())
-    scores = {}
+    scores, predictions = {}, {}
     for split in ("val", "test"):
-        scores[split], _ = evaluate_split(model, task.subset, split, device, config["batch_size"])
+        scores[split], p = evaluate_split(model, subset, split, device, config["batch_size"])
+        predictions[split] = subset.splits[split], p
+    files = read_index(subset.path.with_name("index.csv"))[-1]
+    write_predictions(table, files, subset.labels, predictions)
     chosen = {"best_epoch": best.epoch + 1}
     if config.get("method") == "tau_norm":
         chosen = {"tau": TAUS[best.epoch]}
     write_json(task.summary, {**scores, **settings, **chosen, "provenance": provenance(device)})
     text = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in chosen.items())
     print(f"test, {text}: {format_scores(scores['test'])}")
-    print(f"wrote {task.summary}\nnext: python report.py runs")
+    print(f"wrote {task.summary} and {table}\nnext: python report.py runs")
 
 
 def print_epoch(epoch, epochs, loss, scores):

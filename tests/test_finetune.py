@@ -117,8 +117,9 @@ def test_deferred_weights_begin_at_four_fifths_of_the_epochs(epochs, switch):
 
 
 def test_only_epochs_with_deferred_weights_can_be_chosen(run, monkeypatch):
-    tied = dict.fromkeys(SCORES, 0.5), np.zeros(0)
+    tied = dict.fromkeys(SCORES, 0.5), None
     monkeypatch.setattr(finetune, "evaluate_split", lambda *args: tied)
+    monkeypatch.setattr(finetune, "write_predictions", lambda *args: None)
     for loss, chosen in (("ldam_drw", 5), ("ce", 1)):
         words = f"--loss {loss} --train head --smoke --epochs 5 --out chosen/{loss}"
         call(finetune, run, *words.split())
@@ -163,6 +164,27 @@ def test_scores_use_logits_without_margin_or_prior(workplace, loss, head):
     assert scores == pytest.approx(read(f"bare/{loss}/finetune.json")["test"])
     if head == "cosine":
         assert logits.abs().max() <= 30.001 and set(network.head.state_dict()) == {"weight"}
+
+
+def test_scores_follow_from_predictions_csv(supervised_run):
+    result, subset = read(supervised_run / "finetune.json"), load_subset(SCRATCH)
+    with open(supervised_run / "predictions.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0]) == ["file", "split", "label", "p_minority"]
+    for split in ("val", "test"):
+        rows = [row for row in table if row["split"] == split]
+        labels = np.array([int(row["label"]) for row in rows])
+        assert np.array_equal(labels, subset.labels[subset.splits[split]])
+        p = np.array([float(row["p_minority"]) for row in rows])
+        assert classification_scores(p, labels, minority=1) == result[split], split
+    assert len(table) == len({row["file"] for row in table}), "one line per image"
+
+
+def test_predictions_that_were_deleted_are_written_again(run):
+    words = "--train head --smoke --out deleted".split()
+    for _ in range(2):
+        call(finetune, run, *words)
+        Path("deleted/predictions.csv").unlink()
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1,9 +1,12 @@
-"""Scores of a binary classifier."""
+"""Scores and predictions of a binary classifier."""
+
+import csv
 
 import numpy as np
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
 
 from utils.cli import UserError
+from utils.files import atomic_write
 
 
 def classification_scores(probabilities, labels, minority):
@@ -24,3 +27,20 @@ def classification_scores(probabilities, labels, minority):
         "auroc": float(roc_auc_score(labels == minority, p_minority)),
         "f1": float(f1),
     }
+
+
+def write_predictions(path, files, labels, predictions):
+    """Write a CSV table with file, split, label and p_minority of every predicted image.
+
+    files: names of all M images; labels: int [M]; predictions: {split: (rows [n], p [n])}, where p
+    is the probability of the minority class. All digits are kept: scores can be computed again.
+    """
+    with (
+        atomic_write(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        table = csv.writer(file)
+        table.writerow(["file", "split", "label", "p_minority"])
+        for split, (rows, probabilities) in predictions.items():
+            for row, p in zip(rows, probabilities, strict=True):
+                table.writerow([files[row], split, labels[row], float(p)])
