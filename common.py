@@ -41,7 +41,7 @@ from datasets.subset import Subset, load_subset  # noqa: F401
 from utils.cli import UserError, run_main
 from utils.contrast_kernel import chunked_contrastive_loss, flatten_views
 from utils.distributed import at_least_float32, gather_views, rank, sum_gradients, world_size
-from utils.encoders import build_encoder
+from utils.encoders import IMAGENET_MEAN, IMAGENET_STD, build_encoder
 from utils.files import read_json, write_json
 from utils.runs import load_strict, load_tensors
 
@@ -57,16 +57,16 @@ class ContrastiveModel(nn.Module):
 
     In training the output is that of the whole batch on every rank. chunk: this many images go
     through the encoder at a time. No activations are kept: the gradient passes each chunk through
-    the encoder again. Batch norm then uses the statistics of a chunk.
+    the encoder again. Batch norm then uses the statistics of a chunk. relu: end the head with a
+    ReLU (Kini et al. 2023, arXiv:2306.07960).
     """
 
-    def __init__(self, arch, projection_dim=128, chunk=None):
+    def __init__(self, arch, projection_dim=128, chunk=None, stem="imagenet", relu=False):
         super().__init__()
-        self.encoder, self.dim, self.chunk = build_encoder(arch), projection_dim, chunk
+        self.encoder, self.dim, self.chunk = build_encoder(arch, stem), projection_dim, chunk
         width = self.encoder.dim
-        self.head = nn.Sequential(
-            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection_dim)
-        )
+        layers = [nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection_dim)]
+        self.head = nn.Sequential(*layers, *[nn.ReLU()] * relu)
 
     def forward(self, x):  # [..., n, 3, H, W] -> [..., N, projection_dim], unit vectors
         return self.project(self.features(x))
@@ -96,7 +96,9 @@ class ContrastiveModel(nn.Module):
             )
 
     def project(self, features):  # [..., dim] -> [..., projection_dim], unit vectors
-        return F.normalize(at_least_float32(self.head(features)), dim=-1)
+        # In float32 under autocast, too: bf16 is too coarse for embeddings near a collapse.
+        with torch.autocast(features.device.type, enabled=False):
+            return F.normalize(self.head(at_least_float32(features)), dim=-1)
 
 
 @contextmanager
@@ -170,8 +172,10 @@ def load_run(folder, smoke=False):
         raise UserError(f"{subset.path}: changed since {folder} was trained; make the subset again")
     if (folder / "classifier.pt").exists() and not (folder / "encoder.pt").exists():
         raise UserError(f"{folder}: holds only a classifier; give the run of its encoder")
-    subset = replace(subset, size=config["size"])
-    encoder = build_encoder(config["arch"])
+    subset = replace(subset, size=config["size"], recipe=config.get("recipe", subset.recipe))
+    if config.get("init") == "imagenet":
+        subset = replace(subset, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    encoder = build_encoder(config["arch"], config.get("stem", "imagenet"))
     load_strict(encoder, load_tensors(folder / "encoder.pt"), folder / "encoder.pt")
     encoder.eval().requires_grad_(False)
     return config, subset.limit_for_smoke() if smoke else subset, encoder
@@ -334,19 +338,23 @@ def warmup_cosine(epoch, epochs, lr, warmup_epochs=10):
     Linear from lr/10 to lr over the warm-up, then a cosine that would reach lr/1000 at `epochs`.
     """
     if epoch < warmup_epochs:
-        return lr if warmup_epochs == 1 else lr * (0.1 + 0.9 * epoch / (warmup_epochs - 1))
+        return lr * (0.1 + 0.9 * epoch / max(warmup_epochs - 1, 1))
     low = lr * 0.1**3
     half = 0.5 * (1 + np.cos(np.pi * (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1)))
     # A NumPy number would enter the checkpoint with the optimizer.
     return float(low + (lr - low) * half)
 
 
+AMP_MODES = ("auto", "off", "bf16", "fp16", "fp32")
+
+
 class Amp:
     """Mixed precision: autocast, and a gradient scaler for fp16. "off" passes through both.
 
-    mode: auto (bf16 where the GPU has it, else off), off, bf16 or fp16. Raises UserError for fp16
-    on the CPU, and for bf16 on the CPU with images of at most 16 px: torch 2.11 computes wrong
-    gradients of stride-2 convolutions of a single pixel.
+    mode: auto (bf16 where the GPU has it, else off), off, bf16, fp16, or fp32: off, and without
+    TF32, which torch otherwise uses in the convolutions of Ampere and later GPUs. Raises UserError
+    for fp16 on the CPU, and for bf16 on the CPU with images of at most 16 px: torch 2.11 computes
+    wrong gradients of stride-2 convolutions of a single pixel.
     """
 
     def __init__(self, device, mode, size):
@@ -357,9 +365,11 @@ class Amp:
             raise UserError("--amp fp16: needs a CUDA device; use --amp bf16 or off on the CPU")
         if mode == "bf16" and device.type == "cpu" and size <= 16:
             raise UserError(f"--amp bf16: gives wrong gradients on the CPU at {size} px; use off")
+        if mode == "fp32":
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         dtype = torch.float16 if mode == "fp16" else torch.bfloat16
         self.mode = mode
-        self.autocast = torch.autocast(device.type, dtype=dtype, enabled=mode != "off")
+        self.autocast = torch.autocast(device.type, dtype=dtype, enabled=mode in ("bf16", "fp16"))
         self.scaler = torch.amp.GradScaler(device.type, enabled=mode == "fp16")
 
     def step(self, loss, optimizer):
@@ -376,21 +386,27 @@ class Amp:
 def train_one_epoch(loss_of_batch, batches, optimizer, amp, folder):
     """Make one optimizer step per batch; return the statistics of the epoch for the log.
 
-    loss_of_batch: datasets.loader.Batch -> scalar. batches: datasets.loader.EpochBatches.
+    loss_of_batch: datasets.loader.Batch -> scalar. batches: datasets.loader.EpochBatches. With
+    learning rate 0 there is only a forward pass, which settles the statistics of batch norm.
     Raises UserError if a loss or a weight is not finite; the rows of that step are written to
     folder/not-finite.json.
     """
     started, skipped, images = time.time(), 0, 0
+    is_training = any(group["lr"] > 0 for group in optimizer.param_groups)
     losses = torch.zeros(len(batches), device=batches.device)
     bar = tqdm(batches, leave=False, unit="step", disable=True if rank() else None)
     for step, batch in enumerate(bar):
-        with amp.autocast:
+        with torch.set_grad_enabled(is_training), amp.autocast:
             loss = loss_of_batch(batch)
-        overflow = amp.step(loss, optimizer)
+        overflow = amp.step(loss, optimizer) if is_training else False
         # No .item() here: it would wait for the GPU.
         losses[step] = 0 if overflow else loss.detach()
         skipped, images = skipped + overflow, images + len(batch.labels)
     check_finite(losses, optimizer, batches, folder)
+    if skipped == len(losses) and (batches.epoch > 0 or amp.scaler.get_scale() < 1):
+        raise UserError(
+            f"{folder}: fp16 overflowed in every step of an epoch; use --amp bf16 or off"
+        )
     seconds = time.time() - started
     mean_loss = losses.double().sum().item() / max(1, len(losses) - skipped)
     stats = {"loss": mean_loss, "lr": optimizer.param_groups[0]["lr"], "seconds": round(seconds, 3)}
@@ -418,8 +434,8 @@ def check_finite(losses, optimizer, batches, folder):
         place = {"epoch": batches.epoch + 1, "step": step + 1}
         write_json(Path(folder) / "not-finite.json", {**place, "rows": rows})
     raise UserError(
-        f"{folder}: the loss is not finite in epoch {batches.epoch + 1}, step {step + 1}; its images "
-        "are in not-finite.json; try a lower --lr or --amp off with another --out"
+        f"{folder}: the loss is not finite in epoch {batches.epoch + 1}, step {step + 1}; images "
+        "in not-finite.json; try a lower --lr or --amp off with another --out"
     )
 
 

@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 
 from baselines import BCL, KCL, SBCL, TSC, PaCo
 from common import (
+    AMP_MODES,
+    RECIPES,
     Amp,
     ContrastiveModel,
     Method,
@@ -47,6 +49,14 @@ from utils.distributed import (
     torchrun_main,
     world_size,
 )
+from utils.encoders import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    STEMS,
+    feature_map_side,
+    load_init,
+    resolve_stem,
+)
 from utils.files import atomic_write, read_log
 from utils.runs import Run, make_generator, save_tensors
 
@@ -55,6 +65,7 @@ PROJECTION_DIM = 128
 MONITORED_IMAGES = 2000  # most validation images that the collapse monitor embeds
 COLLAPSE_GAP = 0.1  # nats between the loss and its collapse value
 COLLAPSE_SAA = 5.0  # percent
+SETTLED_STEPS = 100  # fewer leave initial values in the running statistics of batch norm
 
 
 class NTXent(Method):
@@ -134,8 +145,10 @@ def main():
 
     # ResNet -> projection head -> unit sphere; the method adds prototypes, queues, ...
     torch.manual_seed(args.seed)
-    model = ContrastiveModel(args.arch, PROJECTION_DIM, args.chunk).to(device)
-    model = convert_sync_batchnorm(model)
+    model = ContrastiveModel(args.arch, PROJECTION_DIM, args.chunk, args.stem, args.relu)
+    if args.init:
+        args.init_sha256 = load_init(model.encoder, args.arch, args.init, subset.classes)
+    model = convert_sync_batchnorm(model.to(device))
     method = build_method(args, model, subset).to(device)
     trainable = [p for p in [*model.parameters(), *method.parameters()] if p.requires_grad]
     optimizer = torch.optim.SGD(trainable, args.lr, MOMENTUM, weight_decay=WEIGHT_DECAY)
@@ -184,10 +197,14 @@ def parse_args(words=None):
     add("subset", type=Path, help="subsets/<dataset>/<ratio>.json, from make_subsets.py")
     add("--method", choices=METHODS, default="supmin", help="contrastive loss")
     add("--arch", default="resnet50", help="resnet8 to resnet56, or any torchvision ResNet")
+    add("--stem", choices=STEMS, default="auto", help="cifar: 3x3, no pooling (auto: up to 32 px)")
+    add("--init", metavar="WHERE", help="start from a run folder, a file of weights, or imagenet")
     add("--size", type=number_from(8), metavar="S", help="input side, px (default: the subset's)")
+    add("--recipe", choices=RECIPES, help="augmentation (default: the subset's)")
+    add("--relu", action="store_true", help="end the projection head with a ReLU")
     add("--epochs", type=positive, default=100, help="passes over the training images")
     add("--batch-size", type=number_from(2), default=256, help="images; each gives two views")
-    add("--lr", type=number, default=0.0625, help="learning rate of SGD after the warm-up")
+    add("--lr", type=number, default=0.0625, help="of SGD after the warm-up; 0: untrained floor")
     add("--warmup-epochs", type=number_from(0), default=10, help="linear warm-up, then cosine")
     add("--temperature", type=number_from(1e-3, float), help="T (default: 0.07; paco: 0.2)")
     add("--seed", type=number_from(0), default=0, help="of weights, order and augmentation")
@@ -238,7 +255,7 @@ def parse_args(words=None):
         metavar="IMAGES",
         help="images per forward pass, to save memory; the loss still uses the whole batch",
     )
-    add("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="precision")
+    add("--amp", choices=AMP_MODES, default="auto", help="precision; fp32: no TF32 either")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if present")
     add("--deterministic", action="store_true", help="same bits in every run on a GPU; slower")
     add("--watch-every", type=number_from(0), default=5, metavar="E", help="epochs between checks")
@@ -268,9 +285,13 @@ def resolve_method_options(args):
 
 
 def load_training_data(args):
-    """Return the subset at --size, and the training rows."""
+    """Return the subset as the flags change it, and the training rows; resolve --stem."""
     subset = load_subset(args.subset)
     subset.size = args.size or subset.size
+    subset.recipe = args.recipe or subset.recipe
+    if args.init == "imagenet":
+        subset.mean, subset.std = IMAGENET_MEAN, IMAGENET_STD
+    args.stem = resolve_stem(args.arch, args.stem, subset.size, args.init)
     rows = subset.splits["train"]
     if args.smoke:
         rows = subset.limit_for_smoke().splits["train"]
@@ -286,9 +307,7 @@ def check_args(args, subset, rows):
             f"{subset.path}; use --batch-size {len(rows)} or less"
         )
     if args.batch_size % ranks:
-        raise UserError(
-            f"--batch-size {args.batch_size}: use a multiple of the {ranks} processes"
-        )
+        raise UserError(f"--batch-size {args.batch_size}: use a multiple of the {ranks} processes")
     if args.chunk and (args.batch_size % min(args.chunk, args.batch_size) or args.chunk % ranks):
         also = f" and be a multiple of the {ranks} processes" if ranks > 1 else ""
         raise UserError(f"--chunk {args.chunk}: must divide --batch-size {args.batch_size}{also}")
@@ -306,17 +325,17 @@ def check_args(args, subset, rows):
 
 def make_config(args, subset, amp, out):
     """Return every setting that decides the result, for config.json."""
-    optional = {
-        key: getattr(args, key)
-        for key in ("chunk", "minority_per_batch")
-        if getattr(args, key) is not None
-    }
+    names = ("chunk", "minority_per_batch", "relu", "init", "init_sha256")
+    optional = {name: value for name in names if (value := getattr(args, name, None))}
     return dict(
         method=args.method,
         **{option: getattr(args, option) for option in OPTIONS[args.method]},
         dataset=subset.name,
         ratio=subset.ratio,
         arch=args.arch,
+        stem=args.stem,
+        feature_map=feature_map_side(args.arch, args.stem, subset.size),
+        recipe=subset.recipe,
         projection_dim=PROJECTION_DIM,
         size=subset.size,
         epochs=args.epochs,
@@ -375,7 +394,7 @@ def start_epoch(epoch, args, model, method, optimizer):
 
 
 def print_batch_statistics(args, subset, method):
-    """Print how many minority images a batch holds, and the collapse value of the loss."""
+    """Print minority images per batch, collapse value, feature map, and warnings."""
     counts, batch_size = subset.train_counts(), args.batch_size
     minority, total = counts[subset.minority], sum(counts)
     # Hypergeometric probability of no minority image: C(majority, batch) / C(total, batch).
@@ -393,7 +412,16 @@ def print_batch_statistics(args, subset, method):
         print(f"  collapse value of the loss: log({math.exp(value):.0f}) = {value:.3f}")
     if method.log_fields:
         print("  " + format_fields(method.log_fields))
-    if args.warmup_epochs > args.epochs:
+    side = feature_map_side(args.arch, args.stem, subset.size)
+    print(f"  {args.arch} with {args.stem} stem: the last feature map is {side} x {side}")
+    if side == 1:
+        print("  WARNING: its last stage sees one pixel; use --stem cifar, or a larger --size")
+    if args.init == "imagenet":
+        print("  inputs are normalised with ImageNet's mean and standard deviation")
+    steps = args.epochs * (total // batch_size)
+    if args.lr == 0 and steps < SETTLED_STEPS:
+        print(f"  WARNING: {steps} steps do not settle batch norm; use the epochs of the real run")
+    if args.warmup_epochs > args.epochs and args.lr:
         print("  the warm-up outlasts the run, so --lr is never reached; lower --warmup-epochs")
 
 

@@ -18,7 +18,7 @@ from conftest import (
 from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
 from sklearn.datasets import make_blobs
 
-import common as losses
+import common
 from common import (
     antipodal_prototypes,
     class_weights,
@@ -36,6 +36,7 @@ CONTRASTIVE, PROTOTYPE, RATIO, SUPERVISED, SCHEDULE = (
     oracle(f"{name}.npz")
     for name in ("contrastive", "prototype", "supmin_ratio", "supervised", "lr_schedule")
 )
+from utils import contrast_kernel
 
 
 @pytest.mark.parametrize("case", CONTRASTIVE["cases"])
@@ -159,7 +160,7 @@ def test_golden_values(loss, golden):
 
 
 def double_loop(z, positives, temperature):
-    """Equation (1) one term at a time. positives(i, v, j, w): is view w of image j a positive of view v of image i?"""
+    """Equation (1) term by term; positives(i, v, j, w): view w of j is a positive of view v of i."""
     n, views, _ = z.shape
     anchors = [(i, v) for i in range(n) for v in range(views)]
     s = {(a, b): float(z[a] @ z[b]) / temperature for a in anchors for b in anchors}
@@ -200,27 +201,19 @@ def test_any_labels_of_any_number_of_classes():
     "dtype, temperature, tolerance",
     [(torch.float64, 0.07, 1e-12), (torch.float32, 0.07, 1e-5), (torch.float32, 0.002, 1e-4)],
 )
-def test_the_contrast_in_chunks_equals_the_plain_one(dtype, temperature, tolerance, monkeypatch):
-    monkeypatch.setattr(losses, "CHUNK", 7)  # the last chunk of the 36 rows is a single row
-    rows, group = random_batch(n=18)[0].flatten(0, 1).to(dtype), torch.arange(36) % 5
-    share, weights = (
-        torch.linspace(0.1, 0.3, 36, dtype=dtype),
-        torch.linspace(-1, 2, 36, dtype=dtype),
-    )  # right for each anchor
-
-    def plain(rows):
-        s, positive = rows @ rows.T / temperature, (group[:, None] == group).fill_diagonal_(False)
-        return s.fill_diagonal_(-torch.inf).logsumexp(1) - share * s.masked_fill(~positive, 0).sum(
-            1
-        )
-
-    chunked = lambda rows: losses._Contrast.apply(rows, group, share, temperature)  # noqa: E731
-    np.testing.assert_allclose(
-        chunked(rows), plain(rows), rtol=0, atol=tolerance * plain(rows).abs().max().item()
-    )
-    _, expected = value_and_grad(lambda rows: weights @ plain(rows), rows)
-    _, grad = value_and_grad(lambda rows: weights @ chunked(rows), rows)
-    np.testing.assert_allclose(grad, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+def test_the_kernel_equals_the_plain_form(dtype, temperature, tolerance, monkeypatch):
+    """Value and gradient of all four losses; the last chunk of the 36 rows is a single row."""
+    z, y = random_batch(n=18)
+    z = z.to(dtype)
+    for name, loss in every_loss(y, temperature=temperature).items():
+        monkeypatch.setattr(common, "LARGE_BATCH", 2048)
+        value, grad = value_and_grad(loss, z)
+        monkeypatch.setattr(common, "LARGE_BATCH", 0)
+        monkeypatch.setattr(contrast_kernel, "CHUNK", 7)
+        chunked_value, chunked_grad = value_and_grad(loss, z)
+        np.testing.assert_allclose(chunked_value, value, rtol=tolerance, err_msg=name)
+        scale = np.abs(grad).max()
+        np.testing.assert_allclose(chunked_grad, grad, rtol=0, atol=tolerance * scale, err_msg=name)
 
 
 def test_near_collapse_float32_still_tells_where_to_go():
@@ -240,38 +233,40 @@ def test_near_collapse_float32_still_tells_where_to_go():
     assert abs(value - exact) < 2e-6
 
 
-def test_what_has_no_gradient_says_so():
+def test_the_temperature_gets_no_gradient_and_the_kernel_no_second_one(monkeypatch):
     z, y = random_batch()
     with pytest.raises(ValueError, match="temperature"):
         supcon_loss(z, y, torch.tensor(0.1, requires_grad=True))
-    (first,) = torch.autograd.grad(supcon_loss(z.requires_grad_(), y), z, create_graph=False)
+    assert supcon_loss(z, y == 1) == supcon_loss(z, y)
+    monkeypatch.setattr(common, "LARGE_BATCH", 0)
     with pytest.raises(RuntimeError, match="no second derivative"):
-        torch.autograd.grad(supcon_loss(z, y), z, create_graph=True)
-    assert first.isfinite().all() and supcon_loss(z, y == 1) == supcon_loss(
-        z, y
-    )  # bool labels, too
+        torch.autograd.grad(supcon_loss(z.requires_grad_(), y), z, create_graph=True)
 
 
-def test_gradients_equal_finite_differences(monkeypatch):
-    monkeypatch.setattr(losses, "CHUNK", 5)
+@pytest.mark.parametrize("large_batch", [0, 2048])
+def test_gradients_equal_finite_differences(monkeypatch, large_batch):
+    monkeypatch.setattr(common, "LARGE_BATCH", large_batch)
+    monkeypatch.setattr(contrast_kernel, "CHUNK", 5)
     z, y = random_batch(n=6, dim=3)
     for name, loss in every_loss(y, dim=3).items():
         assert torch.autograd.gradcheck(loss, z.requires_grad_()), name
 
 
-def test_no_matrix_of_all_rows_by_all_rows_is_made_or_kept(monkeypatch):
-    monkeypatch.setattr(losses, "CHUNK", 16)
-    z, y = random_batch(n=200)  # 400 rows
+def test_a_large_batch_needs_no_matrix_of_all_rows_by_all_rows(monkeypatch):
+    monkeypatch.setattr(common, "LARGE_BATCH", 399)
+    monkeypatch.setattr(contrast_kernel, "CHUNK", 16)
+    z, y = random_batch(n=200)  # 400 rows of 8 dimensions
     for name, loss in every_loss(y).items():
-        kept = []
-        with (
-            torch.autograd.graph.saved_tensors_hooks(
-                lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor
-            ),
-            LargestTensor() as made,
-        ):
+        saved = []
+
+        def save(tensor, saved=saved):
+            saved.append(tensor.numel())
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
+        with hooks, LargestTensor() as largest:
             loss(z.requires_grad_()).backward()
-        assert max(kept) == 400 * 8 and made.numel == 400 * 16, name
+        assert max(saved) == 400 * 8 and largest.numel == 400 * 16, name
 
 
 def test_supcon_and_ntxent_equal_pytorch_metric_learning():
@@ -283,13 +278,13 @@ def test_supcon_and_ntxent_equal_pytorch_metric_learning():
     )
 
 
-def every_loss(y, dim=8):
+def every_loss(y, dim=8, temperature=0.07):
     prototypes = antipodal_prototypes(dim, torch.Generator().manual_seed(3))
     return {
-        "ntxent": lambda z: ntxent_loss(z),
-        "supcon": lambda z: supcon_loss(z, y),
-        "supmin": lambda z: supmin_loss(z, y, 1),
-        "suppro": lambda z: suppro_loss(z, y, prototypes),
+        "ntxent": lambda z: ntxent_loss(z, temperature),
+        "supcon": lambda z: supcon_loss(z, y, temperature),
+        "supmin": lambda z: supmin_loss(z, y, 1, temperature),
+        "suppro": lambda z: suppro_loss(z, y, prototypes, temperature),
     }
 
 
@@ -331,14 +326,17 @@ def test_finite_without_minority_with_one_and_for_one_image(n, y):
 
 
 def test_autocast_and_half_embeddings_change_nothing():
+    """The backward pass is called outside of autocast, as PyTorch asks for."""
     z, y = random_batch(n=32)
     for name, loss in every_loss(y).items():
-        expected = loss(z.float())
+        expected, expected_grad = value_and_grad(loss, z.float())
+        x = z.float().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.equal(loss(z.float()), expected), name
+            value = loss(x)
             assert loss(z.bfloat16()).dtype == torch.float32
-            _, grad = value_and_grad(loss, z.float())
-        np.testing.assert_array_equal(grad, value_and_grad(loss, z.float())[1])
+        value.backward()
+        np.testing.assert_array_equal(value.detach(), expected, err_msg=name)
+        np.testing.assert_array_equal(x.grad, expected_grad, err_msg=name)
 
 
 def test_prototypes_are_antipodal_get_no_gradient_and_stop_pulling_at_half_the_margin():
@@ -369,24 +367,24 @@ def test_majority_draw_has_its_size_stays_in_the_majority_and_repeats():
     assert not torch.equal(
         drawn, draw_supervised_majority(y, 1, 0.5, torch.Generator().manual_seed(1))
     )
-    with pytest.raises(ValueError, match="between 0 and 1"):
+    with pytest.raises(ValueError, match="from 0 to 1"):
         draw_supervised_majority(y, 1, 1.5, torch.Generator())
 
 
 def test_wrong_shapes_and_counts_are_refused():
     z, y = random_batch()
-    with pytest.raises(ValueError, match="two views"):
+    with pytest.raises(ValueError, match="2 or more views"):
         ntxent_loss(z[:, :1])
     with pytest.raises(ValueError, match="need labels"):
         supcon_loss(z, y[:-1])
-    with pytest.raises(ValueError, match="one per image"):
+    with pytest.raises(ValueError, match="need labels"):
         supmin_loss(z, y, 1, supervised_majority=torch.tensor([True]))
     with pytest.raises(ValueError, match="two positive counts"):
         class_weights([0, 5])
 
 
 def test_overfitting_one_batch_reaches_the_floor():
-    """Perfectly separated classes leave log|P|, not zero: a view cannot tell its |P| positives apart."""
+    """Separated classes leave log|P|: a view cannot tell its |P| positives apart."""
     points, y = make_blobs(16, n_features=8, centers=2, random_state=0)
     x, y = torch.from_numpy(points).float().repeat_interleave(2, 0), torch.from_numpy(y).long()
     torch.manual_seed(0)
@@ -397,6 +395,5 @@ def test_overfitting_one_batch_reaches_the_floor():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss.item() == pytest.approx(
-        math.log(15), abs=0.01
-    )  # 8 images of 2 views each, less the anchor
+    # 8 images of 2 views each, less the anchor.
+    assert loss.item() == pytest.approx(math.log(15), abs=0.01)

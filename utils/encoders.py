@@ -1,4 +1,7 @@
-"""Encoders: the CIFAR ResNets for small images, and torchvision's ResNets."""
+"""Encoders: the CIFAR ResNets and torchvision's ResNets, and the weights they start from."""
+
+from pathlib import Path
+from urllib.error import URLError
 
 import torch
 import torch.nn as nn
@@ -6,8 +9,13 @@ import torchvision
 from torchvision.models.resnet import BasicBlock
 
 from utils.cli import UserError
+from utils.files import read_json
+from utils.runs import load_tensors, module_sha256
 
-CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56)
+CIFAR_RESNETS = {f"resnet{depth}": depth for depth in (8, 14, 20, 32, 44, 56)}
+STEMS = ("auto", "imagenet", "cifar")
+SMALL_IMAGE = 32  # pixels; up to this side, --stem auto is cifar
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 class CifarResNet(nn.Module):
@@ -51,21 +59,115 @@ class CifarResNet(nn.Module):
         return x.mean(dim=(2, 3))
 
 
-def build_encoder(arch):
+def build_encoder(arch, stem="imagenet"):
     """Build a ResNet without its classifier; `.dim` is the feature dimension.
 
     arch: a CIFAR ResNet (resnet8, 14, 20, 32, 44 or 56) or any ResNet of torchvision.
-    Raises UserError for another name.
+    stem: of torchvision's ResNets. imagenet: 7x7 convolution with stride 2 and max-pooling;
+    cifar: 3x3 convolution with stride 1, no pooling. Raises UserError for another network.
     """
-    cifar = {f"resnet{depth}": depth for depth in CIFAR_DEPTHS}
-    if arch in cifar:
-        return CifarResNet(cifar[arch]).to(memory_format=torch.channels_last)
+    if arch in CIFAR_RESNETS:
+        return CifarResNet(CIFAR_RESNETS[arch]).to(memory_format=torch.channels_last)
     names = [n for n in torchvision.models.list_models(torchvision.models) if "resn" in n]
     if arch not in names:
-        choices = ", ".join([*cifar, *names])
+        choices = ", ".join([*CIFAR_RESNETS, *names])
         raise UserError(f"--arch {arch}: no such network; choose one of {choices}")
     encoder = torchvision.models.get_model(arch, weights=None)
     encoder.dim = encoder.fc.in_features
     encoder.fc = nn.Identity()
+    if stem == "cifar":
+        encoder.conv1 = nn.Conv2d(3, encoder.conv1.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(encoder.conv1.weight, mode="fan_out", nonlinearity="relu")
+        encoder.maxpool = nn.Identity()
     # Same numbers up to rounding, in the memory layout that tensor cores take.
     return encoder.to(memory_format=torch.channels_last)
+
+
+def resolve_stem(arch, stem, size, init=None):
+    """Return the stem that --stem means for images of `size` pixels: imagenet or cifar.
+
+    auto: cifar for CIFAR ResNets and up to 32 pixels, imagenet above and for --init imagenet.
+    Raises UserError for another --stem of a CIFAR ResNet.
+    """
+    if arch in CIFAR_RESNETS:
+        if stem != "auto":
+            raise UserError(f"--stem {stem}: {arch} has its own 3x3 stem; leave --stem out")
+        return "cifar"
+    if stem == "auto":
+        return "cifar" if size <= SMALL_IMAGE and init != "imagenet" else "imagenet"
+    return stem
+
+
+def feature_map_side(arch, stem, size):
+    """Return the side of the last feature map for a square input of `size` pixels."""
+    stride = 4 if arch in CIFAR_RESNETS else 8 if stem == "cifar" else 32
+    return -(-size // stride)
+
+
+def load_init(encoder, arch, init, classes):
+    """Load the weights that --init names into the encoder; return their checksum.
+
+    init: "imagenet" (torchvision's best weights of this network), a run folder, or a file of
+    tensors (.pt, .pth, .safetensors). Keys are those of encoder.pt; a classifier `fc` is ignored.
+    classes: names of the classes to train on; a run of other classes is loaded with a warning.
+    Raises UserError that names every key that is missing, unknown or of another shape.
+    """
+    if init == "imagenet":
+        state = download_imagenet_weights(arch)
+    elif Path(init).is_dir():
+        config = read_json(Path(init) / "config.json", "give a run folder, a file or imagenet")
+        if config.get("classes") != classes:
+            print(f"  --init {init}: was trained on the classes {config.get('classes')}")
+        state = load_tensors(Path(init) / "encoder.pt")
+    else:
+        state = read_weights(Path(init))
+    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    expected = encoder.state_dict()
+    wrong = [f"{key} missing" for key in expected if key not in state]
+    wrong += [f"{key} unknown" for key in state if key not in expected]
+    wrong += [
+        f"{key} {list(value.shape)}, expected {list(expected[key].shape)}"
+        for key, value in state.items()
+        if key in expected and value.shape != expected[key].shape
+    ]
+    if wrong:
+        raise UserError(f"--init {init}: not weights of this {arch}: {'; '.join(wrong)}")
+    encoder.load_state_dict(state)
+    return module_sha256(encoder)
+
+
+def download_imagenet_weights(arch):
+    """Return torchvision's best ImageNet weights. Raises UserError without a network or weights."""
+    if arch in CIFAR_RESNETS:
+        raise UserError(f"--init imagenet: torchvision has no weights of {arch}; use resnet18")
+    weights = torchvision.models.get_model_weights(arch).DEFAULT
+    try:
+        return weights.get_state_dict(progress=False)
+    except (URLError, OSError) as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise UserError(
+            f"--init imagenet: cannot download {weights.url} ({error}); put this file into {folder}"
+        ) from None
+
+
+def read_weights(path):
+    """Read a file of tensors. Raises UserError if it is missing or holds anything else."""
+    if not path.exists():
+        raise UserError(f"--init {path}: no such file; give a run folder, a file or imagenet")
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+        except ImportError:
+            raise UserError(f"--init {path}: needs a package; pip install safetensors") from None
+        return load_file(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch reports a foreign file by many exceptions; pickled objects are never executed.
+        kind = type(error).__name__
+        raise UserError(f"--init {path}: no file of tensors ({kind}); save a state_dict") from None
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+        raise UserError(f"--init {path}: holds more than named tensors; save a state_dict")
+    return state

@@ -155,12 +155,21 @@ def run_git(*words):
 
 
 def save_tensors(path, state):
-    """Save tensors and builtins so that torch.load(weights_only=True) reads them."""
+    """Save tensors, on the CPU, and builtins so that torch.load(weights_only=True) reads them."""
     # torch.save to a path does not say that the disk is full.
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(move_to_cpu(state), buffer)
     with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
+
+
+def move_to_cpu(state):
+    """Return nested dicts and lists with every tensor on the CPU."""
+    if isinstance(state, dict):
+        return {key: move_to_cpu(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(map(move_to_cpu, state))
+    return state.cpu() if torch.is_tensor(state) else state
 
 
 def load_tensors(path, keys=()):
@@ -212,7 +221,8 @@ def module_sha256(module):
 def make_generator(*numbers):
     """Return a CPU torch.Generator seeded by integers, e.g. make_generator(seed, epoch).
 
-    Every epoch has its own generator, so a resumed run needs no generator state.
+    Every epoch has its own generator, so a resumed run needs no generator state. The count comes
+    first, since SeedSequence pads with zeros: (s,) and (s, 0) must not give the same stream.
     """
-    seed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+    seed = np.random.SeedSequence([len(numbers), *numbers]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
