@@ -101,6 +101,12 @@ class ContrastiveModel(nn.Module):
             return F.normalize(self.head(at_least_float32(features)), dim=-1)
 
 
+def build_model(config):
+    """Build the untrained ContrastiveModel that config.json describes."""
+    stem, relu = config.get("stem", "imagenet"), config.get("relu", False)
+    return ContrastiveModel(config["arch"], config["projection_dim"], stem=stem, relu=relu)
+
+
 @contextmanager
 def preserve_buffers(network):
     """Restore the buffers at the end: the second pass of a chunk must not update batch norm."""

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import ContrastiveModel, embed, load_run
+from common import build_model, embed, load_run
 from utils.arrays import load_arrays
 from utils.cli import ArgumentParser, UserError, number_from, run_main
 from utils.distributed import pick_device
@@ -384,7 +384,7 @@ def load_head(run, config, encoder):
     """Load the projection head of a pre-training run; None for a supervised run."""
     if "projection_dim" not in config:
         return None
-    model = ContrastiveModel(config["arch"], config["projection_dim"])
+    model = build_model(config)
     checkpoint = run / "checkpoint.pt"
     load_strict(model, load_tensors(checkpoint, keys=("model",))["model"], checkpoint)
     if module_sha256(model.encoder) != module_sha256(encoder):

@@ -161,6 +161,7 @@ def main():
     if first_epoch == args.epochs and (out / "encoder.pt").exists():
         print(f"finished already: {out / 'encoder.pt'}")
         return
+    print_network(args, subset, len(rows) // args.batch_size)
     print_batch_statistics(args, subset, method)
 
     sampler = make_sampler(args, subset, rows)
@@ -394,7 +395,7 @@ def start_epoch(epoch, args, model, method, optimizer):
 
 
 def print_batch_statistics(args, subset, method):
-    """Print minority images per batch, collapse value, feature map, and warnings."""
+    """Print how many minority images a batch holds, and the collapse value of the loss."""
     counts, batch_size = subset.train_counts(), args.batch_size
     minority, total = counts[subset.minority], sum(counts)
     # Hypergeometric probability of no minority image: C(majority, batch) / C(total, batch).
@@ -412,13 +413,17 @@ def print_batch_statistics(args, subset, method):
         print(f"  collapse value of the loss: log({math.exp(value):.0f}) = {value:.3f}")
     if method.log_fields:
         print("  " + format_fields(method.log_fields))
+
+
+def print_network(args, subset, steps_per_epoch):
+    """Print the last feature map, and warnings about it and about the length of the run."""
     side = feature_map_side(args.arch, args.stem, subset.size)
     print(f"  {args.arch} with {args.stem} stem: the last feature map is {side} x {side}")
     if side == 1:
         print("  WARNING: its last stage sees one pixel; use --stem cifar, or a larger --size")
     if args.init == "imagenet":
         print("  inputs are normalised with ImageNet's mean and standard deviation")
-    steps = args.epochs * (total // batch_size)
+    steps = args.epochs * steps_per_epoch
     if args.lr == 0 and steps < SETTLED_STEPS:
         print(f"  WARNING: {steps} steps do not settle batch norm; use the epochs of the real run")
     if args.warmup_epochs > args.epochs and args.lr:
