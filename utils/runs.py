@@ -86,12 +86,12 @@ class Run:
         return epoch
 
     def _rewind_log(self, epoch):
-        """Drop the lines of epochs that were logged after the last checkpoint."""
-        lines = read_log(self.folder)
-        kept = [line for line in lines if line.get("epoch", -1) < epoch]
-        if len(kept) < len(lines):
-            with atomic_write(self.folder / "log.jsonl") as temporary:
-                text = "".join(json.dumps(line) + "\n" for line in kept)
+        """Drop the lines of epochs after the last checkpoint, and a line that a kill cut short."""
+        path = self.folder / "log.jsonl"
+        kept = [line for line in read_log(self.folder) if line.get("epoch", -1) < epoch]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        if text != path.read_text(encoding="utf-8"):
+            with atomic_write(path) as temporary:
                 temporary.write_text(text, encoding="utf-8")
 
     def log(self, **values):
