@@ -1,6 +1,7 @@
 """Speed, measured as ratios within one run on synthetic data.
 
     python -m benchmarks methods    training step of every method, relative to SupCon
+    python -m benchmarks networks   training images per second of every network
     python -m benchmarks losses     time and memory of the losses, relative to the masked form
     python -m benchmarks subsets    packing 15,120 photographs, relative to a plain Pillow loop
     python -m benchmarks pipeline   pre-training relative to its network and to a DataLoader
@@ -18,6 +19,7 @@ from pathlib import Path
 from benchmarks.losses import measure_losses
 from benchmarks.methods import measure_methods
 from benchmarks.metrics import measure_metrics
+from benchmarks.networks import measure_networks
 from benchmarks.pipeline import measure_pipeline
 from benchmarks.subsets import measure_subsets
 from benchmarks.timing import print_table
@@ -28,6 +30,7 @@ from utils.runs import provenance
 
 BENCHMARKS = {
     "methods": measure_methods,
+    "networks": measure_networks,
     "losses": measure_losses,
     "subsets": measure_subsets,
     "pipeline": measure_pipeline,

@@ -50,19 +50,21 @@ LOSSES = {
 def measure_losses(args, device):
     """Measure forward and backward: time, peak memory and the share of a training step."""
     names = ("masked", "supcon") if args.smoke else tuple(LOSSES)
-    view_seconds = time_network_view(args, device)
-    results = {}
-    for rows in (1024,) if args.smoke else ROWS:
-        z, labels = synthetic_embeddings(rows, device)
-        steps = {name: partial(run_loss, name, z, labels) for name in names}
-        seconds = time_in_rounds(steps, args.rounds, MIN_SECONDS)
-        results[rows] = {}
+    results = {rows: {} for rows in ((1024,) if args.smoke else ROWS)}
+    for rows, by_name in results.items():
+        data = synthetic_embeddings(rows, device)
         for name in names:
-            row = compare_times(seconds[name], seconds["masked"])
-            row["megabytes"] = measure_peak_memory(partial(run_loss, name), z, labels) / 1e6
-            network_seconds = rows * view_seconds
-            row["percent_of_step"] = 100 * row["seconds"] / (network_seconds + row["seconds"])
-            results[rows][name] = row
+            peak = measure_peak_memory(partial(run_loss, name), *data)
+            by_name[name] = {"megabytes": peak / 1e6}
+    view_seconds = time_network_view(args, device)
+    for rows, by_name in results.items():
+        data = synthetic_embeddings(rows, device)
+        steps = {name: partial(run_loss, name, *data) for name in names}
+        seconds = time_in_rounds(steps, args.rounds, MIN_SECONDS)
+        for name, row in by_name.items():
+            row |= compare_times(seconds[name], seconds["masked"])
+            step_seconds = rows * view_seconds + row["seconds"]
+            row["percent_of_step"] = 100 * row["seconds"] / step_seconds
     settings = {key: getattr(args, key) for key in ("arch", "size", "batch_size")}
     return {"dimensions": DIM, **settings, "seconds_per_view": view_seconds}, results
 

@@ -26,15 +26,15 @@ def measure_metrics(args, device):
     z, labels = synthetic_embeddings(args.rows, device)
     views = z.transpose(0, 1).flatten(0, 1).cpu().numpy()  # [rows, DIM]
     view_labels = labels.repeat(2).cpu().numpy()
+    memory = {
+        name: measure_peak_memory(partial(run_metric, name), z, labels) / 1e6 for name in METRICS
+    }
     steps = {name: partial(run_metric, name, z, labels) for name in METRICS}
     steps["NumPy, five"] = partial(numpy_five_metrics, views, view_labels)
     steps["NumPy, PEU"] = partial(numpy_entropy, views, view_labels)
     seconds = {name: np.array(times) for name, times in time_in_rounds(steps, args.rounds).items()}
     results = {
-        name: {
-            "seconds": float(np.median(seconds[name])),
-            "megabytes": measure_peak_memory(partial(run_metric, name), z, labels) / 1e6,
-        }
+        name: {"seconds": float(np.median(seconds[name])), "megabytes": memory[name]}
         for name in METRICS
     }
     scale = args.rows // ANCHORS

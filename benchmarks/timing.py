@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+WARMUP_IMAGES = 32
 
 
 def time_step(step, *data, repeats=1):
@@ -66,9 +67,11 @@ def compare_throughput(seconds, reference, images):
 def measure_peak_memory(step, *data):
     """Return the peak memory in bytes of step(*data), beyond what is in use before it.
 
-    On the CPU this needs Linux and the GNU C library.
+    On the CPU this needs Linux and the GNU C library. Call it before anything else is timed:
+    gaps that other work leaves in the heap count as used when they are filled.
     """
     device = data[0].device
+    step(*(tensor[:WARMUP_IMAGES].detach() for tensor in data))
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -8,6 +8,7 @@ import torch
 import pretrain
 from common import Amp, ContrastiveModel, train_one_epoch
 from datasets.loader import BatchLoader
+from utils.encoders import resolve_stem
 
 EPOCHS = 4
 # Small, so that no loss diverges in the rounds of a benchmark.
@@ -23,7 +24,9 @@ class TrainingRun:
         self.options = pretrain.parse_args(words.split())
         self.steps, self.amp = args.steps, Amp(device, args.amp, subset.size)
         torch.manual_seed(0)
-        self.model = ContrastiveModel(self.options.arch, pretrain.PROJECTION_DIM).to(device)
+        arch = self.options.arch
+        stem = resolve_stem(arch, self.options.stem, subset.size)
+        self.model = ContrastiveModel(arch, pretrain.PROJECTION_DIM, stem=stem).to(device)
         self.method = pretrain.build_method(self.options, self.model, subset).to(device)
         parameters = [*self.model.parameters(), *self.method.parameters()]
         trainable = [p for p in parameters if p.requires_grad]
