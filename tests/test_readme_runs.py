@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from conftest import ROOT, call
 from pictures import inat_folder, picture
 
@@ -23,6 +24,7 @@ import linear_probe
 import make_subsets
 import pretrain
 import report
+from utils.encoders import build_encoder
 
 SCRIPTS = {
     f"{module.__name__}.py": module
@@ -83,15 +85,16 @@ def test_the_lines_of_the_readme_in_their_order(user_folder):
         assert Path(file).exists(), file
 
 
-@pytest.mark.parametrize("page", ["data", "methods", "protocols", "running"])
+@pytest.mark.parametrize("page", ["data", "networks", "methods", "protocols", "running"])
 def test_the_lines_of_the_docs_in_their_order(page, user_folder):
     """After those of the README, whose subsets and runs they use."""
     for line in typed_lines(f"docs/{page}.md", "python "):
         type_line(line, user_folder)
     expected = {
         "data": "subsets/inat21-mammals/95-5.json",
+        "networks": "runs/init/seed0/encoder.pt",
         "methods": "runs/digits/99-1/supmin/seed0/lws/finetune.json",
-        "protocols": "runs/untrained/seed0/probe.json",
+        "protocols": "runs/digits/99-1/pixels/probe.json",
         "running": "runs/digits/99-1/ntxent/seed0/encoder.pt",
     }
     assert Path(expected[page]).exists()
@@ -106,6 +109,30 @@ def test_the_lines_of_python(user_folder):
         assert "loss" not in names or names.pop("loss").isfinite()
     np.savez("z.npz", z=z.transpose(0, 1), labels=labels)
     call(evaluate_metrics, "--embeddings", "z.npz", "--neighborhood", 0.3)
+
+
+def test_torchvision_and_the_kit_load_encoders_as_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = blocks("docs/networks.md", "python")
+    networks = [("resnet18", "imagenet"), ("resnet18", "cifar"), ("resnet8", "cifar")]
+    for block, network in zip(shown, networks, strict=True):
+        encoder = build_encoder(*network)
+        torch.save(encoder.state_dict(), "encoder.pt")
+        names = {"torch": torch, "torchvision": torchvision}
+        exec(block, names)
+        loaded = names.get("resnet") or names["encoder"]
+        assert all(loaded.state_dict()[key].equal(x) for key, x in encoder.state_dict().items())
+
+
+def test_features_of_another_model_are_probed(user_folder, monkeypatch):
+    """With a small stand-in for the vision transformer, which would be downloaded."""
+    pooling = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten())
+    monkeypatch.setattr(torch.hub, "load", lambda *_: pooling)
+    [block] = blocks("docs/protocols.md", "python")
+    assert "size=224" in block
+    exec(block.replace("size=224", "size=8"), {})
+    call(linear_probe, "--embeddings", "z.npz")
+    assert Path("z_probe/probe.json").exists()
 
 
 def test_the_grid(user_folder):
