@@ -65,8 +65,9 @@ def type_line(line, folder):
     words = [str(folder / "data") if word == "/data" else word for word in words]
     if script not in UNTRAINED and "--smoke" not in words:
         words.append("--smoke")
-    if script == "pretrain.py" or words[0].endswith("natural.json"):
-        words += ["--size", "32"]
+    from_scratch = script == "finetune.py" and words[0].endswith(".json")
+    if script == "pretrain.py" or from_scratch:
+        words += ["--arch", "resnet8", "--size", "16"]
     call(SCRIPTS[script], *words)
 
 
@@ -149,7 +150,7 @@ def test_the_grid(user_folder):
         "SEEDS": "0",
         "RATIOS": "50-50",
         "PYTHON": sys.executable,
-        "FLAGS": "--arch resnet18 --size 8 --epochs 1 --batch-size 16",
+        "FLAGS": "--arch resnet8 --size 8 --epochs 1 --batch-size 16",
         "PRETRAIN_FLAGS": "--warmup-epochs 0",
     }
     lines = typed_lines("README.md", "DATA_ROOT=")
