@@ -82,10 +82,10 @@ def test_help_fits_a_screen(script, capsys):
     assert end.value.code == 0 and len(lines) <= 50 and max(map(len, lines)) <= 120
 
 
-def flags_of(module, capsys):
+def flags_of(module, capsys, pattern=r"^  (--[a-z-]+)"):
     with pytest.raises(SystemExit):
         call(module, "--help")
-    return set(re.findall(r"^  (--[a-z-]+)", capsys.readouterr().out, re.MULTILINE))
+    return set(re.findall(pattern, capsys.readouterr().out, re.MULTILINE))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -102,7 +102,8 @@ def test_every_flag_is_read(script, capsys):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_flag_named_exists(page, capsys):
-    known = FLAGS_OF_OTHER_PROGRAMS.union(*(flags_of(m, capsys) for m in PARSERS.values()))
+    flags = (flags_of(module, capsys, "--[a-z-]+") for module in PARSERS.values())
+    known = FLAGS_OF_OTHER_PROGRAMS.union(*flags)
     text = re.sub(r"#SBATCH .*|`sbatch [^`]*`|`--signal=\S+`", "", PAGES[page])
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text)) <= known
 
