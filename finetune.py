@@ -26,8 +26,23 @@ import torch
 import torch.nn as nn
 
 from baselines import LearnableScale, tau_normalized
-from baselines.classification import HEADS, LOSSES, first_selectable_epoch, make_loss
-from common import Amp, embed, load_run, load_subset, train_one_epoch, warmup_cosine
+from baselines.classification import (
+    HEADS,
+    LOSSES,
+    Classifier,
+    first_selectable_epoch,
+    make_loss,
+)
+from common import (
+    AMP_MODES,
+    RECIPES,
+    Amp,
+    embed,
+    load_run,
+    load_subset,
+    train_one_epoch,
+    warmup_cosine,
+)
 from datasets.images import list_prediction_images
 from datasets.loader import BatchLoader, balanced_batches, shuffled_batches
 from datasets.pack import read_index
@@ -35,7 +50,15 @@ from datasets.predict import predict_folder
 from datasets.subset import Subset
 from utils.cli import ArgumentParser, UserError, number_from, run_main
 from utils.distributed import pick_device
-from utils.encoders import build_encoder
+from utils.encoders import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    STEMS,
+    build_encoder,
+    feature_map_side,
+    load_init,
+    resolve_stem,
+)
 from utils.files import read_json, write_json
 from utils.runs import Run, load_strict, load_tensors, module_sha256, provenance, save_tensors
 from utils.scores import classification_scores, write_predictions
@@ -137,22 +160,32 @@ def finetune(args):
     is_contrastive = "projection_dim" in config
     summary = (args.source if is_contrastive and not args.out else out) / "finetune.json"
     settings = {**training_settings(args), "encoder_sha256": encoder_sha256}
-    return Task(subset, encoder, head, out, summary, settings, {"arch": config["arch"]})
+    return Task(subset, encoder, head, out, summary, settings, network_settings(config, subset))
 
 
 def train_from_scratch(args):
-    """Train a new network on a subset."""
+    """Train a new network on a subset, from random weights or those of --init."""
     args.seed = args.seed or 0
     subset = load_subset(args.source)
-    subset.size = args.size or subset.size
+    subset.size, subset.recipe = args.size or subset.size, args.recipe or subset.recipe
+    if args.init == "imagenet":
+        subset.mean, subset.std = IMAGENET_MEAN, IMAGENET_STD
+        print("  inputs are normalised with ImageNet's mean and standard deviation")
     if args.smoke:
         subset.limit_for_smoke()
+    stem = resolve_stem(args.arch, args.stem, subset.size, args.init)
     torch.manual_seed(args.seed)
-    encoder = build_encoder(args.arch)
+    encoder, network = build_encoder(args.arch, stem), {"arch": args.arch, "stem": stem}
     head = HEADS[args.head](encoder.dim)
+    if args.init:
+        network["init"] = args.init
+        network["init_sha256"] = load_init(encoder, args.arch, args.init, subset.classes)
     out = args.out or Path("runs", subset.name, subset.ratio, args.loss, f"seed{args.seed}")
     settings = {"method": args.loss, **training_settings(args)}
-    return Task(subset, encoder, head, out, out / "finetune.json", settings, {"arch": args.arch})
+    source_settings = network_settings(network, subset)
+    if source_settings["feature_map"] == 1:
+        print("  WARNING: its last stage sees one pixel; use --stem cifar, or a larger --size")
+    return Task(subset, encoder, head, out, out / "finetune.json", settings, source_settings)
 
 
 def retrain(args):
@@ -161,8 +194,8 @@ def retrain(args):
     encoder_sha256 = module_sha256(encoder)
     head = HEADS[args.head](encoder.dim)
     # A fine-tuned encoder has no method.
-    source_settings = {"arch": config["arch"], "encoder_method": "fine-tuned"}
-    source_settings |= prefixed_settings(config, "encoder")
+    source_settings = {"encoder_method": "fine-tuned", **prefixed_settings(config, "encoder")}
+    source_settings |= network_settings(config, subset)
     if args.retrain != "crt":
         source_settings |= load_linear_classifier(head, args, config, encoder_sha256)
     if args.retrain == "lws":
@@ -175,7 +208,7 @@ def retrain(args):
 def load_source_run(args):
     """Load the run (config, subset, encoder), take defaults from it, and seed the new weights."""
     config, subset, encoder = load_run(args.source, args.smoke)
-    subset.size = args.size or subset.size
+    subset.size, subset.recipe = args.size or subset.size, args.recipe or subset.recipe
     defaults_from_run(args, config)
     torch.manual_seed(args.seed)
     return config, subset, encoder
@@ -188,12 +221,27 @@ def defaults_from_run(args, config):
     args.lr = 0.2 * args.batch_size / 512 if args.lr is None else args.lr
 
 
+def network_settings(config, subset):
+    """Return the settings of the encoder, as load_run needs them in the new config.json."""
+    network = {"stem": "imagenet", **config}
+    kept = {key: network[key] for key in ("arch", "stem", "init", "init_sha256") if key in network}
+    side = feature_map_side(network["arch"], network["stem"], subset.size)
+    return {**kept, "feature_map": side}
+
+
 def training_settings(args):
     """Return the flags that config.json and finetune.json record for all three programs."""
     names = ("head", "head_lr", "balanced_batches", "subsample_balanced", "fraction", "bn_train")
     gamma = {"gamma": args.gamma} if args.loss == "focal" else {}
     settings = {"loss": args.loss, **gamma, "train": args.train, "augment": not args.no_augment}
     return settings | {name: getattr(args, name) for name in names}
+
+
+def select_frozen_module(encoder, args):
+    """Return what training must not change: nothing, the encoder, or its weights (--bn-train)."""
+    if args.train == "all":
+        return nn.Module()
+    return nn.ParameterList(encoder.parameters()) if args.bn_train else encoder
 
 
 def prefixed_settings(config, prefix):
@@ -228,6 +276,27 @@ def load_linear_classifier(head, args, run_config, encoder_sha256):
     return {} if config is run_config else prefixed_settings(config, "classifier")
 
 
+def load_classifier_folder(folder):
+    """Load a finished network from the folder of its classifier.pt: (Classifier, subset).
+
+    The encoder is in the same folder or, if it was frozen, in the run above. Raises UserError if
+    it is missing or is not the one that the classifier was trained on.
+    """
+    config = read_json(folder / "config.json", "give a folder that finetune.py made")
+    is_frozen = not (folder / "encoder.pt").exists()
+    _, subset, encoder = load_run(folder.parent if is_frozen else folder)
+    if is_frozen and module_sha256(encoder) != config.get("encoder_sha256"):
+        raise UserError(
+            f"{folder}: trained on another encoder than that of {folder.parent}; "
+            "move the folder back into its run"
+        )
+    subset.size = config["size"]
+    head = HEADS[config["head"]](encoder.dim)
+    head = LearnableScale(head) if config.get("method") == "lws" else head
+    load_strict(head, load_tensors(folder / "classifier.pt"), folder / "classifier.pt")
+    return Classifier(encoder, head, has_fixed_encoder=True).eval(), subset
+
+
 # --------------------------------------------------------------------------------------------------
 # flags and their checks
 # --------------------------------------------------------------------------------------------------
@@ -252,19 +321,17 @@ def parse_args(words=None):
 
 def make_parser():
     parser = ArgumentParser(
-        "Supervised training of one of three kinds. A subset file: a new network from scratch. "
-        "A run folder: its network (--train all), or a new head on its frozen encoder (--train "
-        "head). A run folder with --retrain: only the classifier, by a published recipe, which "
-        "decides --loss, --train, --head and the sampling. --loss applies to the first two.",
+        "A subset file: train a network from scratch. A run folder: fine-tune its network, or "
+        "train a new head (--train head). With --retrain: re-train its classifier by a published "
+        "method, which fixes --loss, --train, --head and the sampling.",
         smoke=dict(arch="resnet18", epochs=2, batch_size=16),
     )
     positive, number = number_from(1), number_from(0, float)
     add = parser.add_argument
     add("source", type=Path, help="subsets/<dataset>/<ratio>.json, or a run folder")
-    add("--loss", choices=LOSSES, default="weighted_ce", help="of a subset file or --train")
+    add("--loss", choices=LOSSES, default="weighted_ce", help="not with --retrain")
     add("--gamma", type=number, default=2.0, help="exponent of --loss focal")
     add("--head", choices=["linear", "mlp"], default="linear", help="classifier; ldam_drw: cosine")
-    add("--size", type=number_from(8), metavar="S", help="input side, px (default: the source's)")
     add("--epochs", type=positive, default=100, help="passes over the images; crt: 10, lws: 5")
     add("--batch-size", type=number_from(2), default=256, help="images; --retrain: the run's")
     sgd = "crt, lws: SGD, 0.2 * batch size / 512"
@@ -276,31 +343,33 @@ def make_parser():
 
     add = parser.add_argument_group("from scratch only").add_argument
     add("--arch", default="resnet50", help="resnet8 to resnet56, or any torchvision ResNet")
+    add("--stem", choices=STEMS, default="auto", help="cifar: 3x3, no pooling (auto: up to 32 px)")
+    add("--init", metavar="WHERE", help="start from a run folder, a file of weights, or imagenet")
 
     add = parser.add_argument_group("of a run only").add_argument
     text = "all: the whole network; head: a new head on the frozen encoder"
     add("--train", choices=["all", "head"], default="all", help=text)
     text = "crt: a new classifier; lws: scales of the trained one; tau_norm: norms of its weights"
-    add("--retrain", choices=RETRAIN, help=text)
+    add("--retrain", choices=RETRAIN, metavar="METHOD", help=text)
     text = "let the batch norm of a frozen encoder update its statistics"
     add("--bn-train", action="store_true", help=text)
 
-    add = parser.add_argument_group("training images").add_argument
-    text = "share of the images of each class"
+    add = parser.add_argument_group("images").add_argument
+    add("--size", type=number_from(8), metavar="S", help="input side, px (default: the source's)")
+    text = "share of the training images of each class"
     add("--fraction", type=number, default=1.0, metavar="F", help=text)
     text = "leave out majority images until the classes are equal"
     add("--subsample-balanced", action="store_true", help=text)
     text = "draw both classes equally often; the loss then counts them as equal"
     add("--balanced-batches", action="store_true", help=text)
+    add("--recipe", choices=RECIPES, help="augmentation (default: the source's)")
     add("--no-augment", action="store_true", help="train on the evaluation view")
-
-    add = parser.add_argument_group("new images").add_argument
     text = "classify the images in FOLDER; a finished network is reused, not trained again"
     add("--predict", type=Path, metavar="FOLDER", help=text)
     add("--csv", type=Path, metavar="OUT", help="output of --predict: file, probability, class")
 
     add = parser.add_argument_group("machine").add_argument
-    add("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="precision")
+    add("--amp", choices=AMP_MODES, default="auto", help="precision; fp32: no TF32 either")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if present")
     add("--deterministic", action="store_true", help="same bits in every run on a GPU; slower")
     add("--save-every", type=positive, default=1, metavar="E", help="epochs between checkpoints")
@@ -324,8 +393,9 @@ def check_args(args, typed):
             "make it with pretrain.py or make_subsets.py"
         )
     if args.source.is_dir():
-        if "--arch" in typed:
-            raise UserError(f"--arch: {args.source} has its network; leave the flag out")
+        for flag in ("--arch", "--stem", "--init"):
+            if flag in typed:
+                raise UserError(f"{flag}: {args.source} has its network; leave the flag out")
     elif args.retrain or args.train == "head":
         flag = f"--retrain {args.retrain}" if args.retrain else "--train head"
         raise UserError(f"{flag}: needs the trained encoder of a run folder, not {args.source}")
@@ -346,65 +416,13 @@ def make_config(task, args, amp):
         **task.settings,
         **task.source_settings,
         **{key: getattr(args, key) for key in ("epochs", "batch_size", "lr", "seed", "smoke")},
-        **{key: getattr(subset, key) for key in ("size", "ratio", "classes", "minority")},
+        **{key: getattr(subset, key) for key in ("size", "recipe", "ratio", "classes", "minority")},
         dataset=subset.name,
         amp=amp.mode,
         subset=os.path.relpath(subset.path, task.out),
         sha256=subset.sha256,
         rows_sha256=subset.rows_sha256,
     )
-
-
-# --------------------------------------------------------------------------------------------------
-# network
-# --------------------------------------------------------------------------------------------------
-
-
-class Classifier(nn.Module):
-    """An encoder and a head with two logits.
-
-    has_fixed_encoder: the encoder stays in eval mode; its batch-norm statistics are fixed, too.
-    """
-
-    def __init__(self, encoder, head, has_fixed_encoder):
-        super().__init__()
-        self.encoder, self.head, self.has_fixed_encoder = encoder, head, has_fixed_encoder
-
-    def train(self, mode=True):
-        super().train(mode)
-        self.encoder.train(mode and not self.has_fixed_encoder)
-        return self
-
-    def forward(self, x):  # [B, 3, H, W] -> [B, 2]
-        return self.head(self.encoder(x))
-
-
-def select_frozen_module(encoder, args):
-    """Return what training must not change: nothing, the encoder, or its weights (--bn-train)."""
-    if args.train == "all":
-        return nn.Module()
-    return nn.ParameterList(encoder.parameters()) if args.bn_train else encoder
-
-
-def load_classifier_folder(folder):
-    """Load a finished network from the folder of its classifier.pt: (Classifier, subset).
-
-    The encoder is in the same folder or, if it was frozen, in the run above. Raises UserError if
-    it is missing or is not the one that the classifier was trained on.
-    """
-    config = read_json(folder / "config.json", "give a folder that finetune.py made")
-    is_frozen = not (folder / "encoder.pt").exists()
-    _, subset, encoder = load_run(folder.parent if is_frozen else folder)
-    if is_frozen and module_sha256(encoder) != config.get("encoder_sha256"):
-        raise UserError(
-            f"{folder}: trained on another encoder than that of {folder.parent}; "
-            "move the folder back into its run"
-        )
-    subset.size = config["size"]
-    head = HEADS[config["head"]](encoder.dim)
-    head = LearnableScale(head) if config.get("method") == "lws" else head
-    load_strict(head, load_tensors(folder / "classifier.pt"), folder / "classifier.pt")
-    return Classifier(encoder, head, has_fixed_encoder=True).eval(), subset
 
 
 # --------------------------------------------------------------------------------------------------

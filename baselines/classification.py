@@ -1,4 +1,4 @@
-"""Losses and heads of supervised training, by the names that finetune.py takes."""
+"""Classifier, heads and losses of supervised training; the names are those of finetune.py."""
 
 import torch
 import torch.nn as nn
@@ -24,6 +24,25 @@ HEADS = {
     ),
     "cosine": lambda dim: CosineClassifier(dim, SCALE),
 }
+
+
+class Classifier(nn.Module):
+    """An encoder and a head with two logits.
+
+    has_fixed_encoder: the encoder stays in eval mode; its batch-norm statistics are fixed, too.
+    """
+
+    def __init__(self, encoder, head, has_fixed_encoder):
+        super().__init__()
+        self.encoder, self.head, self.has_fixed_encoder = encoder, head, has_fixed_encoder
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.encoder.train(mode and not self.has_fixed_encoder)
+        return self
+
+    def forward(self, x):  # [B, 3, H, W] -> [B, 2]
+        return self.head(self.encoder(x))
 
 
 def make_loss(name, counts, epochs, gamma=2.0):

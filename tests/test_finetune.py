@@ -16,9 +16,10 @@ import finetune
 import linear_probe
 import pretrain
 from baselines import effective_number_weights, ldam_loss, ldam_margins
-from baselines.classification import HEADS, LOSSES, make_loss
+from baselines.classification import HEADS, LOSSES, Classifier, make_loss
 from common import build_encoder, embed, load_run, load_subset
 from utils.cli import UserError
+from utils.encoders import IMAGENET_MEAN
 from utils.runs import load_tensors, module_sha256
 from utils.scores import classification_scores
 
@@ -92,6 +93,20 @@ def test_each_loss_from_scratch_and_on_a_frozen_encoder(run, loss):
     assert config["seed"] == 3, "the default is the run's seed"
 
 
+def test_scores_follow_from_predictions_csv(supervised_run):
+    result, subset = read(supervised_run / "finetune.json"), load_subset(SCRATCH)
+    with open(supervised_run / "predictions.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0]) == ["file", "split", "label", "p_minority"]
+    for split in ("val", "test"):
+        rows = [row for row in table if row["split"] == split]
+        labels = np.array([int(row["label"]) for row in rows])
+        assert np.array_equal(labels, subset.labels[subset.splits[split]])
+        p = np.array([float(row["p_minority"]) for row in rows])
+        assert classification_scores(p, labels, minority=1) == result[split], split
+    assert len(table) == len({row["file"] for row in table}), "one line per image"
+
+
 def test_an_encoder_trained_from_scratch_can_be_probed(supervised_run):
     call(linear_probe, supervised_run, "--smoke")
     assert (supervised_run / "probe.json").exists()
@@ -144,7 +159,7 @@ def load_network(folder, head):
     encoder.load_state_dict(torch.load(folder / "encoder.pt", weights_only=True))
     head = HEADS[head](encoder.dim)
     head.load_state_dict(torch.load(folder / "classifier.pt", weights_only=True))
-    return finetune.Classifier(encoder, head, has_fixed_encoder=True).eval()
+    return Classifier(encoder, head, has_fixed_encoder=True).eval()
 
 
 def score_logits(network, split):
@@ -164,20 +179,6 @@ def test_scores_use_logits_without_margin_or_prior(workplace, loss, head):
     assert scores == pytest.approx(read(f"bare/{loss}/finetune.json")["test"])
     if head == "cosine":
         assert logits.abs().max() <= 30.001 and set(network.head.state_dict()) == {"weight"}
-
-
-def test_scores_follow_from_predictions_csv(supervised_run):
-    result, subset = read(supervised_run / "finetune.json"), load_subset(SCRATCH)
-    with open(supervised_run / "predictions.csv", newline="") as file:
-        table = list(csv.DictReader(file))
-    assert list(table[0]) == ["file", "split", "label", "p_minority"]
-    for split in ("val", "test"):
-        rows = [row for row in table if row["split"] == split]
-        labels = np.array([int(row["label"]) for row in rows])
-        assert np.array_equal(labels, subset.labels[subset.splits[split]])
-        p = np.array([float(row["p_minority"]) for row in rows])
-        assert classification_scores(p, labels, minority=1) == result[split], split
-    assert len(table) == len({row["file"] for row in table}), "one line per image"
 
 
 def test_predictions_that_were_deleted_are_written_again(run):
@@ -300,6 +301,59 @@ def test_balanced_batches_and_balanced_rows(run, monkeypatch, flag):
         assert flag or max(minority_per_batch) < 16
     images = 2 * min(natural) if flag == "--subsample-balanced" else sum(natural)
     assert len(batches) == images // 32
+
+
+# --------------------------------------------------------------------------------------------------
+# --stem, --init, --recipe
+# --------------------------------------------------------------------------------------------------
+
+
+def test_the_stem_is_recorded_and_carried_to_the_next_training(workplace, tmp_path, capsys):
+    words = "--arch resnet18 --size 16 --smoke --epochs 1".split()
+    for stem, name, side in (("imagenet", "imagenet", 1), ("auto", "cifar", 2)):
+        call(finetune, SCRATCH, *words, "--stem", stem, "--out", tmp_path / stem)
+        config = read(tmp_path / stem / "config.json")
+        assert (config["stem"], config["feature_map"]) == (name, side)
+        has_warning = "last stage sees one pixel" in capsys.readouterr().out
+        assert has_warning == (side == 1)
+    call(finetune, tmp_path / "auto", "--train", "head", "--smoke")
+    config = read(tmp_path / "auto/finetune/config.json")
+    assert (config["arch"], config["stem"], config["feature_map"]) == ("resnet18", "cifar", 2)
+    model, _ = finetune.load_classifier_folder(tmp_path / "auto/finetune")
+    assert model.encoder.conv1.kernel_size == (3, 3)
+
+
+def test_init_starts_from_the_weights_of_a_run(run, tmp_path):
+    words = f"{SCRATCH} --smoke --lr 0 --init {run} --out".split()
+    call(finetune, *words, tmp_path, *SMALL)
+    config, encoder = read(tmp_path / "config.json"), load_run(run)[2]
+    assert config["init"] == str(run) and config["init_sha256"] == module_sha256(encoder)
+    expected, weights = encoder.state_dict(), load_tensors(tmp_path / "encoder.pt")
+    for key in expected:
+        assert "running" in key or "batches" in key or torch.equal(expected[key], weights[key])
+    with pytest.raises(UserError, match=f"--init {run}: not weights of this resnet14: .*missing"):
+        call(finetune, *words, tmp_path / "other", "--arch", "resnet14", "--size", 8)
+    assert not (tmp_path / "other").exists()
+
+
+def test_imagenet_weights_come_with_imagenet_normalisation(workplace, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune, "load_init", lambda *args: "checksum")
+    words = "--init imagenet --arch resnet18 --size 8 --smoke --epochs 1 --out".split()
+    call(finetune, SCRATCH, *words, tmp_path)
+    config, subset, _ = load_run(tmp_path)
+    assert subset.mean == IMAGENET_MEAN != load_subset(SCRATCH).mean
+    assert (config["init_sha256"], config["stem"]) == ("checksum", "imagenet")
+
+
+def test_the_recipe_is_the_one_of_the_subset_or_the_flag(run, tmp_path):
+    logs = {}
+    for flags in ("", "--recipe natural"):
+        out = tmp_path / f"recipe{flags}"
+        call(finetune, run, "--train", "head", "--smoke", *flags.split(), "--out", out)
+        recipe = read(out / "config.json")["recipe"]
+        logs[recipe] = log_of(out)
+    assert set(logs) == {load_subset(SCRATCH).recipe, "natural"}
+    assert len({log[0]["loss"] for log in logs.values()}) == 2, "other recipes give other views"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -478,6 +532,10 @@ def test_each_epoch_prints_one_line(run, capsys):
         (f"{SCRATCH} --bn-train", "--bn-train: needs a frozen encoder"),
         (f"{SCRATCH} --loss ldam_drw --head mlp", "--head: cannot .* with --loss ldam_drw"),
         ("RUN --arch resnet18", "--arch: .* has its network"),
+        ("RUN --stem cifar", "--stem: .* has its network"),
+        ("RUN --init imagenet", "--init: .* has its network"),
+        (f"{SCRATCH} --arch resnet8 --stem cifar", "--stem cifar: resnet8 has its own"),
+        (f"{SCRATCH} --init nowhere.pt", "--init nowhere.pt: no such file"),
         ("RUN --train head --head-lr 1", "--head-lr: only the head is trained"),
         ("RUN --retrain crt --loss ce", "--loss: cannot .* with --retrain crt; leave it out"),
         ("RUN --retrain lws --train=head", "--train: cannot .* with --retrain lws"),
