@@ -59,6 +59,16 @@ def test_the_table_of_methods_holds_the_measured_figures():
     ]
 
 
+def test_the_table_of_networks_holds_the_measured_figures():
+    measured, _ = load("networks")
+    header, *rows = table("network")
+    assert header[1:] == [f"{size} px" for size in measured]
+    for label, *cells in rows:
+        name = label.removeprefix("--arch ").replace(" --", ", ")
+        assert cells == [ratio(by_name[name]) for by_name in measured.values()]
+    assert len(rows) == len(measured["28"])
+
+
 def test_the_tables_of_losses_hold_the_measured_figures():
     measured, _ = load("losses")
     header, *rows = table("time, peak memory")
@@ -102,7 +112,7 @@ def test_the_tables_of_metrics_hold_the_measured_figures():
     ]
 
 
-@pytest.mark.parametrize("name", ["methods", "losses", "subsets", "pipeline", "metrics"])
+@pytest.mark.parametrize("name", benchmark.BENCHMARKS)
 def test_the_page_names_the_command_and_the_commit_of_every_record(name):
     provenance = load(name)[1]["provenance"]
     section = next(part for part in PAGE.split("\n## ") if f"benchmark/{name}.json" in part)
