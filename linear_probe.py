@@ -27,7 +27,6 @@ Writes probe.json, and of the first rows probe.pt and predictions.csv (file, spl
 p_minority). A probe of another protocol is kept as probe_<protocol>.json.
 """
 
-import argparse
 import csv
 import os
 from dataclasses import dataclass, replace
@@ -85,8 +84,8 @@ def parse_args():
     text = "cached: logistic regression; reference: augmented images; centroid: nearest class mean"
     add("--protocol", choices=["cached", "reference", "centroid"], default="cached", help=text)
     add("--class-weights", choices=["balanced", "none"], default="balanced", help="of the loss")
-    text = "standardise features (default: yes in the cached protocol, else no)"
-    add("--standardize", action=argparse.BooleanOptionalAction, help=text)
+    text = "standardise the features (default: yes in the cached protocol, else no)"
+    add("--standardize", choices=["yes", "no"], help=text)
     add("--optimizer", choices=list(OPTIMIZERS), default="adam", help="reference protocol")
     add("--epochs", type=count, default=100, help="reference protocol; in the paper 50")
     add("--batch-size", type=count, default=1024, help="images; reference protocol")
@@ -101,8 +100,8 @@ def parse_args():
     args = parser.parse_args()
     args.new_images = list_prediction_images(args.predict, args.csv)
     args.rows = list(dict.fromkeys(args.rows or ROW_SETS[:2]))
-    if args.standardize is None:
-        args.standardize = args.protocol == "cached"
+    default = "yes" if args.protocol == "cached" else "no"
+    args.standardize = (args.standardize or default) == "yes"
     if bool(args.sources) == bool(args.embeddings):
         raise UserError("give either runs or --embeddings z.npz; --help lists all flags")
     if len(args.sources) > 1 and (args.out or args.predict):

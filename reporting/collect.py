@@ -30,6 +30,7 @@ METHODS = {
     "crt": "cRT",
     "tau_norm": "tau-normalisation",
     "lws": "LWS",
+    "pixels": "raw pixels",
 }
 METRICS = {"saa": "SAA", "cac": "CAC", "sad": "SAD", "cad": "CAD", "gpu": "GPU", "peu": "PEU"}
 SCORES = ("accuracy", "balanced_accuracy", "auroc", "f1")
@@ -110,6 +111,7 @@ def read_run_folder(folder, root):
     """Read the files of one run. Raises UserError when one of them is not JSON."""
     config = read_json(folder / "config.json", "delete it or move it out of this folder")
     last_file = "finetune.json" if "encoder_method" in config else "encoder.pt"
+    last_file = "probe.json" if config.get("method") == "pixels" else last_file
     subset = folder / str(config.get("subset", ""))
     counts = read_json(subset, "run make_subsets.py again")["counts"] if subset.is_file() else {}
     run = {
@@ -149,6 +151,7 @@ def make_row(run):
     """Flatten one run. Raises UserError when its results belong to different encoders."""
     config = run["config"]
     kind = "contrastive" if "projection_dim" in config else "supervised"
+    kind = "pixels" if config["method"] == "pixels" else kind
     row = {
         **{key: value for key, value in config.items() if key != "subset"},
         "settings": run_settings(config),

@@ -93,9 +93,7 @@ def scoring_protocols(row):
         metrics.append(f"CAC neighborhood {row['metrics_neighborhood']:g}")
     if row.get("metrics_smoke") and not row.get("smoke"):
         metrics.append("metrics smoke")
-    is_reference = row.get("probe_protocol", "cached") != "cached"
-    options = [f"reference protocol, {row.get('probe_epochs')} epochs"] if is_reference else []
-    probe = protocol("linear probe", "probe", *options)
+    probe = protocol("linear probe", "probe", *probe_options(row))
     if row["kind"] == "re-trained":
         return ["re-trained"]
     if row["kind"] == "supervised":
@@ -104,6 +102,21 @@ def scoring_protocols(row):
     if "finetune_test_accuracy" in row:
         return [probe, protocol(row["finetune_label"], "finetune")]
     return [probe]
+
+
+def probe_options(row):
+    """List the settings of the linear probe that are not the default."""
+    name, options = row.get("probe_protocol", "cached"), []
+    if name != "cached":
+        epochs = [f"{row['probe_epochs']} epochs"] if name == "reference" else []
+        options += [f"{name} protocol", *epochs]
+    if row.get("probe_optimizer", "adam") != "adam":
+        options.append(row["probe_optimizer"])
+    if row.get("probe_class_weights") == "none":
+        options.append("unweighted")
+    if row.get("probe_standardize", name == "cached") != (name == "cached"):
+        options.append("standardised" if row["probe_standardize"] else "not standardised")
+    return options
 
 
 def row_values(row, scored_by):

@@ -89,12 +89,15 @@ FLAGS = {
         ),
     },
     "linear_probe": {
+        "--rows": "own balanced",
         "--protocol": "cached",
+        "--class-weights": "balanced",
+        "--optimizer": "adam",
         "--epochs": "100",
         "--batch-size": "1024",
         "--seed": "0",
         "--device": "auto",
-        **dict.fromkeys("--predict --csv --out --smoke".split(), ""),
+        **dict.fromkeys("--embeddings --standardize --predict --csv --out --smoke".split(), ""),
     },
     "finetune": {
         "--loss": "weighted_ce",
@@ -131,7 +134,10 @@ CHOICES = {
     ("pretrain", "--variant"): "ttc paper code layernorm batchnorm paco gpaco",
     ("pretrain", "--amp"): "auto off bf16 fp16",
     ("pretrain", "--device"): "auto cpu cuda",
-    ("linear_probe", "--protocol"): "cached reference",
+    ("linear_probe", "--protocol"): "cached reference centroid",
+    ("linear_probe", "--rows"): "own balanced subsampled one-percent",
+    ("linear_probe", "--class-weights"): "balanced none",
+    ("linear_probe", "--optimizer"): "adam sgd",
     ("finetune", "--loss"): "ce weighted_ce focal ldam_drw logit_adjusted",
     ("finetune", "--retrain"): "crt tau_norm lws",
     ("finetune", "--train"): "all head",
@@ -154,7 +160,8 @@ KEYS = {
     | {"method", "majority_supervision", "projection_dim", "warmup_epochs", "temperature"},
     "probe.json": set(
         "test val test_balanced_train val_balanced_train chosen chosen_balanced_train protocol "
-        "smoke encoder_sha256 balanced_sha256 classes minority provenance".split()
+        "smoke encoder_sha256 balanced_sha256 class_weights standardize rows classes minority "
+        "provenance".split()
     ),
     "metrics.json": SIX_METRICS
     | set(
@@ -178,7 +185,8 @@ SUBSET_KEYS = set(
     "index_sha256 settings splits".split()
 )
 FILES = (
-    set("checkpoint.pt encoder.pt curves.png probe.pt embedding.png embedding.npz".split())
+    set("checkpoint.pt encoder.pt curves.png probe.pt predictions.csv".split())
+    | set("embedding.png embedding.npz".split())
     | set("finetune/checkpoint.pt finetune/encoder.pt finetune/classifier.pt".split())
     | KEYS.keys()
     | LOG_KEYS.keys()
