@@ -27,7 +27,6 @@ Writes probe.json, and of the first rows probe.pt and predictions.csv (file, spl
 p_minority). A probe of another protocol is kept as probe_<protocol>.json.
 """
 
-import csv
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,12 +45,12 @@ from datasets.pack import read_index
 from datasets.predict import predict_folder
 from datasets.probe_rows import ROW_SETS, describe_rows, draw_row_sets, load_balanced_sibling
 from datasets.subset import Subset
-from utils.arrays import load_arrays
+from utils.arrays import load_labeled_splits
 from utils.cli import ArgumentParser, UserError, number_from, run_main
 from utils.distributed import pick_device
-from utils.files import atomic_write, lock_folder, read_json, sha256, write_json
+from utils.files import lock_folder, read_json, sha256, write_json
 from utils.runs import load_strict, load_tensors, module_sha256, provenance, save_tensors
-from utils.scores import classification_scores
+from utils.scores import classification_scores, write_predictions
 
 # C of scikit-learn's LogisticRegression: weight of the data against the L2 norm
 STRENGTHS = [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]
@@ -70,7 +69,6 @@ KEY_ENDINGS = {
     "subsampled": "_subsampled",
     "one-percent": "_one_percent",
 }
-SPLITS = ("train", "val", "test")
 
 
 def parse_args():
@@ -249,14 +247,10 @@ def load_pixels(path, args):
 
 def load_features(path, args):
     """Load features and labels of three splits from an .npz file."""
-    names = [name + ending for ending in ("", "_labels") for name in SPLITS]
-    layout = "train, val, test [n, D] and train_labels, val_labels, test_labels [n]"
-    arrays = load_arrays(path, names, layout)
-    for split in SPLITS:
-        check_features(path, split, arrays)
-    labels = np.concatenate([arrays[f"{split}_labels"] for split in SPLITS]).astype(np.int64)
-    ends = np.cumsum([len(arrays[split]) for split in SPLITS])[:-1]
-    splits = dict(zip(SPLITS, np.split(np.arange(len(labels)), ends), strict=True))
+    data = load_labeled_splits(path, ("train", "val", "test"))
+    labels = np.concatenate([y for _, y in data.values()])
+    ends = np.cumsum([len(y) for _, y in data.values()])[:-1]
+    splits = dict(zip(data, np.split(np.arange(len(labels)), ends), strict=True))
     if args.smoke:
         for split, rows in splits.items():
             splits[split] = np.sort(np.concatenate([rows[labels[rows] == c][:16] for c in (0, 1)]))
@@ -270,26 +264,12 @@ def load_features(path, args):
         classes=["class 0", "class 1"],
         minority=int(np.bincount(labels[train]).argmin()),
         labels=labels,
-        files=[f"{split}[{i}]" for split in SPLITS for i in range(len(arrays[split]))],
+        files=[f"{split}[{i}]" for split, (_, y) in data.items() for i in range(len(y))],
         splits=splits,
         row_sets=row_sets,
         origin=dict(encoder_sha256=None, balanced_sha256=None, embeddings_sha256=sha256(path)),
-        features=torch.from_numpy(np.concatenate([arrays[split] for split in SPLITS])).float(),
+        features=torch.from_numpy(np.concatenate([x for x, _ in data.values()])),
     )
-
-
-def check_features(path, split, arrays):
-    """Raise UserError unless the features and labels of a split fit each other and train."""
-    x, labels, dim = arrays[split], arrays[f"{split}_labels"], arrays["train"].shape[-1]
-    if x.ndim != 2 or x.shape[1] != dim:
-        raise UserError(f"{path}: {split} is {list(x.shape)}, train [n, {dim}]; make both [n, D]")
-    if labels.shape != x.shape[:1]:
-        raise UserError(f"{path}: {split}_labels is {list(labels.shape)}; make it [{len(x)}]")
-    if not np.isfinite(x).all():
-        raise UserError(f"{path}: {split} holds NaN or infinite values; remove those rows")
-    found = np.unique(labels).tolist()
-    if found != [0, 1]:
-        raise UserError(f"{path}: {split}_labels holds {found[:5]}; it must hold 0 and 1")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -319,7 +299,7 @@ def probe_is_current(out, settings):
     UserError: a smoke probe would replace a real one.
     """
     path = out / "probe.json"
-    if not all((out / name).exists() for name in ("probe.json", "probe.pt", "predictions.csv")):
+    if not all(file.exists() for file in (path, out / "probe.pt", predictions_path(out))):
         return False
     old = read_json(path, "delete it")
     if all(old.get(key) == value for key, value in settings.items()):
@@ -329,6 +309,12 @@ def probe_is_current(out, settings):
     if old.get("protocol") != settings["protocol"]:
         os.replace(path, out / f"probe_{old.get('protocol')}.json")
     return False
+
+
+def predictions_path(out):
+    """Return predictions.csv; in a run of finetune.py, which has its own, probe_predictions.csv."""
+    is_supervised = (out / "classifier.pt").exists()
+    return out / ("probe_predictions.csv" if is_supervised else "predictions.csv")
 
 
 def train_probes(task, settings, args, device):
@@ -358,7 +344,11 @@ def train_probes(task, settings, args, device):
     if task.config:
         write_json(task.out / "config.json", task.config)
     save_tensors(task.out / "probe.pt", headline.state_dict())
-    write_predictions(task, headline, {"val": val, "test": test})
+    predictions = {
+        split: (task.splits[split], predict_probability(headline, x, task.minority))
+        for split, (x, _) in (("val", val), ("test", test))
+    }
+    write_predictions(predictions_path(task.out), task.files, task.labels, predictions)
     write_json(task.out / "probe.json", {**result, **settings, **data})
     print_scores(result, task)
     print(f"wrote {task.out / 'probe.json'}")
@@ -501,20 +491,6 @@ def predict_probability(probe, x, label):
 
 def score_probe(probe, x, y, minority):
     return classification_scores(predict_probability(probe, x, 1), y, minority)
-
-
-def write_predictions(task, probe, features):
-    """Write predictions.csv. features: {split: (x [n, D], labels [n])}."""
-    with (
-        atomic_write(task.out / "predictions.csv") as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
-        table = csv.writer(file)
-        table.writerow(["file", "split", "label", "p_minority"])
-        for split, (x, labels) in features.items():
-            p = predict_probability(probe, x, task.minority)
-            for row, label, value in zip(task.splits[split], labels, p, strict=True):
-                table.writerow([task.files[row], split, label, f"{value:.6f}"])
 
 
 def print_scores(result, task):

@@ -25,6 +25,7 @@ from utils.runs import load_tensors
 
 SUBSET = "subsets/digits/99-1.json"
 CPU = torch.device("cpu")
+SPLITS = ("train", "val", "test")
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +64,8 @@ def read_predictions(folder):
 
 def test_probe_equals_scikit_learn_on_torchvision_features(workplace):
     run = Path("torchvision")
-    words = ["--smoke", "--arch", "resnet18", "--size", 24, "--epochs", 1, "--watch-every", 0]
-    call(pretrain, SUBSET, *words, "--out", run)
+    words = ["--smoke", "--arch", "resnet18", "--stem", "imagenet", "--size", 24]
+    call(pretrain, SUBSET, *words, "--epochs", 1, "--watch-every", 0, "--out", run)
     before = (run / "encoder.pt").read_bytes()
     call(linear_probe, run, "--smoke")
     probe = read(run / "probe.json")
@@ -110,9 +111,7 @@ def test_logistic_regression_is_exact_on_raw_features(
     x = draw.normal(size=(n, dim // 2)) @ draw.normal(size=(dim // 2, dim)) + y[:, None]
     x = 5 + 3 * x + 0.1 * draw.normal(size=(n, dim))
     x[:, 1], x[:, 2] = x[:, 0], 0
-    arrays = {
-        f"{split}{end}": a for split in linear_probe.SPLITS for end, a in (("", x), ("_labels", y))
-    }
+    arrays = {f"{split}{end}": a for split in SPLITS for end, a in (("", x), ("_labels", y))}
     np.savez("x.npz", **arrays)
     x = x.astype(np.float32).astype(np.float64)
     if "no" not in flags:
@@ -311,7 +310,17 @@ def test_predictions_are_those_of_the_scores(run):
         p = [float(row["p_minority"]) for row in mine]
         np.testing.assert_array_equal(labels, subset.labels[subset.splits[split]])
         auroc = roc_auc_score(labels == subset.minority, p)
-        assert auroc == pytest.approx(probe[split]["auroc"], abs=1e-4)
+        assert auroc == probe[split]["auroc"]
+
+
+def test_predictions_of_a_supervised_network_stay(run):
+    """finetune.py trains from scratch into a folder that the probe writes to, too."""
+    Path("supervised").mkdir()
+    for name in ("classifier.pt", "predictions.csv"):
+        Path("supervised", name).write_text("of finetune.py")
+    call(linear_probe, run, "--smoke", "--out", "supervised")
+    assert Path("supervised/predictions.csv").read_text() == "of finetune.py"
+    assert Path("supervised/probe_predictions.csv").exists()
 
 
 def test_probe_json_never_describes_the_weights_of_another_probe(run, monkeypatch, capsys):
@@ -333,15 +342,15 @@ def test_probe_json_never_describes_the_weights_of_another_probe(run, monkeypatc
 
 
 GOOD = {
-    **{split: np.eye(6, 4) for split in linear_probe.SPLITS},
-    **{f"{split}_labels": np.arange(6) % 2 for split in linear_probe.SPLITS},
+    **{split: np.eye(6, 4) for split in SPLITS},
+    **{f"{split}_labels": np.arange(6) % 2 for split in SPLITS},
 }
 
 
 @pytest.mark.parametrize(
     "change, words",
     [
-        (dict(test=np.eye(6, 5)), r"test is \[6, 5\], train \[n, 4\]"),
+        (dict(test=np.eye(6, 5)), r"test is \[6, 5\], train is \[6, 4\]"),
         (dict(train=np.ones(6)), r"train is \[6\]"),
         (dict(val_labels=np.arange(5) % 2), r"val_labels is \[5\]; make it \[6\]"),
         (dict(test_labels=np.arange(6) % 3), r"test_labels holds \[0, 1, 2\]"),

@@ -36,3 +36,30 @@ def load_arrays(path, names, layout):
         if array.dtype.kind not in "fiub":
             raise UserError(f"{path}: {name} is {array.dtype}, not numbers; {hint}")
     return arrays
+
+
+def load_labeled_splits(path, splits):
+    """Read features <split> [n, D] and labels <split>_labels [n] of 0 and 1 from an .npz file.
+
+    Returns {split: (float32 [n, D], int64 [n])}. Raises UserError where they do not fit.
+    """
+    names = [*splits, *(f"{split}_labels" for split in splits)]
+    layout = f"{', '.join(splits)} [n, D] and {', '.join(names[len(splits) :])} [n]"
+    arrays = load_arrays(path, names, layout)
+    first = arrays[splits[0]]
+    for split in splits:
+        x, labels = arrays[split], arrays[f"{split}_labels"]
+        if x.ndim != 2 or x.shape[1] != first.shape[-1]:
+            shapes = f"{split} is {list(x.shape)}, {splits[0]} is {list(first.shape)}"
+            raise UserError(f"{path}: {shapes}; make them [n, D] with the same D")
+        if labels.shape != x.shape[:1]:
+            raise UserError(f"{path}: {split}_labels is {list(labels.shape)}; make it [{len(x)}]")
+        if not np.isfinite(x).all():
+            raise UserError(f"{path}: {split} holds NaN or infinite values; remove those rows")
+        found = np.unique(labels).tolist()
+        if found != [0, 1]:
+            raise UserError(f"{path}: {split}_labels holds {found[:5]}; it must hold 0 and 1")
+    return {
+        split: (arrays[split].astype(np.float32), arrays[f"{split}_labels"].astype(np.int64))
+        for split in splits
+    }

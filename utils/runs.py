@@ -19,7 +19,7 @@ from utils.files import atomic_write, lock_folder, read_json, read_log, write_js
 RUN_FILES = (
     *("config.json", "log.jsonl", "checkpoint.pt", "encoder.pt", "curves.png", "not-finite.json"),
     *("probe.json", "probe.pt", "metrics.json", "embedding.png", "embedding.npz"),
-    *("finetune.json", "classifier.pt", "predictions.csv"),
+    *("finetune.json", "classifier.pt", "predictions.csv", "probe_predictions.csv"),
 )
 DELETE_OR_MOVE = "delete it, or choose another folder with --out"
 
