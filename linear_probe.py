@@ -17,8 +17,9 @@ the rarer class, and `test_one_percent`, the paper's class-balanced 1 % (dataset
 --protocol cached fits logistic regression to standardised features, with balanced class weights.
 centroid takes the nearest class mean of the features; nothing is trained. reference trains on
 augmented images. With --class-weights none it is the probe of the published code: Adam, learning
-rate 3e-4, batch 1024, 100 epochs, raw features. The paper's supplement S2.3 names SGD, 50 epochs
-and 1 % of the images: add --optimizer sgd --epochs 50 --rows one-percent.
+rate 3e-4, batch 1024, 100 epochs, raw features. The paper's supplement S2.3, as a public rerun
+quotes it, names SGD, 50 epochs and 1 % of the images: --optimizer sgd --epochs 50 --rows
+one-percent.
 
 Strength or epoch is chosen by validation AUROC; the test split is read once. The encoder stays in
 eval mode and its bits are compared before and after, batch-norm statistics included.

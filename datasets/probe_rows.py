@@ -44,8 +44,8 @@ def draw_one_percent(pool, labels, seed):
 
     pool: the training rows of the whole data set, whatever the ratio of the run. An imbalanced run
     has too few rare images for this draw. If a class has fewer images than wanted, both classes get
-    as many as it has. Source: supplement S2.3 of arXiv:2503.17024, "a class-balanced subset of 1 %
-    of the training images".
+    as many as it has. Source: supplement S2.3 of arXiv:2503.17024, as a public rerun quotes it: "a
+    class-balanced subset of 1 % of the training images"; not checked against the paper.
     """
     wanted = max(MIN_PER_CLASS, round(0.01 * len(pool) / 2))
     found = int(np.bincount(labels[pool], minlength=2).min())

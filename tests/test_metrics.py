@@ -1,9 +1,10 @@
-"""The metrics against the reference's numbers, double loops, hand-worked rows and closed forms; the script as a user calls it."""
+"""The metrics against reference numbers, double loops and closed forms; the script."""
 
 import csv
 import json
 import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,11 +34,12 @@ METRICS = (
     gaussian_potential,
     entropy_uniformity,
 )
+NAMES = ("sad", "saa", "cad", "cac", "gpu", "peu")
 ORACLE = oracle("metrics.npz")
 
 
 def cloud(views=2, n=60, dim=8, seed=0, scale=1.0):
-    """Images of two classes (a fifth is class 1) in mixed order, the views of an image near each other, not of unit length."""
+    """Embeddings of two classes in mixed order, a fifth of class 1; views of an image are near."""
     g = torch.Generator().manual_seed(seed)
     z = torch.randn(1, n, dim, generator=g) + 0.7 * torch.randn(views, n, dim, generator=g)
     return (scale * z).double(), (torch.randperm(n, generator=g) < n // 5).long()
@@ -139,7 +141,7 @@ def test_rows_worked_by_hand():
     assert class_alignment_consistency(z, labels, 1).tolist() == [100, 50]
 
 
-def test_entropy_of_few_places():
+def test_entropy_of_two_occupied_points():
     """Class 0 in one place: 0. Class 1, 8 rows, half in each of two far places: 1 bit of 3."""
     z = torch.zeros(2, 8, 2)
     z[:, :4, 0], z[:, 4:6, 0], z[:, 6:, 0] = 1, 2, -5  # length does not count
@@ -159,8 +161,8 @@ def test_a_collapse_has_the_documented_values(point):
     np.testing.assert_allclose(entropy_uniformity(z, labels), [0, 0], atol=1e-12)
 
 
-def test_a_tight_cluster_far_away_is_still_resolved():
-    """Neighbours are those of the cluster, also where dot products of the raw rows would drown them in rounding."""
+def test_a_tight_cluster_far_from_the_origin_is_resolved():
+    """Dot products of the raw rows would lose the neighbours in rounding."""
     z, labels = cloud()
     far = z * 1e-6 + torch.full((8,), 100.0, dtype=torch.float64)
     np.testing.assert_allclose(
@@ -241,7 +243,7 @@ def test_metrics_are_pure(metric):
         ],
     ],
 )
-def test_too_little_is_an_error_and_not_nan(metric, z, labels, words):
+def test_input_that_does_not_fit_is_an_error_and_not_nan(metric, z, labels, words):
     with pytest.raises(ValueError, match=words):
         metric(z, labels)
 
@@ -252,7 +254,7 @@ def test_a_class_of_one_image_is_enough_with_two_views():
         assert metric(z, labels).isfinite().all()
 
 
-# the script ---------------------------------------------------------------------------------------------------------
+# the script ---------------------------------------------------------------------------------------
 
 
 def call(monkeypatch, *args):
@@ -265,7 +267,7 @@ def read(path):
 
 
 def make_subset(folder):
-    """36 random images of 16 px, classes "few" (label 0) and "many" (label 1), in the files of make_subsets.py."""
+    """Write a subset of 36 random images of 16 px; class "few" has label 0, "many" label 1."""
     folder.mkdir(parents=True)
     draw = np.random.default_rng(0)
     np.save(folder / "images.npy", draw.integers(0, 256, (36, 16, 16, 1), dtype=np.uint8))
@@ -329,88 +331,55 @@ def run(tmp_path):
     return folder
 
 
-def test_a_run_as_its_user_evaluates_it(run, tmp_path, monkeypatch, capsys):
-    done = run_script(
-        "evaluate_metrics.py", "runs/noise/99-1/supmin/seed0", "--device", "cpu", cwd=tmp_path
-    )
-    assert "few (minority)" in done.stdout and "next: python report.py runs" in done.stdout
+def test_a_run_gets_metrics_and_a_picture(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    call(monkeypatch, "runs/noise/99-1/supmin/seed0", "--device", "cpu")
+    printed = capsys.readouterr().out
+    assert "few (minority)" in printed and "next: python report.py runs" in printed
     found = read(run / "metrics.json")
-    assert (found["space"], found["split"], found["views"], found["n"], found["minority"]) == (
-        "projection",
-        "test",
-        2,
-        [8, 16],
-        0,
-    )
+    expected = dict(space="projection", split="test", views=2, n=[8, 16], minority=0)
+    assert {key: found[key] for key in expected} == expected
 
     subset = load_subset(tmp_path / "subsets" / "noise" / "99-1.json")
     model = ContrastiveModel("resnet8", 8)
     model.load_state_dict(torch.load(run / "checkpoint.pt", weights_only=True)["model"])
     labels = torch.from_numpy(subset.labels[12:])
+    data = subset, subset.splits["test"], torch.device("cpu")
     projection, features = (
-        embed(
-            network,
-            subset,
-            subset.splits["test"],
-            torch.device("cpu"),
-            views=2,
-            generator=make_generator(0),
-        )
+        embed(network, *data, views=2, generator=make_generator(0))
         for network in (model, model.encoder)
     )
     for values, z in ((found, projection), (found["encoder"], F.normalize(features, dim=2))):
-        for name, metric in zip(("sad", "saa", "cad", "cac", "gpu", "peu"), METRICS):
+        for name, metric in zip(NAMES, METRICS, strict=True):
             np.testing.assert_allclose(values[name], metric(z, labels), rtol=1e-4, atol=1e-6)
 
     picture = np.load(run / "embedding.npz", allow_pickle=False)
-    assert (
-        picture["xy"].dtype == np.float32
-        and picture["xy"].shape == (24, 2)
-        and np.isfinite(picture["xy"]).all()
-    )
-    assert (
-        picture["labels"].tolist() == labels.tolist()
-        and picture["minority"] == 0
-        and picture["map"] == "t-SNE"
-    )
+    assert picture["xy"].dtype == np.float32 and picture["xy"].shape == (24, 2)
+    assert np.isfinite(picture["xy"]).all() and picture["labels"].tolist() == labels.tolist()
+    assert picture["minority"] == 0 and picture["map"] == "t-SNE"
     assert (run / "embedding.png").read_bytes().startswith(b"\x89PNG")
 
-    call(monkeypatch, run, "--device", "cpu")  # the same again
+    call(monkeypatch, run, "--device", "cpu")
     assert "finished already" in capsys.readouterr().out
     with pytest.raises(UserError, match="neighborhood.*--out"):
         call(monkeypatch, run, "--neighborhood", 5)
     assert read(run / "metrics.json") == found
-    call(
-        monkeypatch,
-        run,
-        "--neighborhood",
-        5,
-        "--out",
-        tmp_path / "five",
-        "--picture",
-        "none",
-        "--device",
-        "cpu",
-    )
-    five = read(tmp_path / "five" / "metrics.json")
-    np.testing.assert_allclose(
-        five["cac"], class_alignment_consistency(projection, labels, 5), atol=1e-6
-    )
-    assert (
-        not (tmp_path / "five" / "embedding.png").exists() and read(run / "metrics.json") == found
-    )
+    words = ["--neighborhood", 5, "--out", "five", "--picture", "none", "--device", "cpu"]
+    call(monkeypatch, run, *words)
+    expected = class_alignment_consistency(projection, labels, 5)
+    np.testing.assert_allclose(read(Path("five/metrics.json"))["cac"], expected, atol=1e-6)
+    assert not Path("five/embedding.png").exists() and read(run / "metrics.json") == found
 
 
-def test_a_supervised_run_has_its_encoder_alone(run, monkeypatch):
+def test_a_supervised_run_is_measured_at_the_encoder(run, monkeypatch):
     config = read(run / "config.json")
     del config["projection_dim"]
     write_json(run / "config.json", config)
     (run / "checkpoint.pt").unlink()
     call(monkeypatch, run, "--smoke", "--device", "cpu")
     found = read(run / "metrics.json")
-    assert (
-        found["space"] == "encoder" and found["encoder"]["cac"] == found["cac"] and found["smoke"]
-    )
+    assert found["space"] == "encoder" and found["encoder"]["cac"] == found["cac"]
+    assert found["smoke"]
 
 
 def test_a_run_that_is_not_finished_is_refused(run, monkeypatch):
@@ -424,37 +393,27 @@ def test_a_run_that_is_not_finished_is_refused(run, monkeypatch):
     assert not (run / "metrics.json").exists()
 
 
-def test_embeddings_of_anyone(tmp_path, monkeypatch, capsys):
+def test_embeddings_of_any_model(tmp_path, monkeypatch):
     z, labels = cloud(n=30)
     np.savez(tmp_path / "mine.npz", z=z, labels=labels.numpy().astype(np.uint8))
     call(monkeypatch, "--embeddings", tmp_path / "mine.npz", "--picture", "pca", "--device", "cpu")
     found = read(tmp_path / "mine_metrics" / "metrics.json")
-    for name, metric in zip(("sad", "saa", "cad", "cac", "gpu", "peu"), METRICS):
+    for name, metric in zip(NAMES, METRICS, strict=True):
         np.testing.assert_allclose(found[name], metric(z, labels), rtol=1e-9)
-    assert (
-        found["minority"] == 1
-        and found["views"] == 2
-        and (tmp_path / "mine_metrics" / "embedding.png").exists()
-    )
+    assert found["minority"] == 1 and found["views"] == 2
+    assert (tmp_path / "mine_metrics" / "embedding.png").exists()
 
-    np.savez(
-        tmp_path / "one.npz", z=np.ones((30, 3), np.float32), labels=labels
-    )  # one view, collapsed
-    call(
-        monkeypatch,
-        "--embeddings",
-        tmp_path / "one.npz",
-        "--out",
-        tmp_path / "there",
-        "--neighborhood",
-        3,
-    )
-    found = read(tmp_path / "there" / "metrics.json")
+
+def test_collapsed_embeddings_of_one_view(tmp_path, monkeypatch, capsys):
+    path, out = tmp_path / "one.npz", tmp_path / "collapsed"
+    np.savez(path, z=np.ones((30, 3), np.float32), labels=cloud(n=30)[1])
+    call(monkeypatch, "--embeddings", path, "--out", out, "--neighborhood", 3)
+    found = read(out / "metrics.json")
     assert found["sad"] is None and found["saa"] is None and found["gpu"] == pytest.approx([1, 1])
     printed = capsys.readouterr().out
     assert "one view" in printed and "all embeddings are equal" in printed
     assert "its rows are 1.73 to 1.73 long, not of unit length" in printed
-    assert not np.load(tmp_path / "there" / "embedding.npz")["xy"].any()
+    assert not np.load(out / "embedding.npz")["xy"].any()
 
 
 @pytest.mark.parametrize(
@@ -484,7 +443,8 @@ def test_mistakes_end_in_one_line_and_the_import_is_light(tmp_path):
     (tmp_path / "z.npz").write_text("no archive")
     (tmp_path / "light.py").write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport evaluate_metrics\n"
-        "assert not {'matplotlib', 'sklearn'} & set(sys.modules)\nevaluate_metrics.run_main(evaluate_metrics.main)"
+        "assert not {'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "evaluate_metrics.run_main(evaluate_metrics.main)"
     )
     one_line(
         run_script(tmp_path / "light.py", "--embeddings", "z.npz", cwd=tmp_path, code=2),
