@@ -43,7 +43,7 @@ def parse_args():
     parser = ArgumentParser("Speed as ratios within one run.", smoke=SMOKE)
     parser.prog = "python -m benchmarks"
     add = parser.add_argument
-    add("what", choices=BENCHMARKS, help="the benchmark to run")
+    add("benchmark", choices=BENCHMARKS, help="what to measure")
     add("--arch", default="resnet50", help="methods, losses, pipeline: network")
     add(
         "--size",
@@ -74,14 +74,14 @@ def main():
     # Recorded first: the code may be edited while a benchmark runs.
     record = provenance(device)
     record["command"] = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
-    settings, results = BENCHMARKS[args.what](args, device)
+    settings, results = BENCHMARKS[args.benchmark](args, device)
     words = [f"{args.rounds} rounds", *(f"{key} {value}" for key, value in settings.items())]
-    print(f"\n{args.what} on {record['device']}: {', '.join(words)}\n")
+    print(f"\n{args.benchmark} on {record['device']}: {', '.join(words)}\n")
     print_table(results)
     if args.out:
-        path = args.out / f"{args.what}.json"
+        path = args.out / f"{args.benchmark}.json"
         run = {"rounds": args.rounds, "smoke": args.smoke}
-        write_json(path, {**settings, **run, args.what: results, "provenance": record})
+        write_json(path, {**settings, **run, args.benchmark: results, "provenance": record})
         print(f"wrote {path}")
 
 

@@ -39,8 +39,9 @@ class TrainingRun:
     def train_epoch(self, epoch=0):
         """Train an epoch of `steps` steps as pretrain.py does."""
         pretrain.start_epoch(epoch, self.options, self.model, self.method, self.optimizer)
-        batches, loss = self.loader.epoch(epoch, seed=0), partial(self.method, self.model)
-        train_one_epoch(loss, batches, self.optimizer, self.amp, tempfile.gettempdir())
+        loss_of_batch = partial(self.method, self.model)
+        batches, folder = self.loader.epoch(epoch, seed=0), tempfile.gettempdir()
+        train_one_epoch(loss_of_batch, batches, self.optimizer, self.amp, folder)
 
     def train_on(self, batch, network):
         """Train `steps` steps through `network` on one batch of finished views."""

@@ -127,4 +127,4 @@ def test_the_page_shows_commands_that_are_understood(monkeypatch):
     assert len(commands) >= 9
     for command in commands:
         monkeypatch.setattr("sys.argv", ["benchmarks", *command.split()])
-        assert benchmark.parse_args().what == command.split()[0]
+        assert benchmark.parse_args().benchmark == command.split()[0]
