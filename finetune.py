@@ -43,10 +43,9 @@ from common import (
     train_one_epoch,
     warmup_cosine,
 )
-from datasets.images import list_prediction_images
 from datasets.loader import BatchLoader, balanced_batches, shuffled_batches
 from datasets.pack import read_index
-from datasets.predict import predict_folder
+from datasets.predict import list_prediction_images, predict_folder
 from datasets.subset import Subset
 from utils.cli import ArgumentParser, UserError, number_from, run_main
 from utils.distributed import pick_device

@@ -40,10 +40,9 @@ from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
 from common import class_weights, embed, load_run, load_subset, warmup_cosine
-from datasets.images import list_prediction_images
 from datasets.loader import BatchLoader
 from datasets.pack import read_index
-from datasets.predict import predict_folder
+from datasets.predict import list_prediction_images, predict_folder
 from datasets.probe_rows import ROW_SETS, describe_rows, draw_row_sets, load_balanced_sibling
 from datasets.subset import Subset
 from utils.arrays import load_labeled_splits

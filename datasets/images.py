@@ -29,20 +29,6 @@ def list_images(folder, suffixes=IMAGE_SUFFIXES):
     return sorted(found, key=lambda path: path.as_posix())
 
 
-def list_prediction_images(folder, csv_path):
-    """The images below --predict, found before any long work; none without --predict. UserError for one flag without the other, or no image."""
-    if (folder is None) != (csv_path is None):
-        raise UserError(
-            "--predict and --csv belong together: the folder to read and the table to write"
-        )
-    files = list_images(folder) if folder else []
-    if folder and not files:
-        raise UserError(
-            f"--predict {folder}: no such folder, or no image in it ({', '.join(sorted(IMAGE_SUFFIXES))})"
-        )
-    return files
-
-
 def printable(name):
     """A file name that can be printed and written as UTF-8, whatever bytes the disk has."""
     return os.fsencode(name).decode("utf-8", "replace")

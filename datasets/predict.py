@@ -6,9 +6,23 @@ import torch
 from tqdm import tqdm
 
 from datasets.augment import center_view, normalize
-from datasets.images import printable, read_image, squeeze
+from datasets.images import IMAGE_SUFFIXES, list_images, printable, read_image, squeeze
 from utils.cli import UserError
 from utils.files import atomic_write
+
+
+def list_prediction_images(folder, csv_path):
+    """List the images of --predict before any long work; [] without --predict.
+
+    Raises UserError where --predict or --csv stands alone, or where there is no image.
+    """
+    if (folder is None) != (csv_path is None):
+        raise UserError("--predict FOLDER and --csv FILE need each other; give both or none")
+    images = list_images(folder) if folder else []
+    if folder and not images:
+        suffixes = " ".join(IMAGE_SUFFIXES)
+        raise UserError(f"--predict {folder}: no such folder, or no image in it ({suffixes})")
+    return images
 
 
 def predict_folder(network, subset, folder, files, csv_path, device):
