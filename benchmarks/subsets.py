@@ -12,7 +12,7 @@ from PIL import Image
 
 from benchmarks.synthetic import IMAGES_PER_CATEGORY, packing_command, synthetic_photographs
 from benchmarks.timing import compare_times, time_in_rounds
-from datasets.pack import CHUNK, pack_block
+from datasets.pack import BLOCK, pack_block
 from utils.cli import UserError
 from utils.files import sha256
 
@@ -61,8 +61,8 @@ def pack_in_blocks(files, path):
     """Pack the files into `path` as a worker of make_subsets.py does."""
     shape = (len(files), STORED_SIDE, STORED_SIDE, 3)
     offset = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape).offset
-    for start in range(0, len(files), CHUNK):
-        block = files[start : start + CHUNK]
+    for start in range(0, len(files), BLOCK):
+        block = files[start : start + BLOCK]
         pack_block((path, offset, start, block, STORED_SIDE, 3, False))
 
 

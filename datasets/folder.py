@@ -1,160 +1,125 @@
-"""Folders of classes, with or without a folder for each split."""
+"""Images of the user's own: a folder for each class, with or without a folder for each split."""
 
-import difflib
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from datasets.images import IMAGE_SUFFIXES, list_images, printable
-from datasets.source import SPLITS, draw_splits, file_source
+from datasets.images import IMAGE_SUFFIXES, is_image, list_files, printable
+from datasets.source import DRAWN, SPLITS, choose_classes, draw_splits, file_source
 from utils.cli import UserError
+
+LAYOUT = "<class>/ or train/<class>/, val/<class>/, test/<class>/"
+SPLIT_FOLDERS = {"valid": "val", "validation": "val"} | {split: split for split in SPLITS}
 
 
 def load(args):
-    """Folders of classes: train/val/test/<class>/ or <class>/, images at any depth below. What is not given is drawn from train."""
+    """Load class folders with images at any depth; a missing val or test is drawn from train."""
     root = Path(args.data_root)
-    layout = "<class>/ or train/<class>/, val/<class>/, test/<class>/"
     if not root.is_dir():
-        raise UserError(
-            f"{root}: no such folder; put the images there as {layout}, or give their folder with --data-root"
-        )
-    tops = subfolders(root)
-    parts = {folder.name.lower(): folder for folder in tops if folder.name.lower() in SPLITS}
-    others = [folder.name for folder in tops if folder not in parts.values()]
-    if parts and ("train" not in parts or others):
-        odd = f"there is also {', '.join(others)}" if others else "there is no train folder"
-        raise UserError(
-            f"{root}: a folder named {' or '.join(f.name for f in parts.values())} is a split, but {odd}; "
-            f"rename it if it is a class, else use {layout}"
-        )
-    groups = parts or {"train": root}
-    names = sorted({folder.name for group in groups.values() for folder in subfolders(group)})
-    for name in names:
-        if name.lower() in SPLITS:
-            raise UserError(
-                f"{root}: a class folder named {name} would be taken for a split; rename it"
-            )
-    classes, minority = choose_class_folders(
-        names,
-        args,
-        f"{root}: class folders found: {len(names)} ({', '.join(names[:10]) or 'none'})",
-        layout,
-    )
-    found = [
-        (image, label, part)
-        for part, folder in groups.items()
-        for label, (_, members) in enumerate(classes)
-        for name in members
-        for image in list_images(folder / name)
-    ]
+        raise UserError(f"--data-root {root}: no such folder; put the images there as {LAYOUT}")
+    tops = find_split_folders(root)
+    names = sorted({folder.name for top in tops.values() for folder in list_folders(top)})
+    classes, minority = choose_class_folders(names, args, root)
+    found, ignored = list_class_files(tops, classes)
+    notes = describe_ignored(ignored, root)
     if not found:
-        raise UserError(
-            f"{root}: no images below {' and '.join(name for name, _ in classes)} ({' '.join(sorted(IMAGE_SUFFIXES))}); put them there"
-        )
-    images, labels = (
-        [image for image, _, _ in found],
-        np.array([label for _, label, _ in found], dtype=np.int64),
-    )
-    split = np.array([part for _, _, part in found], dtype="<U5")
-    patients = (
-        np.array([patient_id(args.patient, image, root) for image in images])
-        if args.patient
-        else None
-    )
-    source = file_source(
-        args,
-        images,
-        root,
-        labels,
-        split,
-        [name for name, _ in classes],
-        args.grayscale,
-        minority=minority,
-    )
-    left = len(names) - sum(len(members) for _, members in classes)
-    if left:
-        source.notes.append(f"left out: {left} class folder{'s' * (left > 1)}")
-    missing = {
-        part: percent for part, percent in {"test": 20, "val": 10}.items() if part not in groups
-    }
-    if missing:
-        rows = np.flatnonzero(split == "train")
-        split[rows] = draw_splits(
-            labels[rows], missing, args.seed, None if patients is None else patients[rows]
-        )
-        shares = ", ".join(f"{percent} % for {part}" for part, percent in missing.items())
-        source.notes.append(
-            f"drawn from train: {shares}"
-            + (f", by patient ({len(set(patients[rows]))} patients)" if args.patient else "")
-        )
-    if args.patient:
-        for part in SPLITS:
-            shared = set(patients[split == part]) & set(patients[split != part])
-            if shared:
-                raise UserError(
-                    f"--patient: patient {sorted(shared)[0]} has images in {part} and in another split folder; "
-                    "move them into one"
-                )
+        suffixes = " ".join(IMAGE_SUFFIXES)
+        raise UserError("; ".join([f"{root}: no images in its class folders ({suffixes})", *notes]))
+    fields = dict(classes=[name for name, _ in classes], minority=minority, notes=notes)
+    source = file_source(args, root, found, channels=1 if args.grayscale else 3, **fields)
+    patients = find_patients(args.patient, source.images, root) if args.patient else None
+    draw_missing_splits(source, tops, patients, args.seed)
     return source
 
 
-def subfolders(folder):
+def list_class_files(tops, classes):
+    """List ([(image, label, split)], [files that are no images]) of class folders."""
+    found, ignored = [], []
+    for split, top in tops.items():
+        for label, (_, members) in enumerate(classes):
+            for path in (path for name in members for path in list_files(top / name)):
+                if is_image(path):
+                    found.append((path, label, split))
+                else:
+                    ignored.append(path)
+    return found, ignored
+
+
+def draw_missing_splits(source, tops, patients, seed):
+    """Draw the splits without a folder from train; refuse a patient in two splits."""
+    missing = {split: percent for split, percent in DRAWN.items() if split not in tops}
+    if missing:
+        rows = np.flatnonzero(source.split == "train")
+        note = ", ".join(f"{percent} % for {split}" for split, percent in missing.items())
+        groups = None if patients is None else patients[rows]
+        if groups is not None:
+            note += f", by patient ({len(set(groups))} patients)"
+        source.split[rows] = draw_splits(source.labels[rows], missing, seed, groups)
+        source.notes.append(f"drawn from train: {note}")
+    for split in SPLITS if patients is not None else ():
+        shared = set(patients[source.split == split]) & set(patients[source.split != split])
+        if shared:
+            raise UserError(
+                f"--patient: patient {min(shared)} has images in {split} and in another split; "
+                "move them into one folder"
+            )
+
+
+def find_split_folders(root):
+    """Find {split: its folder}; {"train": root} where the classes lie directly in `root`."""
+    tops, others = {}, []
+    for folder in list_folders(root):
+        split = SPLIT_FOLDERS.get(folder.name.lower())
+        if split is None or split in tops:
+            others.append(folder.name)
+        else:
+            tops[split] = folder
+    if tops and ("train" not in tops or others):
+        names = ", ".join(folder.name for folder in tops.values())
+        problem = f"there is also {', '.join(others)}" if others else "there is no train folder"
+        raise UserError(
+            f"{root}: {names} is named like a split, but {problem}; rename it if it is a class, "
+            f"else use {LAYOUT}"
+        )
+    return tops or {"train": root}
+
+
+def list_folders(folder):
     return [f for f in sorted(folder.iterdir()) if f.is_dir() and not f.name.startswith(".")]
 
 
-def choose_class_folders(names, args, found, layout):
-    """[(class, its folders)] of two classes, index = label, and the label of the minority, None for the rarer; from class folders `names`."""
-
-    def chosen(flag, text):
-        members = (
-            [text]
-            if text in names
-            else list(dict.fromkeys(word.strip() for word in text.split(",")))
-        )
-        for name in members:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, cutoff=0.4) or names[:10]
-                raise UserError(
-                    f"{flag} {text}: no such class folder{'' if name == text else ' as ' + name}; nearest names: {', '.join(near)}"
-                )
-        return members
-
-    if len(names) < 2:
-        raise UserError(f"{found}; two at least are needed, as {layout}")
-    if args.minority is None and (len(names) > 2 or args.majority is not None):
-        raise UserError(
-            f"{found}; say which is the rare one with --minority A, and the other with --majority B,C (default: all others)"
-        )
-    few = chosen("--minority", args.minority) if args.minority is not None else names[:1]
-    many = (
-        chosen("--majority", args.majority)
-        if args.majority is not None
-        else [name for name in names if name not in few]
-    )
-    if set(few) & set(many) or not many:
-        raise UserError(
-            f"--minority {args.minority} --majority {args.majority}: the two classes must differ"
-        )
-    rest = "rest" if args.majority is None and len(many) > 1 else "+".join(many)
-    classes = sorted([("+".join(few), few), (rest, many)])
-    if classes[0][0] == classes[1][0]:
-        raise UserError(
-            f"--minority {args.minority} --majority {args.majority}: both classes would be called {rest}; rename a folder"
-        )
-    return classes, None if args.minority is None else [members for _, members in classes].index(
-        few
-    )
+def choose_class_folders(names, args, root):
+    """Choose two classes: [(name, its folders)] sorted by name, label of the minority or None."""
+    known = {name: name for name in names}
+    rare, other = choose_classes(known, args.minority, args.majority, f"{root}, as {LAYOUT}")
+    rest = "rest" if args.majority is None and len(other) > 1 else "+".join(other)
+    classes = sorted([("+".join(rare), rare), (rest, other)])
+    return classes, None if args.minority is None else [m for _, m in classes].index(rare)
 
 
-def patient_id(regex, image, root):
-    """The patient id of an image: first group of the regex in its file name, else in its path below the data root."""
-    try:
-        match = re.search(regex, image.name) or re.search(regex, image.relative_to(root).as_posix())
-    except re.error as error:
-        raise UserError(f"--patient {regex}: not a regular expression ({error})") from None
-    if match is None or match.group(min(match.re.groups, 1)) is None:
-        raise UserError(
-            f"--patient {regex}: finds no patient in {printable(image)}; change the expression so that every file has one"
-        )
-    return match.group(min(match.re.groups, 1))
+def describe_ignored(files, root):
+    """Describe the files that are no images: [] or one line with their number and what to do."""
+    if not files:
+        return []
+    suffixes = Counter(path.suffix.lower() or "no suffix" for path in files)
+    listed = ", ".join(f"{n} {suffix}" for suffix, n in suffixes.most_common(5))
+    first = printable(files[0].relative_to(root).as_posix())
+    return [f"ignored {len(files)} other files ({listed}), first {first}; convert DICOM to PNG"]
+
+
+def find_patients(regex, images, root):
+    """Find the patient of each image: first group of the regex in its file name, else its path."""
+    patients = []
+    for image in images:
+        path = image.relative_to(root).as_posix()
+        try:
+            match = re.search(regex, image.name) or re.search(regex, path)
+        except re.error as error:
+            raise UserError(f"--patient {regex}: not a regular expression ({error})") from None
+        patient = match and match.group(min(match.re.groups, 1))
+        if patient is None:
+            raise UserError(f"--patient {regex}: finds no patient in {printable(path)}; change it")
+        patients.append(patient)
+    return np.array(patients)

@@ -1,4 +1,4 @@
-"""Image files and arrays: found, decoded, squeezed to a square."""
+"""Image files and arrays: find them, decode them, squeeze them to a square."""
 
 import os
 from pathlib import Path
@@ -8,50 +8,55 @@ from PIL import Image, ImageFile, ImageOps
 
 from utils.cli import UserError
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-LARGEST = 2**24  # values in one image that is an array; Pillow has its own limit for files
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# values in one array; Pillow has a limit of its own for files
+MAX_VALUES = 2**24
 
 
-def list_images(folder, suffixes=IMAGE_SUFFIXES):
-    """Files of images at any depth below a folder, sorted by path; hidden files and folders are skipped."""
+def list_files(folder):
+    """List the files at any depth below a folder by path, without hidden ones."""
 
-    def closed(error):
+    def refuse(error):
         raise UserError(f"{error.filename}: {error.strerror}; make it readable")
 
-    found = []
-    for place, folders, files in os.walk(folder, onerror=closed if folder.exists() else None):
+    files = []
+    for place, folders, names in os.walk(folder, onerror=refuse if folder.exists() else None):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(place, name)
-            for name in files
-            if not name.startswith(".") and Path(name).suffix.lower() in suffixes
-        ]
-    return sorted(found, key=lambda path: path.as_posix())
+        files += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(files, key=Path.as_posix)
+
+
+def is_image(path, suffixes=IMAGE_SUFFIXES):
+    return path.suffix.lower() in suffixes
+
+
+def list_images(folder):
+    return [path for path in list_files(folder) if is_image(path)]
 
 
 def printable(name):
-    """A file name that can be printed and written as UTF-8, whatever bytes the disk has."""
+    """Convert a file name to text that can be printed as UTF-8, whatever bytes it has."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 
 def read_image(path, grayscale=False):
-    """Decode an image file with Pillow, turned upright by its EXIF tag. Returns uint8 [H, W, C], C = 1 or 3."""
+    """Decode an image file, turned upright by its EXIF tag: uint8 [H, W, C], C = 1 or 3.
+
+    Raises ValueError for pixels of 32 bits, whose range is unknown.
+    """
     with Image.open(path) as image:
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I;16") or image.mode == "I" and image.format == "PNG":
-            image = Image.fromarray(
-                (np.asarray(image) >> 8).astype(np.uint8)
-            )  # 16-bit grey: convert() would clip, not scale
+            # convert() would clip 16-bit pixels, not scale them
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.mode in ("I", "F"):
-            raise ValueError(
-                f"pixels of 32 bits (mode {image.mode}), whose range is not known; save it with 8 or 16 bits"
-            )
+            raise ValueError(f"pixels of 32 bits (mode {image.mode}); save it with 8 or 16 bits")
         pixels = np.asarray(image.convert("L" if grayscale else "RGB"))
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
 def squeeze(pixels, side):
-    """Resize uint8 [H, W, C] to a square [side, side, C], whatever its aspect ratio (bicubic, antialiased)."""
+    """Resize uint8 [H, W, C] to a square [side, side, C] (bicubic, antialiased)."""
     if pixels.shape[:2] == (side, side):
         return pixels
     image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
@@ -59,7 +64,7 @@ def squeeze(pixels, side):
 
 
 def as_array(image):
-    """An entry of Source.images as an array [H, W, C] where it is one, or an .npy [C, H, W] (mapped, not read); None where it is an image file."""
+    """Return an array, or an .npy file [C, H, W] mapped, as [H, W, C]; None for other files."""
     if isinstance(image, np.ndarray):
         return image
     if image.suffix.lower() != ".npy":
@@ -71,20 +76,21 @@ def as_array(image):
 
 
 def image_size(image):
-    """Both sides of an entry of Source.images, from its header. ValueError where it declares more than any image has."""
+    """Read both sides of an image from its header."""
     array = as_array(image)
     if array is None:
         with Image.open(image) as opened:
             return opened.size
-    if array.size > LARGEST:
+    if array.size > MAX_VALUES:
         raise ValueError(f"{' x '.join(map(str, array.shape))} values are too many for an image")
     return array.shape[:2]
 
 
 def decode(image, channels, truncated):
-    """An entry of Source.images as uint8 [H, W, channels], and whether its file is truncated; one that is, is an error unless `truncated`.
+    """Decode an entry of Source.images: (uint8 [H, W, channels], whether its file is truncated).
 
-    Errors are Pillow's, numpy's, or a ValueError with the reason.
+    A truncated file is read as far as possible if `truncated`. Raises errors of Pillow and numpy
+    for a damaged file, ValueError for other values.
     """
     array = as_array(image)
     if array is not None:
@@ -93,10 +99,9 @@ def decode(image, channels, truncated):
             raise ValueError(f"{array.shape[2]} channels; the first image has {channels}")
         if array.dtype == np.uint8:
             return array, False
-        if array.dtype.kind != "f" or not (array.min() >= 0 and array.max() <= 1):  # NaN is neither
-            raise ValueError(
-                f"{array.dtype} values that are not all between 0 and 1; scale them, or save uint8"
-            )
+        # NaN fails both comparisons
+        if array.dtype.kind != "f" or not (array.min() >= 0 and array.max() <= 1):
+            raise ValueError(f"{array.dtype} values outside 0 to 1; scale them, or save uint8")
         return np.rint(array * 255).astype(np.uint8), False
     try:
         return read_image(image, grayscale=channels == 1), False

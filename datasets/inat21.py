@@ -1,117 +1,87 @@
-"""iNaturalist 2021: two taxa, with its val part as test."""
+"""iNaturalist 2021: two taxa of its tree of species."""
 
 import difflib
-import math
+import errno
 import re
 from pathlib import Path
 
 import numpy as np
 
-from datasets import INAT21_FOLDERS, INAT21_GET, INAT21_TAXA, inat21_folders
+from datasets import INAT21_FOLDERS, INAT21_PLACES, INAT21_TAXA
 from datasets.images import list_images
 from datasets.source import DRAW_SPLIT, file_source
 from utils.cli import UserError
 
 
 def load(args):
-    """iNaturalist 2021. Test is its val part; of every class 5 % of its train part become val."""
+    """Load two taxa: the official val images are test, 5 % of each class of train become val.
+
+    val and test are balanced, as in the reference.
+    """
     taxa = INAT21_TAXA.get(args.dataset, (args.minority, args.majority))
-    for flag, taxon in zip(("--minority", "--majority"), taxa):
-        if taxon is None:
-            raise UserError(
-                f"{flag}: inat21 needs one taxon for each class, for example --minority Quercus --majority Saxifragales"
-            )
-    parts = inat21_folders(Path(args.data_root))
-    if parts is None:
-        others = ", ".join(" and ".join(f"{name}/" for name in pair) for pair in INAT21_FOLDERS[1:])
+    if None in taxa:
         raise UserError(
-            f"{args.data_root}: no folder with train/ and val/ (or {others}); get iNaturalist 2021 from {INAT21_GET}, "
-            "unpack it there, or give its folder with --data-root"
+            "--minority, --majority: inat21 needs a taxon for each class, e.g. --minority Quercus "
+            "--majority Saxifragales"
         )
-    root, train, val = parts
-    folders = {
-        part: {
-            f: f.name.split("_", 7)[1:]
-            for f in sorted(part.iterdir())
-            if re.fullmatch(r"\d+(_[^_]+){6}_.+", f.name)
-        }
-        for part in (train, val)
-    }  # folder -> its seven taxonomy levels
-    names, found = [], []
-    for flag, taxon in zip(("--minority", "--majority"), taxa):
-        name, chosen = match_taxon(flag, taxon, folders, root)
-        names.append(name)
-        found.append(chosen)
-    both = sorted(found[0] & found[1])
-    if both:
+    train, val = find_folders(Path(args.data_root))
+    tree = read_tree(train, val)
+    rare, rare_folders = match_taxon("--minority", taxa[0], tree)
+    other, other_folders = match_taxon("--majority", taxa[1], tree)
+    shared = [folder.name for folder in rare_folders if folder in other_folders]
+    if shared:
         raise UserError(
-            f"--minority {taxa[0]} --majority {taxa[1]}: overlap in {both[0].name}; choose two taxa without a common species"
+            f"--minority {taxa[0]} --majority {taxa[1]}: overlap in {shared[0]}; choose two taxa "
+            "without a common species"
         )
-    images = [
-        (image, label, part)
-        for part in (train, val)
-        for label in (0, 1)
-        for folder in sorted(found[label])
-        if folder.parent == part
+    found = [
+        (image, label, "test" if top == val else "train")
+        for top in (train, val)
+        for label, folders in enumerate((rare_folders, other_folders))
+        for folder in folders
+        if folder.parent == top
         for image in list_images(folder)
     ]
-    labels = np.array([label for _, label, _ in images], dtype=np.int64)
-    split = np.array(["test" if part == val else "train" for _, _, part in images], dtype="<U5")
+    channels = 1 if args.grayscale else 3
+    fields = dict(classes=[rare, other], channels=channels, minority=0, balance=True)
+    source = file_source(args, train.parent, found, **fields)
     for label in (0, 1):
-        rows = np.flatnonzero((labels == label) & (split == "train"))
-        split[
-            np.random.default_rng([args.seed, DRAW_SPLIT, label]).permutation(rows)[
-                : split_counts(len(rows))[1]
-            ]
-        ] = "val"
-    return file_source(
-        args,
-        [image for image, _, _ in images],
-        root,
-        labels,
-        split,
-        names,
-        args.grayscale,
-        minority=0,
-        balance=True,
-    )
+        rows = np.flatnonzero((source.labels == label) & (source.split == "train"))
+        drawn = np.random.default_rng([args.seed, DRAW_SPLIT, label]).permutation(rows)
+        source.split[drawn[: len(rows) // 20]] = "val"
+    return source
 
 
-def match_taxon(flag, taxon, folders, root):
-    """The folders whose taxonomy holds the levels of `taxon` in a row, and the last level as it is written there."""
+def find_folders(root):
+    """Find (train folder, val folder) at or below a data root."""
+    for place in INAT21_PLACES:
+        for train, val in INAT21_FOLDERS:
+            if (root / place / train).is_dir() and (root / place / val).is_dir():
+                return root / place / train, root / place / val
+    raise FileNotFoundError(errno.ENOENT, "no folders train/ and val/", str(root))
+
+
+def read_tree(*tops):
+    """Read {folder: its seven levels, kingdom to species} from the names of folders."""
+    name = re.compile(r"\d+(_[^_]+){6}_.+")
+    folders = [folder for top in tops for folder in sorted(top.iterdir())]
+    return {f: f.name.split("_", 7)[1:] for f in folders if name.fullmatch(f.name)}
+
+
+def match_taxon(flag, taxon, tree):
+    """Find the folders whose levels hold those of `taxon` in a row: (its last level, folders)."""
     wanted = [level for level in re.split("[/_]", taxon.lower()) if level]
-    n = len(wanted)
-    found, name, known = set(), None, set()
-    for part in folders.values():
-        for folder, levels in part.items():
-            lower = [level.lower() for level in levels]
-            known.update(levels)
-            at = [i for i in range(len(levels) - n + 1) if n and lower[i : i + n] == wanted]
-            if at:
-                found.add(folder)
-                name = levels[at[0] + n - 1]
-    if not known:
-        raise UserError(
-            f"{next(iter(folders))}: no folders named NNNNN_Kingdom_Phylum_Class_Order_Family_Genus_species; give the folder of "
-            "iNaturalist 2021 that holds train/ and val/ with --data-root"
-        )
+    name, found = None, []
+    for folder, levels in tree.items():
+        lower = [level.lower() for level in levels]
+        for end in range(len(wanted), len(levels) + 1):
+            if wanted and lower[end - len(wanted) : end] == wanted:
+                name = levels[end - 1]
+                found.append(folder)
     if not found:
-        lower = {level.lower(): level for level in sorted(known)}
-        near = [
-            lower[k]
-            for word in reversed(wanted)
-            for k in difflib.get_close_matches(word, lower, n=5, cutoff=0.4)
-        ]
-        near = dict.fromkeys(near or list(lower.values())[:10])
-        raise UserError(
-            f"{flag} {taxon}: matches no folder in {root}; nearest names: {', '.join(near)}"
-        )
+        known = {level.lower(): level for levels in tree.values() for level in levels}
+        near = [difflib.get_close_matches(word, known, n=5, cutoff=0.4) for word in wanted[::-1]]
+        near = [known[match] for match in sum(near, [])] or sorted(known.values())[:10]
+        listed = ", ".join(dict.fromkeys(near)) or "none; no folder is NNNNN_Kingdom_..._species"
+        raise UserError(f"{flag} {taxon}: no such taxon; nearest names: {listed}")
     return name, found
-
-
-def split_counts(n: int):
-    """(train, val) of n images: floor of 95 % and 5 %, then the remainder one by one from the first, as the reference does."""
-    counts = [math.floor(n * 0.95), math.floor(n * 0.05)]
-    for i in range(n - sum(counts)):
-        counts[i % 2] += 1
-    return tuple(counts)

@@ -1,4 +1,4 @@
-"""BreastMNIST and PneumoniaMNIST (MedMNIST v2) with their own splits."""
+"""BreastMNIST and PneumoniaMNIST (MedMNIST v2) with their official splits."""
 
 import os
 import tempfile
@@ -6,51 +6,39 @@ from pathlib import Path
 
 import medmnist
 
-from datasets import MEDMNIST_SIZES, medmnist_file
+from datasets import DATASETS, medmnist_files
 from datasets.npz import npz_source
 from utils.cli import UserError
 
 
 def load(args):
-    """BreastMNIST and PneumoniaMNIST with their own splits; --size says which file."""
-    size, root = args.size or 224, Path(args.data_root)
-    if size not in MEDMNIST_SIZES:
-        raise UserError(
-            f"--size {size}: {args.dataset} comes in {', '.join(map(str, sorted(MEDMNIST_SIZES)))} pixels; choose one of them"
-        )
-    path = root / medmnist_file(args.dataset, size)
+    """Load the file of --size pixels; --download fetches it if it is missing."""
+    files = medmnist_files(args.dataset)
+    if args.size not in files:
+        sizes = ", ".join(map(str, sorted(files)))
+        raise UserError(f"--size {args.size}: {args.dataset} has {sizes} pixels; choose one")
+    path = Path(args.data_root, files[args.size])
     if not path.exists() and args.download:
-        download_medmnist(
-            getattr(medmnist, medmnist.INFO[args.dataset]["python_class"]), size, path
-        )
+        download(args.dataset, args.size, path)
     if not path.exists():
-        there = [
-            s for s in sorted(MEDMNIST_SIZES) if (root / medmnist_file(args.dataset, s)).exists()
-        ]
-        others = "".join(
-            f"; {medmnist_file(args.dataset, s)} is there: use --size {s}" for s in there
-        )
+        other = DATASETS[args.dataset].find(args.data_root)
         raise UserError(
-            f"{path}: no such file; --download fetches it, or get {path.name} from medmnist.com (Zenodo) "
-            f"and put it into {root}{others}"
+            f"{path}: no such file; fetch it with --download, or get {path.name} from medmnist.com "
+            f"and put it into {path.parent}" + (f"; --size {other[1]} is there" if other else "")
         )
-    source = npz_source(args, path)
-    if source.side != size:
-        raise UserError(
-            f"{path}: holds images of {source.side} px, not {size}; move it away and fetch it again with --download"
-        )
-    return source
+    return npz_source(args, path)
 
 
-def download_medmnist(dataset, size, path):
-    """Fetch a MedMNIST file beside its place, then move it there: no half download is ever taken for the file."""
+def download(name, size, path):
+    """Download a MedMNIST file into a temporary folder beside its place, then move it there."""
+    dataset = getattr(medmnist, medmnist.INFO[name]["python_class"])
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent) as folder:
         try:
             dataset(split="train", root=folder, size=size, download=True)
         except (RuntimeError, ValueError, OSError):
             raise UserError(
-                f"--download: could not fetch {path.name}; get it from medmnist.com (Zenodo) "
-                f"and put it into {path.parent}"
+                f"--download: could not fetch {path.name}; get it from medmnist.com and put it "
+                f"into {path.parent}"
             ) from None
         os.replace(Path(folder) / path.name, path)

@@ -1,4 +1,8 @@
-"""Every image decoded once, by all cores, into one array; resumable."""
+"""Pack images: decode each once, on all cores, into one array; scan what is packed.
+
+images.npy holds uint8 [M, S, S, C], index.csv one line per image. While they are made, they are
+called .part-images.npy and .part-index.csv, and .part-rows.jsonl counts the images that are done.
+"""
 
 import csv
 import hashlib
@@ -8,7 +12,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import zlib
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -18,221 +21,24 @@ from tqdm import tqdm
 
 from datasets.images import decode, image_size, squeeze
 from utils.cli import SIGNALS, UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, naming
 
-CHUNK = 32  # images per job of a worker and per line of the journal
-
-
-def choose_stored_side(source):
-    """Side of the stored squares: --store-size, or the longest side of all images if that is smaller (from the headers)."""
-    limit, longest = source.store_size, source.side or 0
-    for image in (
-        () if source.side else tqdm(source.images, desc="sizes", unit="image", leave=False, delay=1)
-    ):
-        try:
-            longest = max(longest, *image_size(image))
-        except Exception:  # an unreadable image is reported by name when it is decoded
-            continue
-        if limit and longest >= limit:
-            break
-    return max(min(longest, limit or longest), 1)
+BLOCK = 32  # images per job of a worker
 
 
-def decode_block(images, side, channels, truncated):
-    """Some images as they are stored: uint8 [n, side, side, channels], and [width, height, why unreadable, truncated] of each."""
-    block, rows = np.zeros((len(images), side, side, channels), dtype=np.uint8), []
-    for i, image in enumerate(images):
-        try:
-            pixels, cut = decode(image, channels, truncated)
-            block[i] = squeeze(pixels, side)
-            rows.append([pixels.shape[1], pixels.shape[0], None, cut])
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow reports a broken image in many ways
-            rows.append([0, 0, error_text(error), False])
-    return block, rows
+class Packed:
+    """Packed images and their index: labels int [M], split str [M], true sizes [M, 2], names."""
 
-
-def pack_block(job):
-    """Decode some images into their place of the .npy file. Returns (start, crc32 of the block, rows of decode_block)."""
-    path, offset, start, *what = job
-    block, rows = decode_block(*what)
-    with open(
-        path, "r+b"
-    ) as file:  # not through a memory map: a full disk must be an error, not a SIGBUS
-        file.seek(offset + start * block[0].nbytes)
-        file.write(block)
-    return start, zlib.crc32(block), rows
-
-
-def error_text(error):
-    if type(error).__name__ == "UnidentifiedImageError":
-        return "not an image that Pillow can identify"
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split())
-
-
-def start_worker():
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # the parent's business
-    parent = multiprocessing.parent_process()
-    threading.Thread(
-        target=lambda: (parent.join(), os._exit(1)), daemon=True
-    ).start()  # nor outlive a killed parent
-
-
-def parallel_map(function, jobs, n, workers):
-    """function of every one of n jobs, in their order, by several processes."""
-    pool = (
-        ProcessPoolExecutor(min(workers, n), initializer=start_worker)
-        if workers > 1 and n > 1
-        else None
-    )
-    try:
-        yield from (pool.map if pool else map)(function, jobs)
-    except BrokenProcessPool:
-        raise UserError(
-            f"--workers {workers}: the system killed a worker, most likely for want of memory; "
-            "the same command with fewer goes on from here"
-        ) from None
-    finally:
-        if pool:
-            pool.shutdown(cancel_futures=True)
-
-
-def pack_images(source, folder, side, workers):
-    """Decode all images into folder/.part-images.npy. Returns its path and [width, height, why unreadable, truncated] of every image.
-
-    A journal beside it holds what is finished, with a checksum, so that the same command goes on after a kill.
-    """
-    path, journal = folder / ".part-images.npy", folder / ".part-journal.jsonl"
-    n, shape = len(source.images), (len(source.images), side, side, source.channels)
-    head = {
-        "source": source.digest,
-        "shape": list(shape),
-        "rows": "width height unreadable truncated",
-    }
-    done = read_journal(journal, path, head)
-    if not done:
-        np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-        with atomic_write(journal) as part:
-            part.write_text(json.dumps(head) + "\n")
-    offset = np.lib.format.open_memmap(path, mode="r").offset
-    starts = [start for start in range(0, n, CHUNK) if start not in done]
-    jobs = (
-        (
-            path,
-            offset,
-            start,
-            source.images[start : start + CHUNK],
-            side,
-            source.channels,
-            source.truncated,
-        )
-        for start in starts
-    )
-    packed = sum(map(len, done.values()))
-    if done:
-        print(f"going on: {packed} of {n} images are packed already")
-    with (
-        open(journal, "a") as log,
-        tqdm(total=n, initial=packed, desc="pack", unit="image", leave=False, delay=0.5) as bar,
-    ):
-        for start, crc, rows in parallel_map(pack_block, jobs, len(starts), workers):
-            log.write(json.dumps([start, crc, rows]) + "\n")
-            log.flush()
-            done[start] = rows
-            bar.update(len(rows))
-    return path, [row for start in sorted(done) for row in done[start]]
-
-
-def read_journal(journal, path, head):
-    """{start: rows} of the chunks of an earlier, stopped call that are really in the file. Empty when it was for something else."""
-    if not (journal.exists() and path.exists()):
-        return {}
-    lines = []
-    for line in journal.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:  # torn by the kill
-            continue
-    if not lines or lines[0] != head:
-        return {}
-    try:
-        images = np.load(path, mmap_mode="r")
-    except ValueError:
-        return {}
-    if list(images.shape) != head["shape"]:
-        return {}
-    done = {}
-    for start, crc, rows in tqdm(lines[1:], desc="check", unit="chunk", leave=False, delay=1):
-        unreadable = any(why for _, _, why, _ in rows)  # perhaps mended by now
-        if not unreadable and zlib.crc32(read_block(path, start)) == crc:
-            done[start] = rows
-    return done
-
-
-def drop_unreadable(path, packed, names, skip_bad):
-    """Report the unreadable images and stop, or leave them out. Returns the path of the images kept and which they are, int [M]."""
-    bad = [(name, row[2]) for name, row in zip(names, packed) if row[2]]
-    readable = np.array([not row[2] for row in packed])
-    if not bad:
-        return path, np.flatnonzero(readable)
-    shown = [f"  {name}: {why}" for name, why in (bad if skip_bad else bad[:20])]
-    print(
-        f"{len(bad)} unreadable image{'s' * (len(bad) > 1)}{', left out' if skip_bad else ''}:",
-        *shown,
-        sep="\n",
-    )
-    if not skip_bad or not readable.any():
-        raise UserError(
-            f"{bad[0][0]}: {bad[0][1]}"
-            + (f" (and {len(bad) - 1} more unreadable images)" if len(bad) > 1 else "")
-            + "; mend or remove what is listed"
-            + ("" if skip_bad else ", or leave it out with --skip-bad")
-        )
-    kept = path.with_name(".part-kept.npy")
-    shape = np.load(path, mmap_mode="r").shape[1:]
-    out = np.lib.format.open_memmap(
-        kept, mode="w+", dtype=np.uint8, shape=(int(readable.sum()), *shape)
-    )
-    with open(kept, "r+b") as file:
-        file.seek(out.offset)
-        for start in range(0, len(readable), CHUNK):
-            file.write(read_block(path, start)[readable[start : start + CHUNK]])
-    return kept, np.flatnonzero(readable)
-
-
-def read_block(path, start):
-    """The packed images from row `start` on, CHUNK at most; read and not mapped, since the pages of a map count as memory that is used."""
-    images = np.load(path, mmap_mode="r")
-    n, size = min(CHUNK, len(images) - start), math.prod(images.shape[1:])
-    return np.fromfile(
-        path, dtype=np.uint8, count=n * size, offset=images.offset + start * size
-    ).reshape(n, *images.shape[1:])
-
-
-def write_index(path, source, packed, good):
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["row", "split", "label", "class", "width", "height", "source"])
-        for row, i in enumerate(good):
-            label = int(source.labels[i])
-            writer.writerow(
-                [
-                    row,
-                    source.split[i],
-                    label,
-                    source.classes[label],
-                    packed[i][0],
-                    packed[i][1],
-                    source.names[i],
-                ]
-            )
+    def __init__(self, images_path, index_path, skipped, truncated):
+        """skipped: number of images left out; truncated: names of truncated files."""
+        self.images_path, self.index_path = images_path, index_path
+        self.skipped, self.truncated = skipped, truncated
+        self.shape = np.load(images_path, mmap_mode="r").shape
+        self.labels, self.split, self.sizes, self.names = read_index(index_path)
 
 
 def read_index(path):
-    """labels int [M], split str [M], sizes int [M, 2] (height, width), names list [M]."""
+    """Read index.csv: labels int [M], split str [M], height and width int [M, 2], names."""
     with open(path, newline="", encoding="utf-8") as file:
         index = list(csv.DictReader(file))
     return (
@@ -243,76 +49,228 @@ def read_index(path):
     )
 
 
-def scan_images(path, index, workers):
-    """One pass over the packed images, for every ratio and for the warning of leaks.
+def open_packed(folder, record):
+    """Open the packed images of a finished folder; record: content of one of its <ratio>.json."""
+    skipped, truncated = record["settings"]["skipped"], record["truncated"]
+    return Packed(folder / "images.npy", folder / "index.csv", skipped, truncated)
 
-    Returns sums of pixels and of their squares [M, 2, C], exact integers in float64; whether all images have equal channels; the
-    brightest pixel; and the leaks: rows of equal pictures (and equal true sizes) in two splits or in both classes, a list of lists.
+
+def pack_images(source, folder, store_size, workers, skip_bad):
+    """Pack all images of a Source into a locked folder, under temporary names.
+
+    A stopped call is continued by its row counter. Unreadable images are listed; they raise
+    UserError, or are left out if `skip_bad`.
     """
-    labels, split, sizes, _ = index
-    n, sums, grey, brightest, same = len(labels), [], True, 0, {}
-    jobs = ((path, start) for start in range(0, n, CHUNK))
-    with tqdm(total=n, desc="survey", unit="image", leave=False, delay=1) as bar:
-        for block_sums, block_grey, block_brightest, digests in parallel_map(
-            scan_block, jobs, -(-n // CHUNK), workers
-        ):
-            for row, digest in enumerate(digests, CHUNK * len(sums)):
-                same.setdefault((digest, *sizes[row]), []).append(row)
-            sums.append(block_sums)
-            grey, brightest = grey and block_grey, max(brightest, block_brightest)
-            bar.update(len(digests))
-    return (
-        np.concatenate(sums),
-        grey,
-        brightest,
-        [rows for rows in same.values() if len(set(zip(labels[rows], split[rows]))) > 1],
+    images_path, index_path = folder / ".part-images.npy", folder / ".part-index.csv"
+    with naming(folder):
+        side = choose_stored_side(source, store_size)
+        rows = decode_images(source, images_path, side, workers, skip_bad)
+        kept = [i for i, row in enumerate(rows) if not row[2]]
+        if len(kept) < len(rows):
+            images_path = drop_unreadable(images_path, rows, source.names, skip_bad)
+        with open(index_path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["row", "split", "label", "class", "width", "height", "source"])
+            for row, i in enumerate(kept):
+                label, size = int(source.labels[i]), rows[i][:2]
+                name = source.classes[label]
+                writer.writerow([row, source.split[i], label, name, *size, source.names[i]])
+    truncated = [source.names[i] for i in kept if rows[i][3]]
+    return Packed(images_path, index_path, len(rows) - len(kept), truncated)
+
+
+def choose_stored_side(source, limit):
+    """Choose the side of the stored squares: the longest side of all images, `limit` at most."""
+    longest = source.side or 1
+    for image in () if source.side else tqdm(source.images, "sizes", leave=False, delay=1):
+        try:
+            longest = max(longest, *image_size(image))
+        except Exception:  # an unreadable image is reported by name when it is decoded
+            continue
+        if limit and longest >= limit:
+            break
+    return min(longest, limit or longest)
+
+
+def decode_images(source, path, side, workers, skip_bad):
+    """Decode all images of a Source into an .npy file, uint8 [M, side, side, C].
+
+    Returns a row per image: [width, height, why it is unreadable or None, whether truncated].
+    """
+    counter = path.with_name(".part-rows.jsonl")
+    n, shape = len(source.images), (len(source.images), side, side, source.channels)
+    header = {"source": source.digest, "shape": list(shape)}
+    rows = read_rows(counter, header, skip_bad) if path.exists() else []
+    if rows:
+        print(f"continuing: {len(rows)} of {n} images are packed")
+    else:
+        create_array(path, shape)
+    with atomic_write(counter) as tmp:
+        tmp.write_text("".join(f"{json.dumps(line)}\n" for line in [header, *rows]))
+    starts, offset = range(len(rows), n, BLOCK), np.load(path, mmap_mode="r").offset
+    jobs = (
+        (path, offset, i, source.images[i : i + BLOCK], side, source.channels, source.truncated)
+        for i in starts
     )
+    bar = tqdm(total=n, initial=len(rows), desc="pack", unit="image", leave=False, delay=0.5)
+    with open(counter, "a") as lines, open(path, "rb") as images, bar:
+        for block_rows in parallel_map(pack_block, jobs, len(starts), workers):
+            # images reach the disk before they count
+            os.fsync(images.fileno())
+            lines.write("".join(f"{json.dumps(row)}\n" for row in block_rows))
+            lines.flush()
+            rows += block_rows
+            bar.update(len(block_rows))
+    return rows
+
+
+def create_array(path, shape):
+    """Create an .npy file of zeros, which take no space on the disk."""
+    with open(path, "wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + math.prod(shape))
+
+
+def read_rows(path, header, skip_bad):
+    """Read the rows of whole blocks that an earlier call packed; [] if it packed other images.
+
+    Without `skip_bad` they end before the first unreadable image, which may be readable by now.
+    """
+    rows = []
+    try:
+        first, *lines = path.read_text().splitlines()
+        for row in map(json.loads, lines if json.loads(first) == header else ()):
+            if row[2] and not skip_bad:
+                break
+            rows.append(row)
+    except (FileNotFoundError, ValueError):  # none, or a last line that a kill has torn
+        pass
+    return rows[: len(rows) // BLOCK * BLOCK]
+
+
+def pack_block(job):
+    """Decode some images into their place of an .npy file; returns the rows of decode_block."""
+    path, offset, start, *images = job
+    block, rows = decode_block(*images)
+    # written, not mapped: with a mapped file, a full disk ends the process without an error
+    with open(path, "r+b") as file:
+        file.seek(offset + start * block[0].nbytes)
+        file.write(block)
+    return rows
+
+
+def decode_block(images, side, channels, truncated):
+    """Decode some images: (uint8 [n, side, side, channels], a row for each as decode_images)."""
+    block, rows = np.zeros((len(images), side, side, channels), dtype=np.uint8), []
+    for i, image in enumerate(images):
+        try:
+            pixels, is_truncated = decode(image, channels, truncated)
+            block[i] = squeeze(pixels, side)
+            rows.append([pixels.shape[1], pixels.shape[0], None, is_truncated])
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow reports a broken image in many ways
+            text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            rows.append([0, 0, text, False])
+    return block, rows
+
+
+def drop_unreadable(path, rows, names, skip_bad):
+    """List the unreadable images, then raise UserError, or copy the others to a new file."""
+    bad = [f"{name}: {row[2]}" for name, row in zip(names, rows, strict=True) if row[2]]
+    print(f"unreadable images{', left out' if skip_bad else ''} ({len(bad)}):", *bad, sep="\n  ")
+    readable = np.array([not row[2] for row in rows])
+    if not skip_bad or not readable.any():
+        raise UserError(
+            f"{bad[0]}; repair or remove the {len(bad)} images listed above"
+            + ("" if skip_bad else ", or leave them out with --skip-bad")
+        )
+    kept, images = path.with_name(".part-kept.npy"), np.load(path, mmap_mode="r")
+    create_array(kept, (int(readable.sum()), *images.shape[1:]))
+    with open(kept, "r+b") as file:
+        file.seek(images.offset)
+        for start in range(0, len(readable), BLOCK):
+            file.write(images[start : start + BLOCK][readable[start : start + BLOCK]])
+    return kept
+
+
+def parallel_map(function, jobs, n, workers):
+    """Yield function(job) of n jobs, in their order, from `workers` processes."""
+    if workers < 2 or n < 2:
+        yield from map(function, jobs)
+        return
+    pool = ProcessPoolExecutor(min(workers, n), initializer=start_worker)
+    try:
+        yield from pool.map(function, jobs)
+    except BrokenProcessPool:
+        raise UserError(
+            f"--workers {workers}: the system killed a worker, most likely for want of memory; "
+            "run the same command with fewer to continue"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def start_worker():
+    """Leave signals to the parent process, and end when it ends."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def count_workers(source, workers):
+    """Count the processes to use; one for arrays, which would have to be sent to the others."""
+    if not isinstance(source.images[:1][0], Path):
+        return 1
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return workers or (len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1)
+
+
+def scan_images(packed, workers):
+    """Read the packed images once, for every ratio: (sums, leaks, lines to print).
+
+    sums: of pixels and of their squares, float [M, 2, C], exact integers. leaks: lists of names
+    of equal pictures in two splits or in both classes.
+    """
+    n, sums, is_grey, brightest, same = len(packed.labels), [], True, 0, {}
+    jobs = ((packed.images_path, start) for start in range(0, n, BLOCK))
+    for block in parallel_map(scan_block, jobs, math.ceil(n / BLOCK), workers):
+        for row, digest in enumerate(block[3], len(sums)):
+            # equal pictures have equal true sizes, too
+            same.setdefault((digest, *packed.sizes[row]), []).append(row)
+        sums.extend(block[0])
+        is_grey, brightest = is_grey and block[1], max(brightest, block[2])
+    leaks = [
+        [packed.names[row] for row in rows]
+        for rows in same.values()
+        if len(set(zip(packed.labels[rows], packed.split[rows], strict=True))) > 1
+    ]
+    notes = ["every image is grey; --grayscale would store one channel"] if is_grey else []
+    if brightest < 16:
+        notes += [f"WARNING: no pixel is brighter than {brightest} of 255; scale 16-bit files"]
+    return np.array(sums), leaks, notes
 
 
 def scan_block(job):
-    """Of the images from one row on: sums of pixels and of their squares [n, 2, C], whether all are grey, the brightest pixel, sha256 of each."""
-    block, level = read_block(*job), np.arange(256.0)
+    """Scan some packed images: sums [n, 2, C], whether all are grey, brightest pixel, sha256s."""
+    path, start = job
+    block, levels = np.load(path, mmap_mode="r")[start : start + BLOCK], np.arange(256.0)
+    channels = range(block.shape[3])
     histograms = np.array(
-        [
-            [np.bincount(image[..., c].ravel(), minlength=256) for c in range(block.shape[3])]
-            for image in block
-        ]
-    )  # [n, C, 256]
-    sums = np.stack([histograms @ level, histograms @ level**2], axis=1)
-    grey = (
-        block.shape[3] == 3
-        and bool((histograms == histograms[:, :1]).all())
-        and bool((block == block[..., :1]).all())
+        [[np.bincount(image[..., c].ravel(), minlength=256) for c in channels] for image in block]
     )
-    return sums, grey, int(block.max()), [hashlib.sha256(image).digest() for image in block]
+    sums = np.stack([histograms @ levels, histograms @ levels**2], axis=1)
+    is_grey = block.shape[3] == 3 and bool((block == block[..., :1]).all())
+    return sums, is_grey, int(block.max()), [hashlib.sha256(image).digest() for image in block]
 
 
 def mean_std(sums, pixels):
-    """Per channel, in [0, 1]; sums [n, 2, C] of n images of `pixels` pixels. An all-equal channel gets std 1/255, never 0."""
-    first, second = sums.sum(0) / (len(sums) * pixels)  # [C] each
-    std = np.sqrt(np.maximum(second - first**2, 1)) / 255
-    return [round(float(m), 6) for m in first / 255], [round(float(s), 6) for s in std]
+    """Compute mean and std per channel, in [0, 1], of images with sums [n, 2, C] and `pixels` each.
 
-
-def select_images(images, positions):
-    """Some of the images of a Source, ascending and, where nothing was left out, in one slice."""
-    if positions[-1] - positions[0] == len(positions) - 1:
-        return images[positions[0] : positions[-1] + 1]
-    return [image for i in positions for image in images[i : i + 1]]
-
-
-def count_workers(source, args):
-    """How many processes: one where images are not decoded from files, for arrays would have to be sent to the others."""
-    if not isinstance(source.images[:1][0], Path):
-        return 1
-    return args.workers or (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-
-
-def check_block(job):
-    """Decode some images again. Returns, for each, whether it is what the .npy file holds from row `start` on, and whether it is truncated."""
-    path, start, *what = job
-    block, rows = decode_block(*what)
-    same = (read_block(path, start) == block).all(axis=(1, 2, 3))
-    return [(bool(equal) and not why, cut) for equal, (_, _, why, cut) in zip(same, rows)]
+    The std of a constant channel is 1/255, never 0.
+    """
+    mean, square = sums.sum(0) / (len(sums) * pixels)
+    std = np.sqrt(np.maximum(square - mean**2, 1)) / 255
+    return [round(float(m), 6) for m in mean / 255], [round(float(s), 6) for s in std]

@@ -1,6 +1,7 @@
-"""What a loader returns, splits that a data set does not bring, and two groups of its classes."""
+"""What a loader returns, and what several loaders need: drawn splits, two groups of classes."""
 
 import csv
+import difflib
 import hashlib
 from dataclasses import dataclass, field
 
@@ -10,170 +11,164 @@ from datasets.images import printable
 from utils.cli import UserError
 
 SPLITS = ("train", "val", "test")
-# every draw has its own stream default_rng([seed, stream, class]), so that no draw moves another
+# Every draw has its own stream, default_rng([seed, stream, class]): no draw moves another.
 DRAW_SPLIT, DRAW_TRAIN, DRAW_VAL, DRAW_TEST = range(4)
+# percent of the images, where a data set has no split
+DRAWN = {"test": 20, "val": 10}
 
 
 @dataclass
 class Source:
-    """What a loader found. One entry per image in images, names, labels and split."""
+    """The images that a loader found, with class and split; nothing is decoded yet."""
 
-    images: list  # what decode() takes: paths or arrays [H, W, C]; a list, or NpzImages
-    names: list  # source column of index.csv: path below the data root
+    images: list  # paths or arrays [H, W, C], as decode() takes them; a list, or NpzImages
+    names: list  # column `source` of index.csv: path below the data root
     labels: np.ndarray  # int [M]
-    split: np.ndarray  # str [M]: train, val or test
+    split: np.ndarray  # str [M], of SPLITS
     classes: list  # two names, index = label
-    digest: str  # sha256 of what was found, to notice another source
-    size: int  # side of what the network sees, pixels
-    recipe: str
+    digest: str  # sha256 of what was found, to notice other images
     channels: int = 3
-    store_size: int | None = None  # largest side stored, pixels; None: the images' own
-    side: int | None = None  # longest side of all images, where it is known without a look at each
+    store_size: int | None = None  # largest side stored, pixels; None: that of the images
+    side: int | None = None  # longest side of all images, where it is known from one header
     minority: int | None = None  # None: the rarer class of train
-    balance: bool = False  # val and test cut to their rarest class
-    truncated: bool = False  # truncated files are read as far as they go
+    balance: bool = False  # val and test are cut to their rarest class
+    truncated: bool = False  # truncated files are read as far as possible
     notes: list = field(default_factory=list)  # lines to print
 
 
-def draw_splits(labels, percents, seed, groups=None):
-    """Draw whole groups (patients; default: every image its own) for each split of percents, stratified by class; the rest is train.
+def file_source(args, root, found, groups=None, **fields):
+    """Make a Source of image files below `root`, stored at 10/7 of what the network sees.
 
-    labels int [M] in {0, 1}; percents: {split: percent of the images}; groups [M] or None. A group counts as rare if any of its
-    images is of the rarer class. Returns str [M]. A split gets its share of each stratum's images, exceeded by at most one group.
+    found: [(path, label, split)]; groups: a name for each, or None.
     """
-    groups = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    sizes = np.bincount(groups)
-    has_rare = np.zeros(len(sizes), dtype=bool)
-    has_rare[groups[labels == np.bincount(labels, minlength=2).argmin()]] = True
-    drawn = np.full(len(sizes), "train", dtype="<U5")  # per group
-    for stratum in (0, 1):
-        members = np.random.default_rng([seed, DRAW_SPLIT, stratum]).permutation(
-            np.flatnonzero(has_rare == stratum)
-        )
-        before, total = np.cumsum(sizes[members]) - sizes[members], sizes[members].sum()
-        low = 0
-        for name, percent in percents.items():
-            drawn[
-                members[(100 * before >= low * total) & (100 * before < (low + percent) * total)]
-            ] = name
-            low += percent
-    return drawn[groups]
-
-
-def file_source(args, images, root, labels, split, classes, grayscale, groups=None, **more):
-    """A Source of image files below root; size, storage and augmentation as the flags and `grayscale` say. groups: a name for each, or None."""
-    names = [printable(image.relative_to(root).as_posix()) for image in images]
-    found = "\n".join(
-        f"{name}\t{label}\t{image.stat().st_size if image.exists() else None}"
-        + (f"\t{group}" if group else "")
-        for name, label, image, group in zip(names, labels, images, groups or [None] * len(images))
-    )
-    size = args.size or 224
+    images = [path for path, _, _ in found]
+    names = [printable(path.relative_to(root).as_posix()) for path in images]
+    lines = [
+        f"{name}\t{label}\t{path.stat().st_size if path.exists() else None}"
+        for name, (path, label, _) in zip(names, found, strict=True)
+    ]
+    if groups is not None:
+        lines = [f"{line}\t{group}" for line, group in zip(lines, groups, strict=True)]
     return Source(
         images,
         names,
-        labels,
-        split,
-        classes,
-        hashlib.sha256(found.encode()).hexdigest(),
-        size,
-        "medical" if grayscale else "natural",
-        1 if grayscale else 3,
-        args.store_size or round(size * 10 / 7),
-        **more,
+        labels=np.array([label for _, label, _ in found], dtype=np.int64),
+        split=np.array([split for _, _, split in found], dtype="<U5"),
+        digest=hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+        store_size=round(args.size * 10 / 7),
+        **fields,
     )
 
 
-def binary_labels(labels, minority, majority, path, named):
-    """Which images make up the two classes: 0 for --minority, 1 for --majority, -1 for neither or both.
+def draw_splits(labels, percents, seed, groups=None):
+    """Draw splits stratified by class; groups, such as patients, are never divided.
 
-    labels int [M], or [M, K] where an image may have any of K findings; minority, majority: "3" or "0,1" or None; named: {"3": its name}.
-    Without --majority it is everything else. Returns (int [M], two names, label of the minority or None, lines to print).
+    labels: int [M] in {0, 1}; percents: {split: percent of the images}, the rest is train;
+    groups: [M], None for one image each. A group counts as rare if one of its images does.
+    Returns str [M]. A split exceeds its share of a stratum by at most one group.
     """
-    known = [int(c) for c in (range(labels.shape[1]) if labels.ndim == 2 else np.unique(labels))]
-
-    def numbers(flag, text):
-        chosen = list(
-            dict.fromkeys(
-                int(word) if word.strip().isdecimal() else word for word in text.split(",")
-            )
+    groups = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    sizes = np.bincount(groups)
+    is_rare = np.zeros(len(sizes), dtype=bool)
+    is_rare[groups[labels == np.bincount(labels, minlength=2).argmin()]] = True
+    group_split = np.full(len(sizes), "train", dtype="<U5")
+    for stratum in (0, 1):
+        members = np.random.default_rng([seed, DRAW_SPLIT, stratum]).permutation(
+            np.flatnonzero(is_rare == stratum)
         )
-        strange = [c for c in chosen if c not in known]
-        if strange:
-            raise UserError(
-                f"{flag} {text}: {path} has no class {strange[0]}; its classes are {listed(known)}"
-            )
-        return chosen
+        # 100 x images before each member, to compare with percent x total
+        before = 100 * (np.cumsum(sizes[members]) - sizes[members])
+        total, low = sizes[members].sum(), 0
+        for split, percent in percents.items():
+            drawn = (before >= low * total) & (before < (low + percent) * total)
+            group_split[members[drawn]] = split
+            low += percent
+    return group_split[groups]
 
-    def listed(chosen):
-        return ", ".join(f"{c} {named[str(c)]}" if str(c) in named else str(c) for c in chosen)
 
-    def joined(chosen):
-        return " + ".join(named.get(str(c), str(c)) for c in chosen)
+def choose_classes(known, minority, majority, where):
+    """Choose the members of the rare and of the other class by --minority and --majority.
 
+    known: {class: its description}. Without flags, each of exactly two classes is one. Without
+    --majority, the other class is all the rest. Returns two lists of classes.
+    """
+    listed = ", ".join(list(known.values())[:10]) or "none"
     if len(known) < 2:
+        raise UserError(f"{where}: found {len(known)} classes ({listed}); two are needed")
+    if minority is None and (len(known) > 2 or majority is not None):
         raise UserError(
-            f"{path}: holds {len(known)} class{'es' * (not known)}; two at least are needed"
+            f"{where}: found {len(known)} classes ({listed}); name the rare one with --minority A "
+            "and the other with --majority B,C (default: all others)"
         )
-    if minority is None:
-        if len(known) != 2 or labels.ndim == 2 or majority is not None:
-            raise UserError(
-                f"--minority: say which of the classes of {path} is the rare one, e.g. --minority {known[0]} --majority {known[-1]} "
-                f"(without --majority: all others); they are {listed(known)}"
-            )
-        return np.searchsorted(known, labels), [joined([c]) for c in known], None, []
-    few, many = (
-        numbers("--minority", minority),
-        numbers("--majority", majority) if majority is not None else None,
-    )
-    if many and set(few) & set(many):
+    rare = parse_classes("--minority", minority, known) if minority is not None else [*known][:1]
+    other = [name for name in known if name not in rare]
+    if majority is not None:
+        other = parse_classes("--majority", majority, known)
+    if set(rare) & set(other) or not other:
         raise UserError(
-            f"--minority {minority} --majority {majority}: both name class {min(set(few) & set(many))}"
+            f"--minority {minority} --majority {majority}: the two classes must differ; name others"
         )
-    is_few = labels[:, few].any(1) if labels.ndim == 2 else np.isin(labels, few)
-    is_many = (
-        ~is_few
-        if many is None
-        else labels[:, many].any(1)
-        if labels.ndim == 2
-        else np.isin(labels, many)
-    )
-    group = np.select([is_few & ~is_many, is_many & ~is_few], [0, 1], -1)
-    left, both = int((~is_few & ~is_many).sum()), int((is_few & is_many).sum())
-    notes = (
-        [f"left out: {left} images of neither class" + (f", {both} of both" if both else "")]
-        if left or both
-        else []
-    )
-    return group, [joined(few), joined(many) if many else "rest"], 0, notes
+    return rare, other
+
+
+def parse_classes(flag, text, known):
+    """Parse the value of a flag, A or A,B, into a list of known classes."""
+    # a class name may itself hold a comma
+    chosen = [text] if text in known else [word.strip() for word in text.split(",")]
+    for name in chosen:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, cutoff=0.4) if len(known) > 10 else known
+            listed = ", ".join(known[name] for name in near or [*known][:10])
+            raise UserError(f"{flag} {text}: no class {name!r}; choose from {listed}")
+    return list(dict.fromkeys(chosen))
+
+
+def binary_labels(labels, minority, majority, names, where):
+    """Label two groups of numbered classes: 0 for --minority, 1 for --majority, else -1.
+
+    labels: int [M], or 0 and 1 in [M, K] where an image may have any of K findings; an image of
+    both groups is -1. names: {"3": name of class 3}.
+    Returns int [M], and the fields classes, minority and notes of a Source.
+    """
+    has_findings = labels.ndim == 2
+    numbers = range(labels.shape[1]) if has_findings else np.unique(labels)
+    known = {str(c): f"{c} {names[str(c)]}" if str(c) in names else str(c) for c in numbers}
+    groups = choose_classes(known, minority, majority, where)
+    columns = [[int(c) for c in group] for group in groups]
+    if has_findings:
+        rare, other = (labels[:, column].any(1) for column in columns)
+    else:
+        rare, other = (np.isin(labels, column) for column in columns)
+    if majority is None:
+        other = ~rare
+    binary = np.select([rare & ~other, other & ~rare], [0, 1], -1)
+    classes = [" + ".join(names.get(c, c) for c in group) for group in groups]
+    if majority is None and minority is not None:
+        classes[1] = "rest"
+    neither, both = int((~rare & ~other).sum()), int((rare & other).sum())
+    notes = [f"left out: {neither} images of neither class, {both} of both"] * (neither + both > 0)
+    return binary, dict(classes=classes, minority=None if minority is None else 0, notes=notes)
 
 
 def read_table(path, columns):
-    """{line number: row as a dict} of a CSV. UserError when it is not one, or lacks one of the columns."""
+    """Read a CSV: {value of the first of `columns`: row as a dict}.
+
+    Raises UserError where a column is missing or a value of the first one stands twice.
+    """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            have = reader.fieldnames or []
-            table = {reader.line_num: row for row in reader}
+            found, rows = reader.fieldnames or [], list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV in UTF-8 ({error}); save it again") from None
     for column in columns:
-        if column not in have:
-            raise UserError(
-                f"{path}: has no column {column}, only {', '.join(have) or 'nothing'}; give it {' and '.join(columns)}"
-            )
-    if not table:
-        raise UserError(f"{path}: has no line below its header")
+        if column not in found:
+            listed = ", ".join(found) or "nothing"
+            raise UserError(f"{path}: no column {column}, only {listed}; add it")
+    table = {}
+    for row in rows:
+        key = row[columns[0]]
+        if key in table:
+            raise UserError(f"{path}: {columns[0]} {key} stands in two lines; leave one")
+        table[key] = row
     return table
-
-
-def parse_binary(path, line, column, row):
-    if row[column] not in ("0", "1"):
-        raise UserError(
-            f"{path}, line {line}: {column} is {row[column] or ''!r}, neither 0 nor 1; mend it"
-        )
-    return int(row[column])
-
-
-def more_of(names):
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

@@ -181,14 +181,15 @@ class Done:
 
 @pytest.fixture
 def make(tmp_path, monkeypatch, capsys, handlers):
-    """Calls make_subsets.py in a folder of the test's own."""
+    """Return a function that calls make_subsets.py in a temporary folder, with one worker."""
     monkeypatch.chdir(tmp_path)
 
     def call(*words, code=0):
         import make_subsets
         from common import run_main
 
-        monkeypatch.setattr(sys, "argv", ["make_subsets.py", *map(str, words)])
+        workers = () if "--workers" in words else ("--workers", 1)
+        monkeypatch.setattr(sys, "argv", ["make_subsets.py", *map(str, (*words, *workers))])
         done = Done()
         done.returncode = 0
         try:
@@ -204,7 +205,7 @@ def make(tmp_path, monkeypatch, capsys, handlers):
 
 @pytest.fixture
 def planned(monkeypatch):
-    """A loader and the row plan alone, for folders that take long to decode."""
+    """Return a function that loads and draws ratios, but decodes nothing."""
 
     def call(*words):
         import make_subsets
@@ -212,11 +213,9 @@ def planned(monkeypatch):
         monkeypatch.setattr(sys, "argv", ["make_subsets.py", *map(str, words)])
         args = make_subsets.parse_args()
         source = make_subsets.DATASETS[args.dataset].load(args)
-        _, rows = make_subsets.draw_all_ratios(source.labels, source.split, source, args)
+        _, rows = make_subsets.draw_all_ratios(source, source.labels, source.split, args)
         return source, {
-            ratio: {
-                part: tuple(np.bincount(source.labels[drawn[part]])) for part in make_subsets.SPLITS
-            }
+            ratio: {split: tuple(np.bincount(source.labels[r])) for split, r in drawn.items()}
             for ratio, drawn in rows.items()
         }
 
@@ -225,7 +224,7 @@ def planned(monkeypatch):
 
 @pytest.fixture
 def refused(make):
-    """Calls make_subsets.py with a mistake: exit code 2, one line that says what is in `says`."""
+    """Return a function that calls make_subsets.py with a mistake: exit code 2, one line."""
 
     def call(*words, says):
         done = make(*words, code=2)

@@ -1,4 +1,4 @@
-"""Small pictures, folders of them in the forms of the data sets, and a look into what make_subsets.py makes of them."""
+"""Small pictures, folders of them in the layouts of the data sets, and checks of their subsets."""
 
 import csv
 
@@ -10,31 +10,29 @@ from datasets.source import SPLITS
 
 
 def picture(path, seed=0, size=(24, 16), mode="RGB", **options):
-    """A smooth picture with its own colours; size is width, height."""
+    """Save a smooth picture with its own colours; size is width, height."""
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = np.random.default_rng([7, seed]).integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).convert(mode).save(
-        path, **options
-    )
+    image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+    image.convert(mode).save(path, **options)
 
 
 def plain_folder(root, counts, suffix=".jpg", **options):
+    """Make class folders; counts: {class: images}."""
     for name, n in counts.items():
         for i in range(n):
-            picture(root / name / f"{name} {i:03d}{suffix}", seed=i + 1000 * len(name), **options)
+            path = root / name / f"{name} {i:03d}{suffix}"
+            picture(path, seed=i + 1000 * len(name), **options)
     return root
 
 
 def inat_folder(root, taxa):
-    """taxa: {taxonomy: (train images, val images)}."""
+    """Make folders of iNaturalist 2021; taxa: {taxonomy: (train images, val images)}."""
     for i, (taxonomy, counts) in enumerate(taxa.items()):
-        for part, n in zip(("train", "val"), counts):
+        for split, n in zip(("train", "val"), counts, strict=True):
             for k in range(n):
-                picture(
-                    root / part / f"{i:05d}_{taxonomy}" / f"{k:03d}.jpg",
-                    seed=100 * i + k,
-                    size=(12, 9),
-                )
+                path = root / split / f"{i:05d}_{taxonomy}" / f"{k:03d}.jpg"
+                picture(path, seed=100 * i + k, size=(12, 9))
     return root
 
 
@@ -52,15 +50,14 @@ def index(folder):
 
 
 def well_formed(path):
-    """load_subset takes it, splits are apart, and mean and std are those of the train rows."""
+    """Load a subset; check that splits are disjoint, and mean and std those of the train rows."""
     subset = load_subset(path)
-    rows = np.concatenate([subset.splits[part] for part in SPLITS])
+    rows = np.concatenate([subset.splits[split] for split in SPLITS])
     assert len(set(rows)) == len(rows)
-    split = np.array([line["split"] for line in index(path.parent)])
-    for part in SPLITS:
-        assert (split[subset.splits[part]] == part).all() and (
-            np.diff(subset.splits[part]) > 0
-        ).all()
+    splits = np.array([line["split"] for line in index(path.parent)])
+    for name in SPLITS:
+        rows = subset.splits[name]
+        assert (splits[rows] == name).all() and (np.diff(rows) > 0).all()
     train = subset.images[subset.splits["train"]] / 255
     np.testing.assert_allclose(subset.mean, train.mean((0, 1, 2)), atol=1e-6)
     np.testing.assert_allclose(subset.std, np.maximum(train.std((0, 1, 2)), 1 / 255), atol=1e-6)
@@ -69,4 +66,4 @@ def well_formed(path):
 
 
 def counts(subset):
-    return {part: tuple(subset.counts[part].values()) for part in SPLITS}
+    return {split: tuple(subset.counts[split].values()) for split in SPLITS}
