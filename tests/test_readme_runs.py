@@ -95,7 +95,7 @@ def test_the_lines_of_the_docs_in_their_order(page, user_folder):
         "data": "subsets/inat21-mammals/95-5.json",
         "networks": "runs/init/seed0/encoder.pt",
         "methods": "runs/digits/99-1/supmin/seed0/lws/finetune.json",
-        "protocols": "runs/untrained/seed0/probe.json",
+        "protocols": "runs/digits/99-1/pixels/probe.json",
         "running": "runs/digits/99-1/ntxent/seed0/encoder.pt",
     }
     assert Path(expected[page]).exists()
@@ -123,6 +123,17 @@ def test_torchvision_and_the_kit_load_encoders_as_shown(tmp_path, monkeypatch):
         exec(block, names)
         loaded = names.get("resnet") or names["encoder"]
         assert all(loaded.state_dict()[key].equal(x) for key, x in encoder.state_dict().items())
+
+
+def test_features_of_another_model_are_probed(user_folder, monkeypatch):
+    """With a small stand-in for the vision transformer, which would be downloaded."""
+    pooling = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten())
+    monkeypatch.setattr(torch.hub, "load", lambda *_: pooling)
+    [block] = blocks("docs/protocols.md", "python")
+    assert "size=224" in block
+    exec(block.replace("size=224", "size=8"), {})
+    call(linear_probe, "--embeddings", "z.npz")
+    assert Path("z_probe/probe.json").exists()
 
 
 def test_the_grid(user_folder):
