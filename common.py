@@ -211,12 +211,12 @@ def contrastive_loss(z, group, temperature, attracted=0.0, own_cosine=0.0):
         raise ValueError("the temperature is a number; it gets no gradient")
     if len(rows) > LARGE_BATCH:
         return chunked_contrastive_loss(rows, group, temperature, attracted, own_cosine)
-    itself = torch.eye(len(rows), dtype=torch.bool, device=z.device)  # [V*N, V*N]
-    positive = (group[:, None] == group) & ~itself  # P(i)
+    positive = (group[:, None] == group).to(rows).fill_diagonal_(0)  # P(i): 0 or 1, [V*N, V*N]
     # .float() alone is not enough: autocast would compute this product in half precision.
     with torch.autocast(z.device.type, enabled=False):
-        s = (rows @ rows.T / temperature).masked_fill(itself, -torch.inf)  # s_ij
-    pulled = s.masked_fill(~positive, 0).sum(1) + attracted * own_cosine / temperature
+        s = (rows / temperature) @ rows.T  # s_ij
+    s = s.fill_diagonal_(-1e9)  # no view is compared with itself; -inf would give 0 * inf
+    pulled = (s * positive).sum(1) + attracted * own_cosine / temperature
     return (s.logsumexp(1) - pulled / (positive.sum(1) + attracted)).mean()
 
 

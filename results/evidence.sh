@@ -11,7 +11,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../utils/launch.sh"  # setup, devices, launch, die
 
 evidence() {  # print the commands, those that decide most claims first
-    local seeds flags small="--arch resnet18 --batch-size 64 --save-every 8"
+    local seeds flags small="--arch resnet18 --stem imagenet --batch-size 64 --save-every 8"
     seeds="0 1 2 3 4" flags="$small --lr 0.125 --size 16 --epochs 16 --watch-every 4"
     runs abcehijklm digits 99-1 supcon supmin suppro ntxent
     runs abcefhl digits 95-5 supcon supmin suppro

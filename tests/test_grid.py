@@ -266,7 +266,7 @@ def training_settings(command):
     """Return what a command trains: script, source and flags (the last value of each counts)."""
     _, script, source, *flags = command.replace("=", " ").split()
     flags = dict(zip(flags[::2], flags[1::2], strict=True))
-    for name in ("--out", "--save-every", "--watch-every"):
+    for name in ("--out", "--save-every", "--watch-every", "--stem"):
         flags.pop(name, None)
     return script, source.replace("/evidence/", "/"), flags
 
