@@ -192,7 +192,8 @@ def open_source(args):
         hint = "make it readable, or remove it"
         if isinstance(error, FileNotFoundError) and entry.get:
             hint = f"get {args.dataset} from {entry.get}, and give its folder with --data-root"
-        raise UserError(f"{error.filename}: {error.strerror}; {hint}") from None
+        path = error.filename or args.data_root
+        raise UserError(f"{path}: {error.strerror or error}; {hint}") from None
     args.size = args.size or source.side
     args.store_size = args.store_size or source.store_size
     settings = {key: getattr(args, key) for key in SETTINGS}

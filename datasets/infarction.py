@@ -14,7 +14,7 @@ from utils.cli import UserError
 
 
 def load(args):
-    """Load a folder with one CSV (columns eid, label: 1 = infarction) and an image per participant.
+    """Load one CSV (columns eid, label: 1 = infarction) and an image per participant.
 
     The images are one .pt file, a dict from eid to a tensor [C, H, W], or a file <eid>.npy
     ([C, H, W]) or <eid>.png each. The channels are three short-axis slices (basal, middle,

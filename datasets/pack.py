@@ -82,7 +82,7 @@ def pack_images(source, folder, store_size, workers, skip_bad):
 def choose_stored_side(source, limit):
     """Choose the side of the stored squares: the longest side of all images, `limit` at most."""
     longest = source.side or 1
-    for image in () if source.side else tqdm(source.images, "sizes", leave=False, delay=1):
+    for image in () if source.side else tqdm(source.images, "sizes", leave=False, disable=None):
         try:
             longest = max(longest, *image_size(image))
         except Exception:  # an unreadable image is reported by name when it is decoded
@@ -104,6 +104,8 @@ def decode_images(source, path, side, workers, skip_bad):
     if rows:
         print(f"continuing: {len(rows)} of {n} images are packed")
     else:
+        # no counter may outlive the images that it counts
+        counter.unlink(missing_ok=True)
         create_array(path, shape)
     with atomic_write(counter) as tmp:
         tmp.write_text("".join(f"{json.dumps(line)}\n" for line in [header, *rows]))
@@ -112,7 +114,7 @@ def decode_images(source, path, side, workers, skip_bad):
         (path, offset, i, source.images[i : i + BLOCK], side, source.channels, source.truncated)
         for i in starts
     )
-    bar = tqdm(total=n, initial=len(rows), desc="pack", unit="image", leave=False, delay=0.5)
+    bar = tqdm(total=n, initial=len(rows), desc="pack", unit="image", leave=False, disable=None)
     with open(counter, "a") as lines, open(path, "rb") as images, bar:
         for block_rows in parallel_map(pack_block, jobs, len(starts), workers):
             # images reach the disk before they count
@@ -236,7 +238,8 @@ def scan_images(packed, workers):
     """
     n, sums, is_grey, brightest, same = len(packed.labels), [], True, 0, {}
     jobs = ((packed.images_path, start) for start in range(0, n, BLOCK))
-    for block in parallel_map(scan_block, jobs, math.ceil(n / BLOCK), workers):
+    blocks = parallel_map(scan_block, jobs, math.ceil(n / BLOCK), workers)
+    for block in tqdm(blocks, "scan", math.ceil(n / BLOCK), leave=False, disable=None):
         for row, digest in enumerate(block[3], len(sums)):
             # equal pictures have equal true sizes, too
             same.setdefault((digest, *packed.sizes[row]), []).append(row)
@@ -267,7 +270,7 @@ def scan_block(job):
 
 
 def mean_std(sums, pixels):
-    """Compute mean and std per channel, in [0, 1], of images with sums [n, 2, C] and `pixels` each.
+    """Compute mean and std per channel, in [0, 1], from sums [n, 2, C] of images of `pixels`.
 
     The std of a constant channel is 1/255, never 0.
     """

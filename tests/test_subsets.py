@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import zlib
 from pathlib import Path
 
@@ -257,6 +258,28 @@ def test_a_stopped_packing_continues_at_its_row_counter(make, tmp_path, monkeypa
     shutil.rmtree("subsets")
     assert "continuing" not in make(*words).stdout
     assert contents(Path("subsets/data")) == resumed
+
+
+def test_a_row_counter_never_outlives_its_images(make, tmp_path, monkeypatch):
+    plain_folder(tmp_path / "data", {"a": 40, "b": 40}, size=(8, 8))
+    words = "folder", "--ratios", "50-50"
+    # killed between the packed images and the records
+    monkeypatch.setattr(make_subsets, "write_json", lambda *_: sys.exit(137))
+    make(*words, code=137)
+    assert Path("subsets/data/.part-rows.jsonl").exists()
+    create_array = pack.create_array
+
+    def create_and_die(*args):
+        create_array(*args)
+        sys.exit(137)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pack, "create_array", create_and_die)
+        make(*words, code=137)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert "continuing" not in make(*words).stdout
+    assert load_subset("subsets/data/50-50.json").images.reshape(80, -1).any(1).all()
 
 
 def test_a_stopped_packing_of_other_images_starts_over(make, tmp_path):
