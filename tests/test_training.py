@@ -187,8 +187,8 @@ def test_predict_writes_a_probability_for_every_image(run, workplace):
     Path("new/a folder").mkdir(parents=True, exist_ok=True)
     for i, scan in enumerate(load_digits().images[:4]):
         Image.fromarray((scan * 255 / 16).astype(np.uint8)).save(f"new/a folder/ziffer ä {i}.png")
-    for script, args in ((linear_probe, ()), (finetune, ("--smoke",))):
-        call(script, run, *args, "--predict", "new", "--csv", "new.csv")
+    for script in (linear_probe, finetune):
+        call(script, run, "--smoke", "--predict", "new", "--csv", "new.csv")
         lines = Path("new.csv").read_text(encoding="utf-8").splitlines()
         assert lines[0] == "file,p_5-9,predicted" and len(lines) == 5
         assert lines[1].startswith("a folder/ziffer ä 0.png,")
@@ -198,7 +198,7 @@ def test_predict_writes_a_probability_for_every_image(run, workplace):
     Path("new/a folder/kaputt.jpg").write_bytes(b"not a picture")
     Path("new/broken.jpg").write_bytes(b"not a picture")
     with pytest.raises(UserError, match="kaputt.jpg: cannot be read as an image .*, and 1 more"):
-        call(linear_probe, run, "--predict", "new", "--csv", "new.csv")
+        call(linear_probe, run, "--smoke", "--predict", "new", "--csv", "new.csv")
     lines = Path("new.csv").read_text(encoding="utf-8").splitlines()
     empty = [line for line in lines if line.endswith(",,")]
     assert empty == ["a folder/kaputt.jpg,,", "broken.jpg,,"] and len(lines) == 7
