@@ -1,4 +1,4 @@
-"""Where tests find reference numbers and real images, and how they call a script as a user does."""
+"""Fixtures: reference numbers, real images, and scripts called as a user calls them."""
 
 import json
 import math
@@ -14,19 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-ROOT = Path(__file__).parents[1]
-SHARED = Path(
-    os.environ.get("KIT_SHARED", ROOT.parent / "shared")
-)  # reference numbers and images, where they are at hand
-sys.path.insert(0, str(ROOT))
 from utils.cli import SIGNALS
 
-os.environ["OMP_NUM_THREADS"] = "1"  # networks this small gain nothing from a second thread
+ROOT = Path(__file__).parents[1]
+# Reference numbers and real images, where they are at hand.
+SHARED = Path(os.environ.get("KIT_SHARED", ROOT.parent / "shared"))
+# Networks this small gain nothing from a second thread.
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 
 def oracle(name):
-    """Reference numbers: the full file where it is at hand, else the excerpt kept with the tests."""
+    """Return reference numbers: the full file if it is at hand, else the excerpt in tests/."""
     path = SHARED / "oracle" / name
     path = path if path.exists() else ROOT / "tests" / "oracle" / name
     return (
@@ -45,7 +44,7 @@ def real_data(name):
 
 
 def run_script(script, *args, cwd, code=0):
-    """Run a script in a fresh process, as a user would; asserts its exit code. Returns the finished process."""
+    """Run a script in a new process and assert its exit code. Returns the finished process."""
     done = subprocess.run(
         [sys.executable, str(ROOT / script), *map(str, args)],
         cwd=cwd,
@@ -155,7 +154,7 @@ def workplace(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def weights_go_with_their_test(request):
-    """A checkpoint takes up to 300 MB: what a test has trained in the workplace is deleted behind it, else the suite fills a disk."""
+    """Delete what a test has trained: checkpoints of the suite would fill a disk."""
     if "workplace" not in request.fixturenames:
         yield
         return

@@ -1,4 +1,4 @@
-"""Augmentation on the device against torchvision's, parameter by parameter, and the distribution of its crops."""
+"""Augmentation equals torchvision, parameter by parameter; crops have its distribution."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_crop_flip_resize_equals_torchvision(size):
     boxes = draw_crops(sizes_of(images), (0.2, 1.0), make_generator(0))
     flips = torch.tensor([True, False] * 3)
     ours = crop_resize(images / 255, boxes, sizes_of(images), size, flips)
-    for image, box, flip, view in zip(images, boxes.int().tolist(), flips, ours):
+    for image, box, flip, view in zip(images, boxes.int().tolist(), flips, ours, strict=True):
         theirs = tv.resized_crop(image / 255, *box, [size, size], antialias=True)
         theirs = tv.horizontal_flip(theirs) if flip else theirs
         assert (view - theirs).abs().max() < 1e-4
@@ -70,7 +70,7 @@ def test_center_view_equals_resize_and_center_crop(height, width):
 
 
 def test_photographs_that_are_not_square_lose_little_by_being_squeezed():
-    """Two photographs of 427 x 640, stored at 320 x 320, seen at 224: against torchvision on the photograph itself."""
+    """Two photographs of 427 x 640, stored at 320 x 320 and seen at 224, against torchvision."""
     differences = []
     for photo in load_sample_images().images:
         square = torch.from_numpy(squeeze(photo, 320).copy()).permute(2, 0, 1)[None] / 255
@@ -89,14 +89,13 @@ def test_photographs_that_are_not_square_lose_little_by_being_squeezed():
                 v2.CenterCrop(224)(v2.Resize(257, antialias=True)(photo)),
             )
         )
-        moved = [
-            (ours[0, :, 2:] - theirs[:, :-2]).abs().mean() for ours, theirs in views
-        ]  # two pixels out of place would be worse
+        # A shift by two pixels would differ more.
+        shifted = [(ours[0, :, 2:] - theirs[:, :-2]).abs().mean() for ours, theirs in views]
         differences += [(ours[0] - theirs).abs().mean() for ours, theirs in views]
-        assert all(d < m for d, m in zip(differences[-len(views) :], moved))
-    print(
-        f"mean difference {255 * np.mean(differences):.2f} of 255, worst view {255 * max(differences):.2f}"
-    )
+        latest = differences[-len(views) :]
+        assert all(d < s for d, s in zip(latest, shifted, strict=True))
+    mean, worst = 255 * np.mean(differences), 255 * max(differences)
+    print(f"mean difference {mean:.2f} of 255, worst view {worst:.2f}")
     assert max(differences) < 10 / 255
 
 
@@ -232,15 +231,11 @@ def test_strong_views_add_randaugment_and_leave_the_global_generator_alone(chann
         for strong in (False, True, True)
     )
     assert torch.equal(torch.get_rng_state(), before) and torch.equal(strong, again)
-    assert (
-        strong.shape == plain.shape
-        and strong.dtype == plain.dtype
-        and 0 <= strong.min()
-        and strong.max() <= 1
-    )
-    assert (
-        sum(not torch.allclose(a, b, atol=1 / 255) for a, b in zip(plain, strong)) >= 4
-    )  # two operations each; identity is among them
+    assert strong.shape == plain.shape and strong.dtype == plain.dtype
+    assert 0 <= strong.min() and strong.max() <= 1
+    # Two operations for each image; one of them can be the identity.
+    pairs = zip(plain, strong, strict=True)
+    assert sum(not torch.allclose(a, b, atol=1 / 255) for a, b in pairs) >= 4
     assert not torch.equal(strong, augment(images, sizes, "natural", 16, make_generator(2), True))
 
 

@@ -1,4 +1,7 @@
-"""Nothing let in: whatever bytes a file holds, a reader returns what it promises or one clear line. Long form: KIT_FUZZ=100000 (examples)."""
+"""Damaged and foreign files: a reader returns what it promises, or raises one clear line.
+
+Long form: KIT_FUZZ=100000 examples.
+"""
 
 import io
 import os
@@ -158,7 +161,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(run):
     path = run / "checkpoint.pt"
     good = path.read_bytes()
     try:
-        for name, damage in DAMAGE.items():
+        for damage in DAMAGE.values():
             state = torch.load(path, weights_only=True)
             damage(state)
             torch.save(state, path)

@@ -1,6 +1,7 @@
-"""Killed anywhere (SIGKILL at random moments), the same command finishes, and what it leaves equals an uninterrupted run bit for bit.
+"""After SIGKILL at random moments the same command finishes, bit-identical to one never killed.
 
-The long form kills every command KIT_KILLS times, and more commands: KIT_KILLS=5 python -m pytest -n 0 -s tests/test_kills.py
+The long form kills more commands, each KIT_KILLS times:
+KIT_KILLS=5 python -m pytest -n 0 -s tests/test_kills.py
 """
 
 import json
@@ -27,6 +28,8 @@ COMMANDS = {  # every one writes below `out`, from what the workplace has
     "supmin, bf16": (
         "pretrain",
         SUBSET,
+        "--arch",
+        "resnet8",
         "--method",
         "supmin",
         *TINY,
@@ -61,7 +64,19 @@ LONG = {
         ".",
     ),
     **{
-        method: ("pretrain", SUBSET, "--method", *method.split(), *TINY, "--out", "out")
+        method: (
+            "pretrain",
+            SUBSET,
+            "--arch",
+            "resnet8",
+            "--arch",
+            "resnet8",
+            "--method",
+            *method.split(),
+            *TINY,
+            "--out",
+            "out",
+        )
         for method in (
             "ntxent",
             "supcon",
@@ -73,7 +88,21 @@ LONG = {
             "bcl --variant batchnorm",
         )
     },
-    "paco": ("pretrain", SUBSET, "--method", "paco", *TINY, "--queue", "64", "--out", "out"),
+    "paco": (
+        "pretrain",
+        SUBSET,
+        "--arch",
+        "resnet8",
+        "--arch",
+        "resnet8",
+        "--method",
+        "paco",
+        *TINY,
+        "--queue",
+        "64",
+        "--out",
+        "out",
+    ),
     "ldam_drw": ("finetune", SUBSET, "--loss", "ldam_drw", *TINY, "--out", "out"),
     "crt": ("finetune", "run", "--retrain", "crt", *TINY, "--out", "out"),
 }
@@ -122,7 +151,7 @@ def place(tmp_path_factory, start):
     folder = tmp_path_factory.mktemp("kills")
     for command in (
         ("make_subsets", "digits", "--workers", "1"),
-        ("pretrain", SUBSET, *TINY, "--out", "run"),
+        ("pretrain", SUBSET, "--arch", "resnet8", *TINY, "--out", "run"),
     ):
         process = start(folder, command)
         process.join()
@@ -132,7 +161,7 @@ def place(tmp_path_factory, start):
 
 
 def left_by(folder):
-    """Everything that a finished command has left, without what depends on the clock and without its checkpoint."""
+    """Return what a finished command has left, without clock times and checkpoints."""
     found = {}
     for path in sorted(
         path
@@ -154,7 +183,7 @@ def left_by(folder):
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, *(LONG if KILLS else ())])
-def test_killed_at_random_moments_it_ends_as_if_nothing_had_been(place, start, name):
+def test_a_killed_command_ends_bit_identical(place, start, name):
     command, whole, out = {**COMMANDS, **LONG}[name], place / "whole", place / "out"
     began = time.monotonic()
     process = start(place, command)
@@ -167,11 +196,12 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_been(place, start, n
     for _ in range(10 * (KILLS or 2)):
         process = start(place, command)
         process.join(draw.uniform(0, duration))
-        process.kill()  # nothing happens where it has ended already
+        process.kill()  # no effect if it has ended
         process.join()
         kills += process.exitcode == -signal.SIGKILL
         if process.exitcode == 0:
-            shutil.rmtree(out)  # it went on from the one before, and was quicker: once more
+            # It continued an earlier attempt and was quicker than planned: try again.
+            shutil.rmtree(out)
         assert process.exitcode in (0, -signal.SIGKILL)
         if kills == (KILLS or 2):
             break

@@ -1,4 +1,4 @@
-"""The losses against the reference's numbers, the published golden table, an independent library, closed forms and double loops."""
+"""The losses equal reference numbers, golden values, a library, closed forms and double loops."""
 
 import math
 
@@ -31,12 +31,12 @@ from common import (
     suppro_loss,
     warmup_cosine,
 )
+from utils import contrast_kernel
 
 CONTRASTIVE, PROTOTYPE, RATIO, SUPERVISED, SCHEDULE = (
     oracle(f"{name}.npz")
     for name in ("contrastive", "prototype", "supmin_ratio", "supervised", "lr_schedule")
 )
-from utils import contrast_kernel
 
 
 @pytest.mark.parametrize("case", CONTRASTIVE["cases"])
@@ -47,7 +47,7 @@ def test_ntxent_supcon_supmin_equal_the_reference(case):
         if "/" not in key or key.startswith(f"{case}/")
     }
     labels = torch.from_numpy(f["labels"])
-    for i, (t, base) in enumerate(zip(f["temperature"], f["base_temperature"])):
+    for i, (t, base) in enumerate(zip(f["temperature"], f["base_temperature"], strict=True)):
         scale = t / base if base > 0 else 1  # the kit leaves this factor out
         for name, loss in {
             "ntxent": lambda z: ntxent_loss(z, t),
@@ -83,8 +83,10 @@ def test_suppro_equals_the_reference(case):
         torch.from_numpy(PROTOTYPE[f"{case}/labels"]),
         torch.from_numpy(PROTOTYPE[f"{case}/prototypes"]),
     )
-    for c, (t, base) in enumerate(zip(PROTOTYPE["temperature"], PROTOTYPE["base_temperature"])):
-        for e, margin in enumerate(zip(PROTOTYPE["eps_0"], PROTOTYPE["eps_1"])):
+    for c, (t, base) in enumerate(
+        zip(PROTOTYPE["temperature"], PROTOTYPE["base_temperature"], strict=True)
+    ):
+        for e, margin in enumerate(zip(PROTOTYPE["eps_0"], PROTOTYPE["eps_1"], strict=True)):
             value, grad = value_and_grad(
                 lambda z: (
                     suppro_loss(z, labels, prototypes, t, margin) * (t / base if base > 0 else 1)
@@ -160,7 +162,7 @@ def test_golden_values(loss, golden):
 
 
 def double_loop(z, positives, temperature):
-    """Equation (1) term by term; positives(i, v, j, w): view w of j is a positive of view v of i."""
+    """Equation (1) term by term; positives(i, v, j, w): is view w of j a positive of view v of i?"""
     n, views, _ = z.shape
     anchors = [(i, v) for i in range(n) for v in range(views)]
     s = {(a, b): float(z[a] @ z[b]) / temperature for a in anchors for b in anchors}
