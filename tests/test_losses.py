@@ -162,7 +162,7 @@ def test_golden_values(loss, golden):
 
 
 def double_loop(z, positives, temperature):
-    """Equation (1) term by term; positives(i, v, j, w): is view w of j a positive of view v of i?"""
+    """Equation (1) term by term; positives(i, v, j, w): is (j, w) a positive of (i, v)?"""
     n, views, _ = z.shape
     anchors = [(i, v) for i in range(n) for v in range(views)]
     s = {(a, b): float(z[a] @ z[b]) / temperature for a in anchors for b in anchors}
