@@ -289,6 +289,8 @@ def load_classifier_folder(folder):
             f"{folder}: trained on another encoder than that of {folder.parent}; "
             "move the folder back into its run"
         )
+    if config["smoke"]:
+        print(f"  WARNING: {folder} was trained with --smoke; its probabilities mean nothing")
     subset.size = config["size"]
     head = HEADS[config["head"]](encoder.dim)
     head = LearnableScale(head) if config.get("method") == "lws" else head
@@ -314,6 +316,7 @@ def parse_args(words=None):
     apply_overrides(args, typed, f"--retrain {args.retrain}", RETRAIN.get(args.retrain, {}))
     if args.loss == "ldam_drw":
         apply_overrides(args, typed, "--loss ldam_drw", {"head": "cosine"})
+    check_source(args, typed)
     check_args(args, typed)
     return args
 
@@ -384,20 +387,28 @@ def apply_overrides(args, typed, cause, overrides):
         setattr(args, name, value)
 
 
-def check_args(args, typed):
-    """Raise UserError for flags that do not fit the source or each other."""
-    if not args.source.exists():
-        raise UserError(
-            f"{args.source}: no such run folder or subset file; "
-            "make it with pretrain.py or make_subsets.py"
-        )
-    if args.source.is_dir():
+def check_source(args, typed):
+    """Raise UserError unless the source is a run or a subset, and the flags are for its kind."""
+    source = args.source
+    if not source.exists():
+        made_by = "make it with pretrain.py or make_subsets.py"
+        raise UserError(f"{source}: no such run folder or subset file; {made_by}")
+    if source.is_dir():
         for flag in ("--arch", "--stem", "--init"):
             if flag in typed:
-                raise UserError(f"{flag}: {args.source} has its network; leave the flag out")
-    elif args.retrain or args.train == "head":
+                raise UserError(f"{flag}: {source} has its network; leave the flag out")
+        return
+    if (source.parent / "config.json").exists():
+        raise UserError(f"{source}: is a file of a run; give its folder, {source.parent}")
+    if source.suffix != ".json":
+        raise UserError(f"{source}: not a subset file; give weights as --init {source}")
+    if args.retrain or args.train == "head":
         flag = f"--retrain {args.retrain}" if args.retrain else "--train head"
-        raise UserError(f"{flag}: needs the trained encoder of a run folder, not {args.source}")
+        raise UserError(f"{flag}: needs the trained encoder of a run folder, not {source}")
+
+
+def check_args(args, typed):
+    """Raise UserError for flags that do not fit each other."""
     if "--gamma" in typed and args.loss != "focal":
         raise UserError(f"--gamma: only --loss focal reads it, not {args.loss}; leave it out")
     if not 0 < args.fraction <= 1:

@@ -531,6 +531,8 @@ def test_each_epoch_prints_one_line(run, capsys):
         (f"{SCRATCH} --fraction 0.1", "--batch-size 256: .*; use --batch-size 63 or less"),
         (f"{SCRATCH} --bn-train", "--bn-train: needs a frozen encoder"),
         (f"{SCRATCH} --loss ldam_drw --head mlp", "--head: cannot .* with --loss ldam_drw"),
+        ("RUN/encoder.pt", "encoder.pt: is a file of a run; give its folder, runs"),
+        ("subsets/digits/images.npy", "images.npy: not a subset file; give weights as --init"),
         ("RUN --arch resnet18", "--arch: .* has its network"),
         ("RUN --stem cifar", "--stem: .* has its network"),
         ("RUN --init imagenet", "--init: .* has its network"),
@@ -561,7 +563,7 @@ def test_a_folder_without_encoder_cannot_be_probed(run_with_head):
         call(linear_probe, run_with_head / "finetune")
 
 
-def test_predict_reuses_a_finished_network(run_with_head, supervised_run, tmp_path):
+def test_predict_reuses_a_finished_network(run_with_head, supervised_run, tmp_path, capsys):
     rng, table = np.random.default_rng(0), tmp_path / "new.csv"
     for i in range(2):
         Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / f"{i}.png")
@@ -569,5 +571,7 @@ def test_predict_reuses_a_finished_network(run_with_head, supervised_run, tmp_pa
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
         call(finetune, folder, "--predict", tmp_path, "--csv", table)
         assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+        is_smoke = folder != supervised_run
+        assert ("trained with --smoke" in capsys.readouterr().out) == is_smoke
         with open(table, newline="") as file:
             assert [row["file"] for row in csv.DictReader(file)] == ["0.png", "1.png"]
