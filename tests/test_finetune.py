@@ -525,7 +525,7 @@ def test_each_epoch_prints_one_line(run, capsys):
         (f"{SCRATCH} --train head", "--train head: needs the trained encoder of a run"),
         (f"{SCRATCH} --retrain crt", "--retrain crt: needs the trained encoder of a run"),
         (f"{SCRATCH} --gamma 1", "--gamma: only --loss focal"),
-        (f"{SCRATCH} --predict new", "--predict and --csv"),
+        (f"{SCRATCH} --predict new", "--predict .*--csv"),
         (f"{SCRATCH} --fraction 0", "--fraction 0: give a share above 0"),
         (f"{SCRATCH} --fraction 1.5", "--fraction 1.5: give a share"),
         (f"{SCRATCH} --fraction 0.1", "--batch-size 256: .*; use --batch-size 63 or less"),
