@@ -1,4 +1,4 @@
-"""BCL: classes averaged in the denominator, and a learned centre of each class."""
+"""BCL: the denominator averages the classes, and each class has a learned centre."""
 
 import torch
 import torch.nn as nn
@@ -9,39 +9,43 @@ from baselines.supervised import CosineClassifier, logit_adjusted_loss
 from common import Method, check_labels
 from utils.contrast_kernel import flatten_views
 
-CONTRAST_WEIGHT = 0.35
+CONTRAST_WEIGHT = 0.35  # of bcl_loss beside the classifier's loss, as for ImageNet-LT
 
 
 def bcl_loss(z, labels, centres, temperature=0.07):
-    """Balanced contrastive learning (Zhu et al. 2022, arXiv:2207.09052): the denominator is a sum over classes of means.
+    """Balanced contrastive learning: the denominator is a sum over classes of means.
 
-    Den_i = sum_c mean_{j in B_c, j != i} exp(s_ij), with B_c the views of class c and its centre; pulled to is all of the own class, centre
-    included. Centres are no anchors; they stand for a class that the batch has not.
-    z [N, V, D] unit vectors; labels int [N]; centres [2, D] unit vectors, row = class, with gradient. Returns a scalar (nats).
+        L = mean_i [ log sum_c mean_{a in B_c(i)} exp(s_ia)  -  mean_{p in B_y(i)} s_ip ]
+
+    B_c(i): the views of class c without i, and the centre of c; y: the class of i. Centres are no
+    anchors; they represent a class that the batch lacks.
+    z [N, V, D] unit vectors; labels int [N]; centres [2, D] unit vectors, row = class, with
+    gradient. Returns a scalar (nats). Source: Zhu et al. 2022, arXiv:2207.09052.
     """
     check_labels(z, labels)
     with torch.autocast(z.device.type, enabled=False):
         rows = flatten_views(z)
         s = rows @ torch.cat([rows, centres.to(rows)]).T / temperature  # [V*N, V*N + 2]
-    columns = torch.arange(2, device=labels.device)
-    columns = torch.cat([labels.repeat(z.shape[1]), columns])  # class of each column, [V*N + 2]
+    centre_labels = torch.arange(2, device=labels.device)
+    column_labels = torch.cat([labels.repeat(z.shape[1]), centre_labels])  # [V*N + 2]
     others = ~torch.eye(*s.shape, dtype=torch.bool, device=s.device)
     log_means = []
     for c in (0, 1):
-        members = others & (columns == c)
+        members = others & (column_labels == c)
         log_sum = s.masked_fill(~members, -torch.inf).logsumexp(1)
         log_means.append(log_sum - members.sum(1).to(s).log())
-    positives = others & (columns[: len(s), None] == columns[None, :])
+    positives = others & (column_labels[: len(s), None] == column_labels[None, :])
     pulled = (s * positives).sum(1) / positives.sum(1)
     return (torch.logaddexp(*log_means) - pulled).mean()
 
 
 class BCL(Method):
-    """Two views are contrasted; a third trains a cosine classifier (logit-adjusted cross entropy), whose weights a head turns into centres.
+    """Two views for bcl_loss; a third view trains a cosine classifier by logit adjustment.
 
-    Over two centres batch norm makes every hidden unit of the one the opposite of the other's, and the ReLU then leaves them nearly
-    orthogonal whatever the weights: variant "layernorm" avoids that, "batchnorm" is as published. Loss weights 1 and 0.35 as published
-    for ImageNet-LT.
+    A head turns the weights of the classifier into centres. As published, the head has a batch norm
+    (variant "batchnorm"). Over two centres it makes every hidden unit of one the opposite of the
+    other's. After the ReLU no unit is active for both, so the centres are nearly orthogonal for any
+    weights. Variant "layernorm" avoids that.
     """
 
     views = 3
@@ -66,4 +70,5 @@ class BCL(Method):
         return classification + CONTRAST_WEIGHT * contrast
 
     def collapse_value(self, images):
+        # The loss of the classifier adds to it.
         return None

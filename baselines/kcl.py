@@ -1,4 +1,4 @@
-"""KCL: every anchor has k positives, whatever its class."""
+"""KCL: every anchor has at most k positives of its class beside the views of its image."""
 
 import torch
 import torch.nn.functional as F
@@ -15,21 +15,26 @@ from common import Method, collapse_value
 
 
 def kcl_loss(z, labels, positives, temperature=0.07, queue=None):
-    """k-positive contrastive learning (Kang et al. 2021, ICLR, "Exploring Balanced Feature Spaces"): w = 1 / (drawn + 1).
+    """k-positive contrastive learning: SupCon with few positives, drawn at random.
 
-    Pulled to are the own other views and the drawn views of the same class; those that were not drawn stay in the denominator.
-    z [N, V, D] unit vectors; labels int [N]; positives bool [V*N, V*N] from draw_k_positives.
-    With queue [K, D] the MoCo form: anchors are the first views, the contrast set is the own second view (the key, without gradient) and
-    the queue; positives bool [N, 1 + K] from draw_k_from_queue. Returns a scalar (nats).
+        L = mean_i [ log sum_{a in D(i)} exp(s_ia)  -  mean_{p in P(i)} s_ip ]
+
+    P(i): the other views of the image and k drawn views of its class. D(i): all other views, also
+    those of the class that were not drawn. With queue [K, D], the form of MoCo: anchors are the
+    first views; D(i) is the second view of the image, the key without gradient, and the queue.
+    z [N, V, D] unit vectors; labels int [N]; positives: bool [V*N, V*N] of draw_k_positives, with a
+    queue bool [N, 1 + K] of draw_k_from_queue. Returns a scalar (nats).
+    Source: Kang et al. 2021, ICLR, "Exploring Balanced Feature Spaces".
     """
     s, contrast = compute_similarities(z, labels, positives, temperature, queue)
-    return weighted_contrast(s, contrast, uniform_weights(positives, s)).mean()
+    return weighted_contrast(s, contrast, uniform_weights(positives, s.dtype)).mean()
 
 
 def draw_k_positives(labels, views, k, generator):
-    """For each anchor its other views, and min(k, candidates) other rows of its class, drawn without replacement.
+    """Draw min(k, candidates) rows for each anchor, and add the other views of its image.
 
-    Candidates are all views of the other images of its class. labels int [N]. Returns bool [V*N, V*N], view-major, row = anchor.
+    Candidates are all views of the other images of its class, drawn without replacement.
+    labels int [N]. Returns bool [V*N, V*N], view-major, row = anchor.
     """
     same_image = mark_equal_pairs(torch.arange(len(labels), device=labels.device), views)
     candidates = mark_equal_pairs(labels, views) & ~same_image
@@ -37,24 +42,30 @@ def draw_k_positives(labels, views, k, generator):
 
 
 def draw_k_from_queue(labels, queue_labels, k, generator):
-    """For each anchor its key, and min(k, candidates) entries of the queue of its class. Returns bool [N, 1 + K], column 0 = own key."""
+    """Draw min(k, candidates) keys of the class for each image, and add its own key.
+
+    labels int [N]; queue_labels int [K]. Returns bool [N, 1 + K], column 0 = own key.
+    """
     drawn = draw_candidates(labels[:, None] == queue_labels[None, :], k, generator)
     return F.pad(drawn, (1, 0), value=True)
 
 
 def draw_candidates(candidates, k, generator):
-    """min(k, candidates) of each row's candidates, without replacement: the largest of random numbers. bool [R, M] -> bool [R, M]."""
-    if candidates.is_cuda:  # millions of numbers with a long queue: drawn where they are needed
-        generator = torch.Generator(candidates.device).manual_seed(
-            int(torch.randint(2**62, (), generator=generator))
-        )
+    """Draw min(k, candidates) of each row without replacement: bool [R, M] -> bool [R, M].
+
+    Every candidate gets a random number; the k largest are drawn.
+    """
+    if candidates.is_cuda:
+        # A long queue needs millions of numbers, which are slow to copy to the GPU.
+        seed = int(torch.randint(2**62, (), generator=generator))
+        generator = torch.Generator(candidates.device).manual_seed(seed)
     order = torch.rand(candidates.shape, generator=generator, device=candidates.device)
     chosen = order.masked_fill(~candidates, -1).topk(min(k, candidates.shape[1]), dim=1).indices
     return torch.zeros_like(candidates).scatter_(1, chosen, True) & candidates
 
 
 class KCL(Method):
-    """In-batch by default; with a queue, keys come from a momentum encoder."""
+    """KCL within the batch, or with a queue whose keys come from a momentum encoder."""
 
     def __init__(self, model, subset, training, k, queue):
         super().__init__(model, subset, training)
@@ -78,5 +89,5 @@ class KCL(Method):
         return kcl_loss(z, labels, positives, self.temperature, queue)
 
     def collapse_value(self, images):
-        # With a queue the number of terms grows while it fills.
+        # With a queue it changes while keys replace the random vectors.
         return collapse_value(images) if self.queue is None else None

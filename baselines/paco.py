@@ -1,4 +1,4 @@
-"""PaCo and GPaCo: a linear classifier's logits as one more positive, and a queue."""
+"""PaCo and GPaCo: the logit of the class is one more positive; a queue gives the others."""
 
 import torch
 import torch.nn as nn
@@ -10,20 +10,23 @@ from utils.distributed import at_least_float32
 
 
 def paco_loss(z, labels, logits, prior, queue, temperature=0.2, alpha=0.05):
-    """Parametric contrastive learning (Cui et al. 2021, arXiv:2107.12028; GPaCo: Cui et al. 2023, arXiv:2209.12400).
+    """Parametric contrastive learning: the logit of the class is one more positive.
 
-    With o = logits + log prior, K(i) all other views and the queue, and P(i) the rows of K(i) of the own class,
-        Z_i = sum_c exp(o_ic) + gamma sum_{j in K(i)} exp(s_ij)
-        L_i = -[ beta (o_iy - log Z_i) + alpha sum_{j in P(i)} (s_ij - log Z_i) ] / (beta + alpha |P(i)|).
-    z [N, 2, D] unit vectors; labels int [N]; logits [N, A, 2] of the first A views, which are the anchors: A = 1 is PaCo, where the second
-    view is a key without gradient, A = 2 is GPaCo; prior [2]; queue [K, D] and queue_labels [K] without gradient; alpha a float or one per
-    class (0.05 as published, for many classes: see PaCo). No queue is one of length 0. Returns a scalar (nats).
+        Z_i = sum_c exp(o_ic) + sum_{j in K(i)} exp(s_ij),   o = logits + log prior
+        L_i = -[ o_iy - log Z_i + alpha sum_{j in P(i)} (s_ij - log Z_i) ] / (1 + alpha |P(i)|)
+
+    K(i): all other views and the queue; y: the class of i; P(i): the rows of K(i) of class y.
+    z [N, 2, D] unit vectors; labels int [N]; logits [N, A, 2] of the first A views, the anchors.
+    A = 1 is PaCo: the second view is a key without gradient. A = 2 is GPaCo. prior [2];
+    queue: (keys [K, D], labels int [K]) without gradient, K >= 0; alpha: a float, or one per class.
+    Returns the mean of L_i, a scalar (nats). The weights beta and gamma of the paper are 1
+    throughout, and left out.
+    Sources: Cui et al. 2021, arXiv:2107.12028; GPaCo: Cui et al. 2023, arXiv:2209.12400.
     """
     check_labels(z, labels)
     if z.shape[1] != 2 or logits.ndim != 3 or logits.shape[1] not in (1, 2):
-        raise ValueError(
-            f"PaCo takes two views and logits [N, 1 or 2, 2], not {z.shape[1]} views and logits {list(logits.shape)}"
-        )
+        shapes = f"z {list(z.shape)} and logits {list(logits.shape)}"
+        raise ValueError(f"paco_loss needs z [N, 2, D] and logits [N, 1 or 2, 2], not {shapes}")
     (keys, key_labels), anchor_views = queue, logits.shape[1]
     if anchor_views == 1:
         z = torch.stack([z[:, 0], z[:, 1].detach()], dim=1)
@@ -42,10 +45,13 @@ def paco_loss(z, labels, logits, prior, queue, temperature=0.2, alpha=0.05):
 
 
 class PaCo(Method):
-    """alpha is set per class by default: with two classes one published value (0.05, for a thousand classes) all but switches the classifier
-    off for the majority. alpha_c = 0.4 / E[|P|] gives the centre of either class the share of the probability, 1 / 1.4, that it has there.
+    """A linear classifier beside the projection head, and a queue of keys.
 
-    Variant "gpaco" has no momentum encoder: both views go through the network, both are anchors. The second view's embedding is queued.
+    Variant "paco": keys come from a momentum encoder. Variant "gpaco": both views pass through the
+    network and are anchors; the second is queued.
+    The published alpha, 0.05, is meant for a thousand classes. With two classes and a long queue it
+    leaves hardly any probability to the majority's logit. So the default is one alpha per class,
+    0.4 / E[|P|], which gives either logit its published share of the probability, 1 / 1.4.
     """
 
     def __init__(self, model, subset, training, variant, alpha, queue, randaugment):
@@ -54,7 +60,7 @@ class PaCo(Method):
         self.queue = Queue(queue, model.dim, training.generator)
         self.key_encoder = MomentumEncoder(model) if variant == "paco" else None
         self.register_buffer("prior", class_prior(subset))
-        # The own other view, and the rows of the own class.
+        # E[|P|]: the other view of the image, and the rows of its class.
         expected = 1 + self.prior * (2 * training.batch_size - 2 + queue)
         self.register_buffer("alpha", 0.4 / expected if alpha is None else torch.full((2,), alpha))
         self.log_fields = {"alpha": [float(f"{a:.3g}") for a in self.alpha.tolist()]}
@@ -74,4 +80,5 @@ class PaCo(Method):
         return loss
 
     def collapse_value(self, images):
+        # The logits change it.
         return None

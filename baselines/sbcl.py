@@ -1,4 +1,4 @@
-"""SBCL ("SBC"): the majority in sub-classes about as large as the minority."""
+"""SBCL ("SBC" in the paper): sub-classes of the majority, each as large as the minority."""
 
 import math
 
@@ -12,53 +12,57 @@ from utils.runs import make_generator
 
 
 def sbcl_loss(
-    z,
-    labels,
-    subclasses,
-    temperature=0.1,
-    coarse_temperatures=(0.1, 0.1),
-    beta=0.25,
-    fine_scale=1.0,
+    z, labels, subclasses, temperature=0.1, coarse_temperatures=(0.1, 0.1), beta=0.25, fine_scale=1
 ):
-    """Subclass-balancing contrastive learning (Hou et al. 2023, arXiv:2306.15925): fine_scale * fine + beta * coarse.
+    """Subclass-balancing contrastive learning: SupCon on sub-classes and, weakly, on classes.
 
-    fine is SupCon on the sub-classes. coarse is SupCon on the classes without the own sub-class: of that, only the own other views are
-    pulled to or stand in the denominator; its temperature is that of the anchor's class.
-    z [N, V, D] unit vectors; labels, subclasses int [N] (two classes may use the same ids); coarse_temperatures a pair, one per class.
-    Returns a scalar (nats).
+        L = mean_i [ fine_scale * l_T(i; M(i), A(i))  +  beta * l_Tc(i; P(i), D(i)) ]
+        l_T(i; P, D) = log sum_{a in D} exp(z_i . z_a / T)  -  mean_{p in P} z_i . z_p / T
+
+    A(i): all other views; M(i): those of the own sub-class. D(i): A(i) without the own sub-class,
+    but with the other views of the image; P(i): those of the class in D(i). Tc: the coarse
+    temperature of the anchor's class.
+    z [N, V, D] unit vectors; labels, subclasses int [N], where two classes may use the same ids;
+    coarse_temperatures: two numbers, one per class. Returns a scalar (nats).
+    Source: Hou et al. 2023, arXiv:2306.15925.
     """
     check_labels(z, labels)
     check_labels(z, subclasses)
-    rows, views = flatten_views(z), z.shape[1]
-    with torch.autocast(z.device.type, enabled=False):
+    rows, views, device = flatten_views(z), z.shape[1], z.device
+    with torch.autocast(device.type, enabled=False):
         cosines = rows @ rows.T
-    others = ~torch.eye(len(rows), dtype=torch.bool, device=z.device)
-    images = torch.arange(len(z), device=z.device)
+    others = ~torch.eye(len(rows), dtype=torch.bool, device=device)  # A(i)
+    images = torch.arange(len(z), device=device)
     same_class, same_subclass, same_image = (
         mark_equal_pairs(values, views) & others for values in (labels, subclasses, images)
     )
-    siblings = same_class & same_subclass
-    outside = others & ~siblings | same_image
-    positives = same_class & outside
-    coarse_temperatures = torch.as_tensor(coarse_temperatures, dtype=cosines.dtype)
-    coarse_temperatures = coarse_temperatures.to(z.device, non_blocking=True)
+    siblings = same_class & same_subclass  # M(i)
+    outside = others & ~siblings | same_image  # D(i)
+    fine_weights = uniform_weights(siblings, rows.dtype)
+    coarse_weights = uniform_weights(same_class & outside, rows.dtype)
+    coarse_temperatures = torch.as_tensor(coarse_temperatures, dtype=rows.dtype)
+    coarse_temperatures = coarse_temperatures.to(device, non_blocking=True)
     anchor_temperature = coarse_temperatures[labels.long().repeat(views), None]  # [V*N, 1]
-    fine = weighted_contrast(cosines / temperature, others, uniform_weights(siblings, cosines))
-    coarse_weights = uniform_weights(positives, cosines)
+    fine = weighted_contrast(cosines / temperature, others, fine_weights)
     coarse = weighted_contrast(cosines / anchor_temperature, outside, coarse_weights)
     return (fine_scale * fine + beta * coarse).mean()
 
 
 def count_subclasses(counts, smallest=10):
-    """How many sub-classes each class has: max(1, floor(n_c / M)), with M = max(n_min, smallest). counts: two numbers. Returns a list."""
+    """Return the number of sub-classes of each class: max(1, floor(n_c / M)), a list.
+
+    M = max(n_min, smallest). counts: n_c, two numbers.
+    """
     size = max(min(counts), smallest)
     return [max(1, n // size) for n in counts]
 
 
 def cosine_kmeans(x, clusters, generator, steps=35, tolerance=1e-3):
-    """k-means by cosine: centres are means of their unit vectors, an empty one restarts on a random row. x [n, D]. Returns int [n].
+    """Cluster unit vectors x [n, D] by k-means with the cosine; return the clusters, int [n].
 
-    Starts on distinct random rows; stops when the square of the centres' summed moves is below `tolerance`, or after `steps`.
+    Centres are the means of their rows. They start on distinct random rows; the centre of an empty
+    cluster restarts on a random row. Stops after `steps`, or when the squared sum of the centres'
+    moves falls below `tolerance`.
     """
     centres = x[torch.randperm(len(x), generator=generator)[:clusters]]
     for _ in range(steps):
@@ -74,7 +78,7 @@ def cosine_kmeans(x, clusters, generator, steps=35, tolerance=1e-3):
 
 
 def class_spreads(z, labels):
-    """phi_c = mean distance from the class mean / log(n_c + 10), the spread that sets SBCL's coarse temperature. z [n, D]. Returns [2]."""
+    """Return phi_c = mean distance of a class from its mean / log(n_c + 10), [2]; z [n, D]."""
     spreads = []
     for c in (0, 1):
         members = z[labels == c]
@@ -84,6 +88,11 @@ def class_spreads(z, labels):
 
 
 def scale_temperatures(spreads, subclass_counts, variant):
+    """Return each class's coarse temperature divided by T, [2].
+
+    "paper": exp(phi_c / mean phi). "code": phi_c / mean phi, with phi clipped between its 20th and
+    80th percentiles; 1 for a class with a single sub-class.
+    """
     # If all embeddings are equal, only rounding is left of the spreads.
     spreads = spreads.clamp(min=1e-6)
     if variant == "paper":
@@ -93,12 +102,12 @@ def scale_temperatures(spreads, subclass_counts, variant):
 
 
 class SBCL(Method):
-    """SupCon for 10 epochs (half of them all, if that is less); then sub-classes by k-means of the projections, anew every few epochs.
+    """SupCon for 10 epochs or half of all, then sub-classes, made anew every few epochs.
 
-    Variant "code", as the published code, which gave the numbers in arXiv:2503.17024: coarse temperature T phi_c / mean phi, with phi clipped
-    between its percentiles 20 and 80, and T itself for a class in one piece; clustered on an augmented view; the fine term times 0.1/0.07.
-    "paper": coarse temperature T exp(phi_c / mean phi), clustered on the evaluation view. Sub-classes belong to rows by their label, so the
-    images need not be sorted by class.
+    Sub-classes come from k-means of the projections. Variant "code" follows the published code,
+    which gave the numbers in arXiv:2503.17024: it clusters an augmented view and multiplies the
+    fine term by 0.1/0.07. Variant "paper" clusters the evaluation view. The coarse temperatures
+    differ too: see scale_temperatures.
     """
 
     def __init__(self, model, subset, training, variant, recluster_every):
@@ -123,7 +132,7 @@ class SBCL(Method):
         }
 
     def recluster(self, model, generator):
-        """Sub-classes and coarse temperatures from the projections of all training images, in eval mode."""
+        """Set sub-classes and coarse temperatures from the projections in eval mode."""
         device, views = self.subclasses.device, 1 if self.variant == "code" else 0
         options = dict(views=views, generator=generator)
         z = embed(model, self.subset, self.rows, device, self.batch_size, **options)
@@ -142,9 +151,11 @@ class SBCL(Method):
         if self.is_warmup:
             return supcon_loss(z, labels, self.temperature)
         subclasses = self.subclasses[batch.positions]
-        temperatures = self.temperature, self.coarse_temperatures
-        fine_scale = 0.1 / 0.07 if self.variant == "code" else 1.0
-        return sbcl_loss(z, labels, subclasses, *temperatures, fine_scale=fine_scale)
+        fine_scale = 0.1 / 0.07 if self.variant == "code" else 1
+        return sbcl_loss(
+            z, labels, subclasses, self.temperature, self.coarse_temperatures, fine_scale=fine_scale
+        )
 
     def collapse_value(self, images):
-        return None  # the coarse term's depends on what the batch holds
+        # That of the coarse term depends on the labels of the batch.
+        return None

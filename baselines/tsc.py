@@ -1,4 +1,4 @@
-"""TSC: KCL, and a fixed target per class."""
+"""TSC: KCL, and a fixed target for each class."""
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +11,17 @@ TARGET_WEIGHT = 0.2  # lambda of the paper
 
 
 def tsc_loss(z, labels, targets, positives, temperature=0.07, variant="ttc", queue=None):
-    """Targeted supervised contrastive learning (Li et al. 2022, arXiv:2111.13998): KCL that is also pulled to the target of the own class.
+    """Targeted supervised contrastive learning: KCL with the target of the class as a positive.
 
-    Both targets stand in every denominator. Of an anchor with d drawn views and own views (k_i + 1 of them), a view and the target weigh
-        "ttc"    1/(d + 1)  and  1/(d + 1)          the variant of arXiv:2503.17024
-        "paper"  1/d        and  weight             as published, weight = lambda
-        "code"   1/(d + 1)  and  weight/(d + 1)     as in the published code
-    targets [2, D] unit vectors, row = class, without gradient; z, labels, positives, queue as in kcl_loss. Returns a scalar (nats).
+    Equation (2) of shared.py; both targets stand in every denominator. An anchor with d positives
+    among the views has these weights of a view and of its target:
+
+        "ttc"    1/(d + 1)  and  1/(d + 1)         the variant of arXiv:2503.17024
+        "paper"  1/d        and  lambda            as published
+        "code"   1/(d + 1)  and  lambda/(d + 1)    as in the published code
+
+    targets [2, D] unit vectors, row = class, without gradient; the rest as in kcl_loss. Returns a
+    scalar (nats). Source: Li et al. 2022, arXiv:2111.13998.
     """
     s, contrast = compute_similarities(z, labels, positives, temperature, queue, targets.detach())
     positives = positives.to(s)
@@ -36,26 +40,29 @@ def tsc_loss(z, labels, targets, positives, temperature=0.07, variant="ttc", que
 
 
 def is_swap_better(centroids, targets):
-    """Whether class 0 is to get targets[1]: the assignment that maximises sum_c c_c . t_c, in closed form for two classes; a tie is no swap.
+    """Return whether class 0 should get targets[1] and class 1 targets[0], bool [].
 
-    centroids [2, D]; targets [2, D]. Returns bool [].
+    The better assignment has the larger sum_c centroid_c . target_c; a tie is no swap.
+    centroids [2, D]; targets [2, D].
     """
     return ((centroids[0] - centroids[1]) @ (targets[0] - targets[1])) < 0
 
 
 class TSC(KCL):
-    """Targets are a fixed antipodal pair: for two classes the optimum of the published objective, whichever pair it is.
+    """KCL with an antipodal pair of targets; for two classes, any such pair is optimal.
 
-    Variant "ttc" has them from the first epoch, class 0 on the first. "paper" and "code" train KCL for half of the epochs, meanwhile follow
-    the class centroids, then give each class the target nearer to it, for good, and start optimizer and schedule afresh.
+    Variant "ttc" uses the targets from the first epoch; class 0 has the first. Variants "paper" and
+    "code" train KCL for half of the epochs and follow the class centroids. Then each class gets the
+    nearer target for good, and optimizer and schedule start anew. Differs from the published code,
+    in which the assignment may change at every step.
     """
 
     def __init__(self, model, subset, training, k, queue, variant):
         super().__init__(model, subset, training, k, queue)
         self.variant, self.has_targets = variant, False
         self.switch_epoch = 0 if variant == "ttc" else training.epochs // 2
+        # Row = class from the switch on.
         targets = antipodal_prototypes(model.dim, training.generator)
-        # Row = class, from the switch on.
         self.register_buffer("targets", targets)
         self.register_buffer("centroids", torch.zeros(2, model.dim))
 
@@ -68,25 +75,27 @@ class TSC(KCL):
     def compute_loss(self, z, labels, positives, queue=None):
         if self.has_targets:
             return tsc_loss(
-                z, labels, self.targets, positives, self.temperature, self.variant, queue=queue
+                z, labels, self.targets, positives, self.temperature, self.variant, queue
             )
         self.update_centroids(z[:, 0].detach(), labels)
         return kcl_loss(z, labels, positives, self.temperature, queue)
 
     def update_centroids(self, z, labels, momentum=0.9):
-        """Move the centroid of each class that the batch has a tenth of the way to its mean. z [N, D]."""
+        """Move centroids a tenth of the way to the class means of z [N, D].
+
+        The centroid of a class that the batch lacks stays.
+        """
         members = F.one_hot(labels.long(), 2).to(z)  # [N, 2]
         with torch.autocast(z.device.type, enabled=False):
-            mean = F.normalize(members.T @ z, dim=1)  # [2, D]; zero for a class that is not there
+            mean = F.normalize(members.T @ z, dim=1)  # [2, D]
         moved = F.normalize(momentum * self.centroids + (1 - momentum) * mean, dim=1)
         self.centroids.copy_(torch.where(members.any(0)[:, None], moved, self.centroids))
 
     def schedule_span(self, epoch):
-        return (
-            (0, self.switch_epoch)
-            if epoch < self.switch_epoch
-            else (self.switch_epoch, self.epochs)
-        )
+        if epoch < self.switch_epoch:
+            return 0, self.switch_epoch
+        return self.switch_epoch, self.epochs
 
     def collapse_value(self, images):
-        return None  # the targets stand in the denominator
+        # The targets in the denominator change it.
+        return None
