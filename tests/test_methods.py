@@ -161,9 +161,10 @@ def test_a_method_overfits_one_batch(small_subset, network, form):
         losses.append(loss.item())
     # With a queue, KCL and TSC begin with random keys, which are easy to tell apart.
     if args.method == "paco" or not args.queue:
-        assert np.mean(losses[-3:]) < losses[0] - 0.1
+        assert np.mean(losses[-3:]) < losses[0] - 0.2
+    # NT-Xent does not use the labels; chance is 50.
     z = model.eval()(batch.x[:2]).detach()
-    assert pretrain.knn_balanced_accuracy(z[0], labels, k=3) > 80
+    assert form == "ntxent" or pretrain.knn_balanced_accuracy(z[0], labels, k=3) > 70
 
 
 # TSC ----------------------------------------------------------------------------------------------
