@@ -1,6 +1,5 @@
 """A subset: one class ratio of one data set, as make_subsets.py packs it."""
 
-import csv
 import hashlib
 import json
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.augment import RECIPES
+from datasets.pack import read_index
 from datasets.source import SPLITS
 from utils.cli import UserError
 from utils.files import read_json, sha256
@@ -69,7 +69,7 @@ def load_subset(path, verify=True):
             raise UserError(f"{path.parent}: images.npy or index.csv has changed; {MAKE_IT} again")
         splits = {s: np.array(record["splits"][s], dtype=np.int64) for s in SPLITS}
         rows_json = json.dumps(record["splits"], sort_keys=True).encode()
-        labels, sizes = read_labels_and_sizes(files["index_sha256"])
+        labels, _, sizes, _ = read_index(files["index_sha256"])
         subset = Subset(
             path=path,
             name=record["name"],
@@ -96,15 +96,6 @@ def load_subset(path, verify=True):
 
 
 FILES = {"images_sha256": "images.npy", "index_sha256": "index.csv"}
-
-
-def read_labels_and_sizes(path):
-    """Return labels int64 [M] and sizes int64 [M, 2] (height, width) of index.csv."""
-    with open(path, newline="", encoding="utf-8") as file:
-        index = list(csv.DictReader(file))
-    labels = np.array([int(row["label"]) for row in index])
-    sizes = np.array([(int(row["height"]), int(row["width"])) for row in index])
-    return labels, sizes
 
 
 def check_rows(subset):

@@ -176,7 +176,7 @@ def test_a_signal_reaches_the_runs_and_starts_no_more(kit, number, gpus):
     while len(list(kit.glob(f"{FOLDER}/*/busy*"))) < n:
         time.sleep(0.05)
     process.send_signal(number)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number and f"stopped by {number.name}" in err
     assert "the tables" not in out and not finished_seeds(kit)
     assert len(list(kit.glob(f"{FOLDER}/*/ended"))) == len(list(kit.glob(f"{FOLDER}/*"))) == n
@@ -414,7 +414,7 @@ def test_the_lines_for_slurm_do_their_part_of_the_grid(kit):
             ["bash", "grid.sbatch"],
             cwd=kit,
             env={**env, "SLURM_ARRAY_TASK_ID": str(task), "SLURM_JOB_ID": "77"},
-            timeout=20,
+            timeout=60,
         )
         run = kit / f"runs/breastmnist/natural/supcon/seed{task - 1}"
         assert (run / "evaluate_metrics").exists() == (code == 0) and (run / "ended").exists() == (

@@ -24,12 +24,13 @@ from utils.runs import load_tensors, make_generator
 
 SUBSET = "subsets/digits/99-1.json"
 TINY = ["--smoke", "--arch", "resnet8", "--device", "cpu"]
+RUN = [SUBSET, "--method", "supmin", "--smoke", "--stem", "imagenet", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
 def run(workplace):
-    """A finished tiny run with torchvision's smallest ResNet."""
-    call(pretrain, SUBSET, "--method", "supmin", "--smoke", "--device", "cpu")
+    """A finished tiny run of torchvision's smallest ResNet."""
+    call(pretrain, *RUN)
     return Path("runs/digits/99-1/supmin/seed0")
 
 
@@ -41,7 +42,7 @@ def test_a_finished_run_has_its_files_and_returns_at_once(run, capsys):
     config = json.loads((run / "config.json").read_text())
     assert config["sha256"] == load_subset(SUBSET).sha256
     before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
-    call(pretrain, SUBSET, "--method", "supmin", "--smoke", "--device", "cpu")
+    call(pretrain, *RUN)
     assert "finished already" in capsys.readouterr().out
     assert before == {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
 
@@ -244,7 +245,7 @@ def test_pretrain_refuses(workplace, words, message):
 
 
 def test_other_settings_and_foreign_checkpoints_are_refused(run):
-    words = [SUBSET, "--method", "supmin", "--smoke"]
+    words = RUN
     before = (run / "checkpoint.pt").read_bytes()
     with pytest.raises(UserError, match="other settings.*epochs was 2, is 3"):
         call(pretrain, *words, "--epochs", 3)
