@@ -241,6 +241,9 @@ def supcon_loss(z, labels, temperature=0.07):
 def supmin_loss(z, labels, minority, temperature=0.07, supervised_majority=None):
     """Supervised Minority: SupCon for minority anchors, NT-Xent for majority anchors.
 
+    Equation (1) with P(i) = all other views of the minority class if i belongs to it, otherwise
+    the other views of the image of i.
+
     z [N, V, D] unit vectors, V >= 2; labels int [N]; minority: label of the rare class.
     supervised_majority: bool [N] or None, the majority images that are also each other's positives
     (draw_supervised_majority); all of them gives SupCon. Returns a scalar (nats).
@@ -250,6 +253,7 @@ def supmin_loss(z, labels, minority, temperature=0.07, supervised_majority=None)
     supervised = labels == minority  # [N]
     if supervised_majority is not None:
         supervised = supervised | check_labels(z, supervised_majority).bool()
+    # Every other image is a group of its own.
     single = labels.max() + 1 + torch.arange(len(z), device=z.device)
     return contrastive_loss(z, torch.where(supervised, labels, single), temperature)
 

@@ -371,7 +371,12 @@ def make_parser():
     add("--csv", type=Path, metavar="OUT", help="output of --predict: file, probability, class")
 
     add = parser.add_argument_group("machine").add_argument
-    add("--amp", choices=AMP_MODES, default="auto", help="precision; fp32: no TF32 either")
+    add(
+        "--amp",
+        choices=AMP_MODES,
+        default="auto",
+        help="auto: bf16 if the GPU has it; fp32: no TF32",
+    )
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if present")
     add("--deterministic", action="store_true", help="same bits in every run on a GPU; slower")
     add("--save-every", type=positive, default=1, metavar="E", help="epochs between checkpoints")

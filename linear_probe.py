@@ -97,7 +97,7 @@ def parse_args():
     add("--smoke", action="store_true", help="a few images; two strengths, or two epochs")
     args = parser.parse_args()
     args.new_images = list_prediction_images(args.predict, args.csv)
-    args.rows = list(dict.fromkeys(args.rows or ROW_SETS[:2]))
+    args.rows = list(dict.fromkeys(args.rows or ["own", "balanced"]))
     default = "yes" if args.protocol == "cached" else "no"
     args.standardize = (args.standardize or default) == "yes"
     if bool(args.sources) == bool(args.embeddings):

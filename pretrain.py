@@ -256,7 +256,12 @@ def parse_args(words=None):
         metavar="IMAGES",
         help="images per forward pass, to save memory; the loss still uses the whole batch",
     )
-    add("--amp", choices=AMP_MODES, default="auto", help="precision; fp32: no TF32 either")
+    add(
+        "--amp",
+        choices=AMP_MODES,
+        default="auto",
+        help="auto: bf16 if the GPU has it; fp32: no TF32",
+    )
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if present")
     add("--deterministic", action="store_true", help="same bits in every run on a GPU; slower")
     add("--watch-every", type=number_from(0), default=5, metavar="E", help="epochs between checks")

@@ -13,7 +13,6 @@ OPTIONAL = {"safetensors"}
 PACKAGES = {"baselines", "benchmarks", "datasets", "reporting", "utils"}
 
 
-@pytest.mark.xfail(strict=False, reason="some files are still being rewritten")
 @pytest.mark.parametrize("arguments", [["check"], ["format", "--check"]], ids=" ".join)
 def test_ruff_passes(arguments):
     done = subprocess.run(
@@ -25,7 +24,6 @@ def test_ruff_passes(arguments):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-@pytest.mark.xfail(strict=False, reason="some files are still being rewritten")
 def test_progress_bars_appear_only_on_a_terminal():
     """tqdm's disable=None hides a bar in a file or a pipe."""
     bars = [
