@@ -1,4 +1,4 @@
-"""Losses of the compared methods: reference numbers, closed forms, double loops; their helpers."""
+"""Contrastive losses of the compared methods: reference numbers, closed forms, double loops."""
 
 import copy
 import itertools
@@ -17,27 +17,22 @@ from baselines import (
     BCL,
     TSC,
     PaCo,
-    balanced_batches,
     bcl_loss,
     draw_k_from_queue,
     draw_k_positives,
-    effective_number_weights,
     kcl_loss,
-    ldam_loss,
-    ldam_margins,
     logit_adjusted_loss,
     paco_loss,
     sbcl_loss,
-    tau_normalized,
     tsc_loss,
 )
 from baselines.sbcl import class_spreads, cosine_kmeans, count_subclasses
 from baselines.shared import MomentumEncoder, Queue
-from baselines.supervised import CosineClassifier, LearnableScale
+from baselines.supervised import CosineClassifier
 from baselines.tsc import is_swap_better
 from common import Training, antipodal_prototypes, collapse_value, ntxent_loss, supcon_loss
 
-KCL_TSC, SUPERVISED = oracle("kcl_tsc.npz"), oracle("supervised.npz")
+KCL_TSC = oracle("kcl_tsc.npz")
 Z, Y = fixture_f5()
 
 
@@ -61,8 +56,6 @@ LOGITS = torch.tensor(
     dtype=torch.float64,
 )
 PRIOR = torch.tensor([0.6, 0.4])
-COSINES = torch.tensor([[0.2, -0.1], [-0.3, 0.4], [0.1, 0.15]], dtype=torch.float64)
-COSINE_LABELS = torch.tensor([0, 1, 1])
 
 SUBSET = SimpleNamespace(train_counts=lambda: [990, 10])
 MODEL = nn.Linear(1, 1)  # stands in for a network of these dimensions
@@ -155,16 +148,6 @@ GOLDEN = {
     "bcl": (5.462347, lambda: bcl_loss(Z, Y, CENTRES, 0.1)),
     "paco": (5.432562, lambda: paco_loss(Z, Y, LOGITS[:, :1], PRIOR, QUEUE)),
     "gpaco": (5.502707, lambda: paco_loss(Z, Y, LOGITS, PRIOR, QUEUE)),
-    "ldam": (5.329018, lambda: ldam_loss(COSINES, COSINE_LABELS, ldam_margins([300, 100]))),
-    "ldam, weighted": (
-        6.136489,
-        lambda: ldam_loss(
-            COSINES,
-            COSINE_LABELS,
-            ldam_margins([300, 100]),
-            weights=effective_number_weights([300, 100]),
-        ),
-    ),
 }
 
 
@@ -192,21 +175,6 @@ def test_golden_expectations_over_draws(loss, golden):
     values = np.array([loss(generator).item() for _ in range(600)])
     standard_error = values.std() / np.sqrt(len(values))
     assert standard_error > 0 and abs(values.mean() - golden) < 3 * standard_error
-
-
-def test_ldam_margins_and_weights_of_two_classes():
-    np.testing.assert_allclose(ldam_margins([300, 100]), [0.379918, 0.5], atol=1e-6)
-    for counts, margins, weights, weights_999 in (
-        ((9900, 100), (0.159, 0.5), (0.031, 1.969), (0.174, 1.826)),
-        ((9500, 500), (0.240, 0.5), (0.147, 1.853), (0.565, 1.435)),
-        ((950, 50), (0.240, 0.5), (0.104, 1.896), (0.147, 1.853)),
-        ((70, 70), (0.5, 0.5), (1, 1), (1, 1)),
-    ):
-        np.testing.assert_allclose(ldam_margins(counts), margins, atol=1e-3)
-        np.testing.assert_allclose(effective_number_weights(counts), weights, atol=1e-3)
-        np.testing.assert_allclose(effective_number_weights(counts, 0.999), weights_999, atol=1e-3)
-    weights = effective_number_weights([300, 100])
-    np.testing.assert_allclose(weights, (0.503747, 1.496253), atol=1e-6)
 
 
 # KCL ----------------------------------------------------------------------------------------------
@@ -501,71 +469,6 @@ def test_momentum_encoder_follows_slowly_and_is_not_trained():
     out = encoder(model, torch.ones(1, 2))
     torch.testing.assert_close(encoder.model.weight, before + 0.1)
     assert not out.requires_grad and not any(p.requires_grad for p in encoder.parameters())
-
-
-# supervised ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("case", SUPERVISED["cases"])
-def test_logit_adjustment_with_equal_shares_is_cross_entropy(case):
-    f = {
-        key.split("/")[-1]: SUPERVISED[key]
-        for key in SUPERVISED.files
-        if key.startswith(f"{case}/")
-    }
-    targets, prior = torch.from_numpy(f["targets"]), torch.tensor([0.5, 0.5])
-    equals_reference(
-        lambda x: logit_adjusted_loss(x, targets, prior), f["logits"], f["loss_ce"], f["grad_ce"]
-    )
-
-
-def test_ldam_subtracts_the_margin_from_the_target_only():
-    expected = F.cross_entropy(30 * COSINES, COSINE_LABELS)
-    assert_close(ldam_loss(COSINES, COSINE_LABELS, torch.zeros(2)), expected)
-    assert torch.equal(ldam_margins([80, 80]), torch.full((2,), 0.5))
-    margins, moved = torch.tensor([0.2, 0.5], dtype=torch.float64), COSINES.clone()
-    moved[range(3), COSINE_LABELS] -= margins[COSINE_LABELS]
-    expected = F.cross_entropy(30 * moved, COSINE_LABELS)
-    assert_close(ldam_loss(COSINES, COSINE_LABELS, margins), expected)
-
-
-def test_cosine_classifier_returns_scaled_cosines():
-    cosines = CosineClassifier(4)(torch.randn(6, 4, generator=rng())) / 30
-    assert cosines.abs().max() <= 1 and cosines.shape == (6, 2)
-
-
-@pytest.mark.parametrize("size", [2, 4, 10, 20, 24, 64])
-def test_balanced_batches_use_up_a_class_before_they_repeat_an_image(size):
-    labels = torch.tensor([0] * 50 + [1] * 7)
-    batches = balanced_batches(labels, size, 400 // size, rng())
-    assert {len(batch) for batch in batches} == {size} and len(batches) == 400 // size
-    assert np.array_equal(batches, balanced_batches(labels, size, 400 // size, rng()))
-    # Batches of 10 and 20 cut a round of both classes in two.
-    slack = 4 if size in (10, 20) else 0
-    for batch in batches:
-        assert abs((labels[batch] == 1).sum() - size / 2) <= slack
-    drawn = np.concatenate(batches)
-    for c, count in ((0, 50), (1, 7)):
-        members = drawn[labels[drawn] == c]
-        for start in range(0, len(members) - count + 1, count):
-            assert len(set(members[start : start + count])) == count
-
-
-def test_balanced_batches_need_both_classes():
-    with pytest.raises(ValueError, match="both classes"):
-        balanced_batches(torch.zeros(9), 4, 1, rng())
-
-
-def test_tau_normalisation_keeps_rows_at_0_and_gives_unit_rows_at_1():
-    weight = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
-    assert torch.equal(tau_normalized(weight, 0), weight)
-    torch.testing.assert_close(tau_normalized(weight, 1).norm(dim=1), torch.ones(2))
-
-
-def test_lws_trains_one_number_per_class():
-    scaled, x = LearnableScale(nn.Linear(4, 2)), torch.randn(3, 4, generator=rng())
-    assert sum(p.numel() for p in scaled.parameters() if p.requires_grad) == 2
-    assert torch.equal(scaled(x), scaled.classifier(x))
 
 
 # all contrastive losses ---------------------------------------------------------------------------
