@@ -42,9 +42,9 @@ def find_commands(text):
 
 
 def parse(command, monkeypatch):
-    """Parse a command line as its script does, as if every file existed."""
+    """Parse a command line as its script does, as if every run folder and subset existed."""
     script = next(name for name in PARSERS if command.startswith(name))
-    monkeypatch.setattr(Path, "exists", lambda path: True)
+    monkeypatch.setattr(Path, "exists", lambda path: path.name != "config.json")
     monkeypatch.setattr(Path, "is_dir", lambda path: not path.suffix)
     for module in (linear_probe, finetune):
         monkeypatch.setattr(module, "list_prediction_images", lambda *_: [], raising=False)
