@@ -66,7 +66,7 @@ class ContrastiveModel(nn.Module):
         self.encoder, self.dim, self.chunk = build_encoder(arch, stem), projection_dim, chunk
         width = self.encoder.dim
         layers = [nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection_dim)]
-        self.head = nn.Sequential(*layers, *[nn.ReLU()] * relu)
+        self.head = nn.Sequential(*layers, *([nn.ReLU()] if relu else []))
 
     def forward(self, x):  # [..., n, 3, H, W] -> [..., N, projection_dim], unit vectors
         return self.project(self.features(x))
@@ -149,6 +149,14 @@ class Method(nn.Module):
         """Return the loss of the whole batch, a scalar. batch: datasets.loader.Batch."""
         return self.loss(model(batch.x).transpose(0, 1), batch.labels, batch.generator)
 
+    def loss(self, z, labels, generator):
+        """Return the loss of the whole batch, which may hold no minority image.
+
+        z [N, V, D] unit vectors in float32; labels int [N]; generator: of the epoch, on the CPU.
+        Called under autocast: products of z need torch.autocast(enabled=False).
+        """
+        raise NotImplementedError
+
     def start_epoch(self, epoch, model):
         """Do what is due before the epoch."""
 
@@ -194,7 +202,7 @@ def load_run(folder, smoke=False):
 #
 # The methods differ in P(i) alone. (1) is L_out of Khosla et al. 2020 (arXiv:2004.11362), as a mean
 # over anchors and without the factor temperature / base_temperature of SupContrast's code.
-# If all embeddings are equal, (1) is log(V*N - 1) for any P: the collapse value.
+# If all embeddings are equal, (1) is log(V*N - 1) for any views in P: the collapse value.
 # --------------------------------------------------------------------------------------------------
 
 LARGE_BATCH = 2048  # rows; above it, the kernel with linear memory takes over
@@ -203,8 +211,9 @@ LARGE_BATCH = 2048  # rows; above it, the kernel with linear memory takes over
 def contrastive_loss(z, group, temperature, attracted=0.0, own_cosine=0.0):
     """Equation (1). P(i) = the other views of i's group, and its prototype where `attracted` is 1.
 
-    z [N, V, D] unit vectors; group int [N]; attracted, own_cosine float [V*N]: the cosine with the
-    prototype of the own class. Returns a scalar (nats), in float32 or better.
+    z [N, V, D] unit vectors; group int [N]; attracted [V*N]: 1 where the prototype of the own class
+    is a positive, else 0; own_cosine [V*N]: the cosine with it, so s_ip = own_cosine / T.
+    Returns a scalar (nats), in float32 or better.
     """
     rows, group = flatten_views(z), group.repeat(z.shape[1])  # [V*N, D], [V*N]
     if isinstance(temperature, torch.Tensor) and temperature.requires_grad:

@@ -275,7 +275,7 @@ def resolve_method_options(args):
     """Give the method's options their defaults. Raises UserError for another method's option."""
     options = OPTIONS[args.method]
     args.temperature = args.temperature or {"paco": 0.2}.get(args.method, 0.07)
-    for option in {name for defaults in OPTIONS.values() for name in defaults}:
+    for option in dict.fromkeys(name for defaults in OPTIONS.values() for name in defaults):
         if getattr(args, option) is None:
             setattr(args, option, options.get(option))
         elif option not in options:
@@ -415,7 +415,7 @@ def print_batch_statistics(args, subset, method):
     if value is None:
         print("  this loss has no fixed collapse value: watch SAA and CAC")
     else:
-        print(f"  collapse value of the loss: log({math.exp(value):.0f}) = {value:.3f}")
+        print(f"  collapse value of the loss: {value:.3f}")
     if method.log_fields:
         print("  " + format_fields(method.log_fields))
 
@@ -443,7 +443,8 @@ def print_network(args, subset, steps_per_epoch):
 def monitor_collapse(epoch, stats, args, model, method, subset, device):
     """Return what the log gets beside the loss: SAA, CAC and kNN accuracy every few epochs.
 
-    Prints one line at each check, with a warning if the representation has collapsed.
+    The gap between the loss and its collapse value is computed in every epoch. Prints one line at
+    each check, with a warning if the representation has collapsed.
     """
     value = method.collapse_value(args.batch_size)
     found = {"collapse_gap": None if value is None else value - stats["loss"]}
