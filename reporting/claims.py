@@ -100,11 +100,13 @@ class Runs:
         return dict(sorted(found.items()))
 
     def untrained(self, subset):
-        """Return members that kept their initial weights: SupCon, one epoch, learning rate 0.
+        """Return members with learning rate 0; they differ from the others at most in epochs.
 
-        The epoch sets the statistics of batch norm.
+        The epochs settle the statistics of batch norm: as many as in the other runs, if there are.
         """
-        return self.changed(subset, "supcon", "lr", "epochs").get(0, {})
+        rows = [row for row in self.rows_of(subset) if row["method"] == "untrained"]
+        rows = [row for row in rows if row["label"] == f"untrained (epochs {row['epochs']})"]
+        return {row["seed"]: row for row in rows} | self.base(subset, "untrained")
 
     def lengths(self, subset):
         """Return {"": {method: members}, ", 64 epochs": ...} of SupCon and the proposed losses."""
@@ -148,10 +150,11 @@ class Runs:
 
 
 def is_judged(row):
-    """Whether a run is finished and scored with the defaults of the scripts."""
+    """Whether a run is finished and scored with the defaults of the scripts, if at all."""
     return (
         row["state"] == "finished"
-        and row.get("probe_protocol", "cached") == "cached"
+        # Its default probe is cached, standardised, and has balanced class weights.
+        and ("probe" in row["probes"] or not row["probes"])
         and row.get("metrics_neighborhood", 0.05) == 0.05
         and row.get("encoder_seed", row["seed"]) == row["seed"]
         and not is_smoke(row)
@@ -182,7 +185,7 @@ def balanced_probe_accuracy(row):
 
 
 def collapse_gap(row):
-    return row.get("last_collapse_gap")
+    return None if row["method"] == "untrained" else row.get("last_collapse_gap")
 
 
 PROBES = {balanced_accuracy: "", balanced_probe_accuracy: ", probe on the 50-50 rows"}
@@ -721,8 +724,7 @@ def setting_table(runs):
     table = []
     for dataset in runs.datasets:
         rows = [row for row in runs.rows if row["dataset"] == dataset]
-        base = [row for row in rows if row["label"] == row["method"]]
-        base = [row for row in base if row["kind"] == "contrastive"]
+        base = [row for row in rows if row["label"] in METHODS and row["kind"] == "contrastive"]
         if base:
             values = [*([row.get(key) for row in base] for key in keys)]
             values += [[row.get(key) for row in rows] for key in ("device", "commit")]
@@ -745,11 +747,13 @@ CHANGED_COLUMNS = {
 
 
 def changed_tables(runs):
-    """List, per subset, the methods with changed settings beside their base runs."""
+    """List, per subset, methods with changed settings beside their base runs, and the floor."""
     lines = []
     for subset in runs.subsets:
         rows = runs.rows_of(subset)
         changed = {row["method"] for row in rows if row["label"] != row["method"]}
+        if any(row["method"] == "untrained" for row in rows):
+            changed |= {"untrained", "supcon"}
         rows = [row for row in rows if row["kind"] == "contrastive" and row["method"] in changed]
         table = []
         for label in dict.fromkeys(row["label"] for row in rows):

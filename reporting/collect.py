@@ -11,6 +11,8 @@ from datasets import DATASETS
 from utils.cli import UserError
 from utils.files import read_json, read_log
 
+# What was not trained stands above the methods in the tables.
+FLOORS = ("raw pixels", "untrained")
 # Methods in the order of the tables.
 METHODS = {
     "ntxent": "NT-Xent",
@@ -30,23 +32,43 @@ METHODS = {
     "crt": "cRT",
     "tau_norm": "tau-normalisation",
     "lws": "LWS",
-    "pixels": "raw pixels",
 }
 METRICS = {"saa": "SAA", "cac": "CAC", "sad": "SAD", "cad": "CAD", "gpu": "GPU", "peu": "PEU"}
 SCORES = ("accuracy", "balanced_accuracy", "auroc", "f1")
 NOT_RUN, NOT_APPLICABLE = "not run", "-"
 
+# linear_probe.py moves a probe of another protocol from probe.json to probe_<protocol>.json.
+PROBES = ("probe", "probe_cached", "probe_reference", "probe_centroid")
 # Each is a <name>.json of a run.
-RESULTS = ("metrics", "probe", "finetune")
+RESULTS = ("metrics", *PROBES, "finetune")
+# Rows that a linear probe is trained on beside the run's own: {part of its keys: title}.
+ROW_SETS = {
+    "balanced_train": "50-50 rows",
+    "subsampled": "subsampled rows",
+    "one_percent": "one-percent rows",
+}
 # Entries of config.json that name a run. All others are settings.
 IDENTITY = (
     *("dataset", "ratio", "method", "seed", "subset", "classes", "minority"),
     *("encoder_sha256", "encoder_seed", "classifier_seed"),
+    *("init_sha256", "encoder_init_sha256", "classifier_init_sha256"),
 )
+# Settings that leave no trace in a network with learning rate 0.
+LOSS_SETTINGS = (
+    *("lr", "warmup_epochs", "temperature", "margin", "majority_supervision"),
+    *("k", "queue", "variant", "alpha", "recluster_every"),
+)
+# Stands for the checksum of training rows that were drawn with the seed of each run.
+PER_SEED = "drawn per seed"
+# The networks that had a cifar stem before there was --stem.
+CIFAR_ARCHS = tuple(f"resnet{depth}" for depth in (8, 14, 20, 32, 44, 56))
 # Switches that are on by default. A switch is a setting only if it is not at its default.
 DEFAULT_ON = ("augment", "encoder_augment")
 # Settings that are compared between methods, too.
-SHARED_SETTINGS = ("arch", "epochs", "batch_size", "size", "lr", "warmup_epochs")
+SHARED_SETTINGS = (
+    *("arch", "epochs", "batch_size", "size", "lr", "warmup_epochs"),
+    *("stem", "feature_map", "recipe", "init"),
+)
 FINETUNE_SETTINGS = (
     *("gamma", "head", "head_lr", "balanced_batches", "subsample_balanced", "fraction"),
     *("bn_train", "augment", "epochs", "batch_size", "lr"),
@@ -58,7 +80,8 @@ def collect(source):
 
     Keys are the columns of results.csv; values stay as the files of the run have them: fractions
     for probe and fine-tuning, percent for SAA, CAC and PEU. What was not measured is absent.
-    row["settings"] holds the entries of config.json that decide the result.
+    row["settings"] holds the entries of config.json that decide the result. row["probes"] is
+    {prefix of its columns: name} of the linear probes; the default probe has the prefix "probe".
     row["state"] is "finished", "not finished" or "repeats PATH" (same settings and seed).
     Raises UserError when the source is missing or holds no run.
     """
@@ -68,6 +91,7 @@ def collect(source):
 def make_rows(runs):
     """Turn the runs of load_runs into sorted and labelled rows."""
     rows = [make_row(run) for run in runs]
+    join_drawn_rows(rows)
     add_labels(rows)
     # Of two copies, the finished one with the most results comes first.
     for key in (lambda row: (row["state"], -len(row), row["path"]), table_order):
@@ -89,8 +113,8 @@ def load_runs(source):
     """Read a folder of runs or a runs.jsonl. Returns (head, runs).
 
     The head is the first line of a runs.jsonl, None for a folder. A run is a dict. It holds path,
-    finished, config, log, train_counts and test_counts (None where the subset is missing), and
-    metrics, probe and finetune where they were measured.
+    finished, config, log, and what was measured of RESULTS. From its subset it holds train_counts,
+    test_counts, subset_seed and recipe; they are None where the subset is missing.
     """
     source, head = Path(source), None
     hint = "give the folder of the runs (runs by default) or a runs.jsonl"
@@ -110,21 +134,26 @@ def load_runs(source):
 def read_run_folder(folder, root):
     """Read the files of one run. Raises UserError when one of them is not JSON."""
     config = read_json(folder / "config.json", "delete it or move it out of this folder")
-    last_file = "finetune.json" if "encoder_method" in config else "encoder.pt"
-    last_file = "probe.json" if config.get("method") == "pixels" else last_file
-    subset = folder / str(config.get("subset", ""))
-    counts = read_json(subset, "run make_subsets.py again")["counts"] if subset.is_file() else {}
+    last_files = {"re-trained": "finetune.json", "raw pixels": "probe.json"}
+    last_file = last_files.get(run_kind(config), "encoder.pt")
+    path = folder / str(config.get("subset", ""))
+    subset = read_json(path, "run make_subsets.py again") if path.is_file() else {}
+    counts = subset.get("counts", {})
     run = {
         "path": folder.relative_to(root).as_posix(),
         "config": config,
         "finished": (folder / last_file).exists(),
         "train_counts": counts.get("train"),
         "test_counts": counts.get("test"),
+        "subset_seed": subset.get("seed"),
+        "recipe": subset.get("recipe"),
         "log": read_log(folder) if (folder / "log.jsonl").exists() else [],
     }
     for name in RESULTS:
         if (folder / f"{name}.json").exists():
             run[name] = read_json(folder / f"{name}.json", "delete it and measure again")
+    if run_kind(config) == "raw pixels" and "probe" in run:
+        run["log"] = [run["probe"]["provenance"]]
     return run
 
 
@@ -149,34 +178,141 @@ def read_archive(path):
 
 def make_row(run):
     """Flatten one run. Raises UserError when its results belong to different encoders."""
-    config = run["config"]
-    kind = "contrastive" if "projection_dim" in config else "supervised"
-    kind = "pixels" if config["method"] == "pixels" else kind
+    config, probes = run["config"], named_probes(run)
     row = {
         **{key: value for key, value in config.items() if key != "subset"},
-        "settings": run_settings(config),
-        "kind": "re-trained" if "encoder_method" in config else kind,
+        "method": row_method(config),
+        "settings": run_settings(run),
+        "probes": {probe_prefix(name): name for name in probes},
+        "kind": run_kind(config),
         "state": "finished" if run["finished"] else "not finished",
         "path": run["path"],
         "minority_percent": minority_percent(config, run["train_counts"]),
         **log_values(run["log"], config),
+        **seeds(run),
     }
-    for name in RESULTS:
-        if name in run:
-            row |= flatten_result(name, run[name], config["minority"])
+    results = {name: run[name] for name in ("metrics", "finetune") if name in run}
+    results |= {probe_prefix(name): probe for name, probe in probes.items()}
+    for name, result in results.items():
+        row |= flatten_result(name, result, config["minority"])
     counts = run.get("test_counts") or {}
     row["test_images"] = sum(row.get("metrics_n") or counts.values()) or None
     check_encoder(run)
     return row
 
 
-def run_settings(config):
+def run_kind(config):
+    if config.get("method") == "pixels":
+        return "raw pixels"
+    if "encoder_method" in config:
+        return "re-trained"
+    return "contrastive" if "projection_dim" in config else "supervised"
+
+
+def seeds(run):
+    """Return the seed of the subset if it is known; for raw pixels it is the seed of the run."""
+    if run.get("subset_seed") is None:
+        return {}
+    seed, found = run["subset_seed"], {"subset_seed": run["subset_seed"]}
+    # Only the reference protocol has random numbers of its own.
+    is_cached = run.get("probe", {}).get("protocol") != "reference"
+    return found | ({"seed": seed} if is_cached and run_kind(run["config"]) == "raw pixels" else {})
+
+
+def row_method(config):
+    """Return the method; contrastive runs with learning rate 0 are "untrained", whatever theirs."""
+    kind = run_kind(config)
+    if kind == "contrastive" and config.get("lr") == 0:
+        return "untrained"
+    return kind if kind == "raw pixels" else config["method"]
+
+
+def run_settings(run):
     """Return the entries of config.json that decide the result; not the defaults of switches."""
-    return {
+    config = run["config"]
+    if "arch" in config and "stem" not in config:
+        config = {**config, **old_network_settings(run)}
+    ignored = IDENTITY + (LOSS_SETTINGS if row_method(config) == "untrained" else ())
+    settings = {
         key: value
         for key, value in config.items()
-        if key not in IDENTITY and value is not None and value is not (key in DEFAULT_ON)
+        if key not in ignored and value is not None and value is not (key in DEFAULT_ON)
     }
+    for key in settings.keys() & {"init", "encoder_init", "classifier_init"}:
+        # Each seed may start from the run of the same seed.
+        settings[key] = re.sub(rf"seed{config['seed']}\b", "seed<k>", settings[key])
+    return settings
+
+
+def old_network_settings(run):
+    """Return what the config.json of a run lacks that is older than --stem and --recipe."""
+    config = run["config"]
+    is_cifar = config["arch"] in CIFAR_ARCHS
+    recipe = getattr(DATASETS.get(config["dataset"]), "recipe", None)
+    return {
+        "stem": "cifar" if is_cifar else "imagenet",
+        "feature_map": -(-config["size"] // (4 if is_cifar else 32)),
+        "recipe": run.get("recipe") or recipe,
+    }
+
+
+def named_probes(run):
+    """Return {name: probe} of the linear probes, the default one first.
+
+    Of two probes with one name, that of probe.json counts. A moved probe of an earlier encoder or
+    of a smoke run does not count.
+    """
+    found, latest = {}, run.get("probe")
+    for key in PROBES:
+        probe = run.get(key)
+        if probe and (probe is latest or is_same_encoder(probe, latest or probe)):
+            found.setdefault(probe_name(probe), probe)
+    return dict(sorted(found.items(), key=lambda item: item[0] != "linear probe"))
+
+
+def is_same_encoder(moved, latest):
+    same = moved.get("encoder_sha256") == latest.get("encoder_sha256")
+    return same and not moved.get("smoke")
+
+
+def probe_name(probe):
+    """Name a probe: "linear probe" (cached, standardised, balanced weights), and what differs."""
+    protocol = probe.get("protocol", "cached")
+    names = ["linear probe"]
+    if protocol == "reference":
+        # A probe without this key is older than --optimizer.
+        optimizer, batch_size = probe.get("optimizer", "adam"), probe.get("batch_size", 1024)
+        names += ["reference protocol", f"{probe.get('epochs')} epochs"]
+        names += [optimizer] * (optimizer != "adam")
+        names += [f"batch size {batch_size}"] * (batch_size != 1024)
+    elif protocol != "cached":
+        names.append(f"{protocol} protocol")
+    if probe.get("class_weights", "balanced") == "none":
+        names.append("unweighted")
+    is_standardized, is_usual = probe.get("standardize"), protocol == "cached"
+    if is_standardized not in (None, is_usual):
+        names.append("standardised" if is_standardized else "not standardised")
+    return ", ".join(names)
+
+
+def probe_prefix(name):
+    """Return what the columns of a probe begin with: "linear probe, centroid": "probe_centroid"."""
+    return re.sub("[ ,-]+", "_", name.removeprefix("linear "))
+
+
+def join_drawn_rows(rows):
+    """Let runs be averaged whose training rows were drawn anew for each seed.
+
+    This holds for a data set and ratio if the subset of each run has the seed of the run.
+    """
+    tables = defaultdict(list)
+    for row in rows:
+        tables[row["dataset"], row["ratio"]].append(row)
+    for members in tables.values():
+        draws = {row["settings"].get("rows_sha256") for row in members}
+        if len(draws) > 1 and all(row.get("subset_seed") == row["seed"] for row in members):
+            for row in members:
+                row["settings"]["rows_sha256"] = PER_SEED
 
 
 def log_values(log, config):
@@ -196,9 +332,10 @@ def log_values(log, config):
 
 def check_encoder(run):
     """Raise UserError when the results of a run were measured on different encoders."""
-    hashes = {run[name].get("encoder_sha256") for name in RESULTS if name in run} - {None}
+    names = [name for name in ("metrics", "probe", "finetune") if name in run]
+    hashes = {run[name].get("encoder_sha256") for name in names} - {None}
     if len(hashes) > 1:
-        names = " and ".join(f"{name}.json" for name in RESULTS if name in run)
+        names = " and ".join(f"{name}.json" for name in names)
         raise UserError(f"{run['path']}: {names} belong to different encoders; measure again")
 
 
@@ -255,7 +392,7 @@ def table_order(row):
 
 def sort_key(row):
     """Order data sets and methods by their tables, ratios from rare minority to balanced."""
-    datasets, methods = list(DATASETS), list(METHODS)
+    datasets, methods = list(DATASETS), [*FLOORS, *METHODS]
     dataset, method = row["dataset"], row["method"]
     share = 101 if row["ratio"] == "natural" else row["minority_percent"] or 101
     return (
@@ -292,7 +429,8 @@ def comparable_runs(row, key):
     """Return the key of the runs that share the usual value of a setting; it ends with `key`."""
     if key == "rows_sha256":
         return row["dataset"], row["ratio"], key
-    if key in SHARED_SETTINGS and row["kind"] != "re-trained":
+    is_absent = row["method"] == "untrained" and key in LOSS_SETTINGS
+    if key in SHARED_SETTINGS and row["kind"] != "re-trained" and not is_absent:
         return row["dataset"], row["kind"], key
     return row["dataset"], row["method"], row.get("encoder_method"), key
 
@@ -342,7 +480,8 @@ def setting_text(key, value):
     if key == "variant":
         return str(value)
     if key.endswith("sha256"):
-        return f"{'rows' if key.startswith('rows') else 'images'} {str(value)[:8]}"
+        short = value if value == PER_SEED else str(value)[:8]
+        return f"{'rows' if key.startswith('rows') else 'images'} {short}"
     words = key.replace("_", " ").removesuffix(" method")
     if isinstance(value, bool) or value is None:
         return words if value else f"no {words}"

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from reporting.collect import METHODS, sort_key
-from reporting.tables import cell_text, encoder_groups, finite_cell, row_values
+from reporting.collect import FLOORS, METHODS, sort_key
+from reporting.tables import cell_text, encoder_groups, finite_cell, first_probes, row_values
 from utils.cli import UserError
 from utils.files import atomic_write
 
@@ -27,7 +27,7 @@ def plan_figures(groups, source):
 
     Figures with embeddings need the folder of the runs; without it they are not planned.
     """
-    style = line_styles(groups)
+    groups, style = first_probes(groups), line_styles(groups)
     plans = {
         "accuracy.png": lambda: accuracy_figure(groups, style),
         "saa_cac.png": lambda: saa_cac_figure(groups, style),
@@ -58,9 +58,17 @@ def save_figures(plans, out):
 
 
 def line_styles(groups):
-    """Return {name: colour, marker and line}; a plain method looks the same in every report."""
+    """Return {name: colour, marker and line}; a plain method looks the same in every report.
+
+    What was not trained is grey.
+    """
     names = dict.fromkeys([*METHODS, *(group.name for group in groups)])
-    return {
+    floors = {
+        group.name: {"color": "0.5", "marker": "+x"[FLOORS.index(group.method)], "ls": ":"}
+        for group in groups
+        if group.method in FLOORS
+    }
+    styles = {
         name: {
             "color": COLOURS[i % len(COLOURS)],
             "marker": MARKERS[i % len(MARKERS)],
@@ -68,6 +76,7 @@ def line_styles(groups):
         }
         for i, name in enumerate(names)
     }
+    return styles | floors
 
 
 def panel_grid(count, columns, width, height):
@@ -331,7 +340,8 @@ def overview_groups(groups):
     """
     ratios = {}
     for group in encoder_groups(groups):
-        ratios.setdefault(group.ratio, []).append(group)
+        if group.method != "raw pixels":
+            ratios.setdefault(group.ratio, []).append(group)
     members = min(
         ratios.values(),
         key=lambda found: (-len({g.method for g in found}), found[0].minority_percent or 101),

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from reporting.collect import (
     METRICS,
     NOT_APPLICABLE,
     NOT_RUN,
+    ROW_SETS,
     SCORES,
     setting_text,
     settings_json,
@@ -57,7 +59,8 @@ class Group:
     def name(self):
         """Label for figures; it says how the runs were scored where that is not the usual way."""
         kind = self.rows[0]["kind"]
-        if self.scored_by == {"contrastive": "linear probe"}.get(kind, kind):
+        usual = "linear probe" if kind in ("contrastive", "raw pixels") else kind
+        if self.scored_by == usual:
             return self.label
         if self.scored_by == "from scratch":
             return f"{self.label} from scratch"
@@ -82,41 +85,28 @@ def group_by_seed(rows):
 
 
 def scoring_protocols(row):
-    """List what gave the run's numbers. Other protocols are other measurements, never averaged."""
+    """Return {what gave the run's numbers: what its columns begin with}.
 
-    def protocol(name, result, *options):
-        smoke = ["smoke"] if row.get(f"{result}_smoke") and not row.get("smoke") else []
-        return ", ".join([name, *options, *smoke, *metrics])
-
+    Other protocols are other measurements, never averaged.
+    """
+    probes = {"probe": "linear probe"} if row["kind"] == "contrastive" else {}
+    sources = row["probes"] or probes
+    if row["kind"] == "re-trained":
+        return {"re-trained": "finetune"}
+    if row["kind"] == "supervised":
+        sources = {"finetune": "from scratch", **sources}
+    elif "finetune_test_accuracy" in row:
+        sources = {**sources, "finetune": row["finetune_label"]}
     metrics = []
     if row.get("metrics_neighborhood", 0.05) != 0.05:
         metrics.append(f"CAC neighborhood {row['metrics_neighborhood']:g}")
     if row.get("metrics_smoke") and not row.get("smoke"):
         metrics.append("metrics smoke")
-    probe = protocol("linear probe", "probe", *probe_options(row))
-    if row["kind"] == "re-trained":
-        return ["re-trained"]
-    if row["kind"] == "supervised":
-        probes = [probe] if "probe_test_accuracy" in row else []
-        return [protocol("from scratch", "finetune"), *probes]
-    if "finetune_test_accuracy" in row:
-        return [probe, protocol(row["finetune_label"], "finetune")]
-    return [probe]
-
-
-def probe_options(row):
-    """List the settings of the linear probe that are not the default."""
-    name, options = row.get("probe_protocol", "cached"), []
-    if name != "cached":
-        epochs = [f"{row['probe_epochs']} epochs"] if name == "reference" else []
-        options += [f"{name} protocol", *epochs]
-    if row.get("probe_optimizer", "adam") != "adam":
-        options.append(row["probe_optimizer"])
-    if row.get("probe_class_weights") == "none":
-        options.append("unweighted")
-    if row.get("probe_standardize", name == "cached") != (name == "cached"):
-        options.append("standardised" if row["probe_standardize"] else "not standardised")
-    return options
+    found = {}
+    for prefix, name in sources.items():
+        smoke = ["smoke"] if row.get(f"{prefix}_smoke") and not row.get("smoke") else []
+        found[", ".join([name, *smoke, *metrics])] = prefix
+    return found
 
 
 def row_values(row, scored_by):
@@ -125,24 +115,23 @@ def row_values(row, scored_by):
     def percent(key):
         return None if row.get(key) is None else 100 * row[key]
 
-    is_probe = scored_by.startswith("linear probe")
+    prefix = scoring_protocols(row)[scored_by]
+    values = {score: percent(f"{prefix}_test_{score}") for score in SCORES}
+    for name, score in itertools.product(ROW_SETS, SCORES):
+        key = f"{prefix}_test_{name}"
+        # null: there is no 50-50 subset beside the run's own
+        is_missing = prefix == "finetune" or row.get(key, ...) is None
+        values[f"{name}_{score}"] = NOT_APPLICABLE if is_missing else percent(f"{key}_{score}")
     # metrics.json and the loss are about the encoder before fine-tuning.
-    is_tuned = scored_by.startswith(("fine-tuned", "re-trained"))
-    # Without a 50-50 subset beside the run's own, the second probe does not apply.
-    has_balanced = row.get("probe_test_balanced_train_accuracy") is not None
-    has_balanced = is_probe and ("probe_test_accuracy" not in row or has_balanced)
-    source, balanced = "probe" if is_probe else "finetune", "probe_test_balanced_train"
-    values = {score: percent(f"{source}_test_{score}") for score in SCORES}
-    for score in SCORES:
-        value = percent(f"{balanced}_{score}") if has_balanced else NOT_APPLICABLE
-        values[f"balanced_train_{score}"] = value
-    for key in METRICS:
-        for side in ("minority", "majority"):
-            name = f"{key}_{side}"
-            values[name] = NOT_APPLICABLE if is_tuned else row.get(name)
-    values["final_loss"] = NOT_APPLICABLE if is_tuned else row.get("final_loss")
+    has_encoder = not scored_by.startswith(("fine-tuned", "re-trained"))
+    has_encoder &= row["kind"] != "raw pixels"
+    for key, side in itertools.product(METRICS, ("minority", "majority")):
+        values[f"{key}_{side}"] = row.get(f"{key}_{side}") if has_encoder else NOT_APPLICABLE
+    # An untrained network has the loss of whichever method was named.
+    has_loss = has_encoder and row["method"] != "untrained"
+    values["final_loss"] = row.get("final_loss") if has_loss else NOT_APPLICABLE
     # The log has null where the loss has no collapse value.
-    gap = None if is_tuned else row.get("last_collapse_gap")
+    gap = row.get("last_collapse_gap") if has_loss else None
     values["below_collapse"] = NOT_APPLICABLE if gap is None else gap
     return values
 
@@ -161,6 +150,19 @@ def finite_cell(group, key):
     return cell if isinstance(cell, Statistic) and np.isfinite(cell.mean) else None
 
 
+def first_probes(groups):
+    """Leave out the further linear probes of encoders that were probed in several ways."""
+    kept, probed = [], set()
+    for group in groups:
+        key = group.dataset, group.ratio, group.label, settings_json(group.rows[0])
+        is_probe = group.scored_by.startswith("linear probe")
+        if not (is_probe and key in probed):
+            kept.append(group)
+        if is_probe:
+            probed.add(key)
+    return kept
+
+
 def encoder_groups(groups):
     """Return one Group per encoder: no fine-tuning, no re-training, no second way of scoring."""
     found = {}
@@ -173,11 +175,12 @@ def encoder_groups(groups):
 
 # tables -------------------------------------------------------------------------------------------
 
-COLUMNS = {
+SCORE_COLUMNS = {
     "accuracy": "accuracy (%)",
     "balanced_accuracy": "balanced accuracy (%)",
     "auroc": "AUROC (%)",
-    "balanced_train_accuracy": "accuracy, 50-50 probe (%)",
+}
+ENCODER_COLUMNS = {
     "saa_minority": "SAA minority (%)",
     "saa_majority": "SAA majority (%)",
     "cac_minority": "CAC minority (%)",
@@ -201,7 +204,9 @@ HOW_TO_READ = """\
 * The brackets after a method name the settings that set these runs apart from the others.
 * *Scored by* says what gave the accuracies: a linear probe on the frozen encoder, or the trained
   network itself ("from scratch", "fine-tuned", "re-trained").
-* "50-50 probe" is the linear probe trained on the balanced subset.
+* The linear probe is trained on the run's own training rows, or on those that a column names: of
+  the 50-50 subset, own rows subsampled to the rarer class, or a balanced 1 % of the data set.
+* "untrained" is a network with learning rate 0, "raw pixels" a probe without a network.
 * *Below collapse* is the loss of embeddings that are all equal, minus the final loss. About 0 means
   collapsed. With two views the first is log(2 · batch size - 1); "-" where it is not constant."""
 
@@ -228,6 +233,26 @@ def csv_text(rows):
     return file.getvalue()
 
 
+def measured_row_sets(groups):
+    """Return the names in ROW_SETS that a probe of these groups was trained on."""
+    return [
+        name
+        for name in ROW_SETS
+        if any(isinstance(group.cells[f"{name}_accuracy"], Statistic) for group in groups)
+    ]
+
+
+def report_columns(groups):
+    """Return {quantity: title}; the 50-50 rows and others have columns where they were probed."""
+    rows = {
+        f"{name}_{score}": title.replace(" (%)", f", {ROW_SETS[name]} (%)")
+        for name in measured_row_sets(groups)
+        for score, title in SCORE_COLUMNS.items()
+        if score != "accuracy"
+    }
+    return {**SCORE_COLUMNS, **rows, **ENCODER_COLUMNS}
+
+
 def results_table(rows):
     """Return the rows of results.csv: one per run, known columns first, lists as JSON."""
     first = [
@@ -237,7 +262,7 @@ def results_table(rows):
         *(f"{key}_{side}" for key in METRICS for side in ("minority", "majority")),
         *("final_loss", "last_collapse_gap", "command", "commit", "device"),
     ]
-    columns = first + sorted({key for row in rows for key in row} - {*first, "settings"})
+    columns = first + sorted({key for row in rows for key in row} - {*first, "settings", "probes"})
     return [
         {
             key: json.dumps(row[key]) if isinstance(row.get(key), list) else row.get(key)
@@ -250,12 +275,15 @@ def results_table(rows):
 def summary_table(groups):
     """Return the rows of summary.csv: mean, standard deviation and n of every quantity."""
     table = []
+    hidden = tuple(name for name in ROW_SETS if name not in measured_row_sets(groups))
     for group in groups:
         names = ("dataset", "ratio", "minority_percent", "label", "scored_by", "n")
         row = {key: getattr(group, key) for key in names}
         row["seeds"] = " ".join(str(run["seed"]) for run in group.rows)
         for key, cell in group.cells.items():
-            name = f"{key}_percent" if key.removeprefix("balanced_train_") in SCORES else key
+            if key.startswith(hidden):
+                continue
+            name = f"{key}_percent" if key.endswith(SCORES) else key
             is_measured = isinstance(cell, Statistic)
             row[f"{name}_mean"] = cell.mean if is_measured else cell
             row[f"{name}_std"] = cell.std if is_measured else None
@@ -315,9 +343,10 @@ def report_markdown(groups, figures, notes, command):
         "",
         HOW_TO_READ,
     ]
-    header = ["method", "scored by", "n", *COLUMNS.values()]
     for (dataset, ratio), members in split_by_subset(groups).items():
-        rows = [[g.label, g.scored_by, str(g.n), *cell_texts(g, COLUMNS)] for g in members]
+        columns = report_columns(members)
+        header = ["method", "scored by", "n", *columns.values()]
+        rows = [[g.label, g.scored_by, str(g.n), *cell_texts(g, columns)] for g in members]
         lines += ["", f"## {dataset}, {ratio}", "", *markdown_table(header, rows, text_columns=2)]
         lines += ["", *provenance_lines(members)]
     if figures:
@@ -335,8 +364,12 @@ def provenance_lines(groups):
     images = distinct_text(rows, "test_images").replace("None", "unknown")
     made_with = [f"{key} {distinct_text(rows, key)}" for key in ("device", "torch", "commit")]
     lines = [f"* test images {images}; {'; '.join(made_with)}"]
-    for kind in dict.fromkeys(row["kind"] for row in rows):
-        lines += setting_lines(kind, [row for row in rows if row["kind"] == kind])
+    kinds = {}
+    for row in rows:
+        kind = "untrained" if row["method"] == "untrained" else row["kind"]
+        kinds.setdefault(kind, []).append(row)
+    for kind, members in kinds.items():
+        lines += setting_lines(kind, members)
     return lines + command_lines(rows)
 
 
@@ -371,7 +404,7 @@ def command_lines(rows):
     for row in rows:
         if "command" in row:
             training.setdefault(row["label"], row["command"])
-        for name in ("probe", "metrics", "finetune"):
+        for name in (*row["probes"], "metrics", "finetune"):
             command = row.get(f"{name}_provenance_command", "")
             if command != row.get("command"):
                 folder = rf"\S*({re.escape(row['path'])}|/seed\d+)\b"
@@ -407,8 +440,8 @@ def excluded_runs(rows):
 
 def is_smoke(row):
     """Whether the run or one of its results was made with --smoke."""
-    keys = ("smoke", "probe_smoke", "metrics_smoke", "finetune_smoke")
-    return any(row.get(key) for key in keys)
+    names = ("metrics", "finetune", *row["probes"])
+    return bool(row.get("smoke") or any(row.get(f"{name}_smoke") for name in names))
 
 
 def unlinked_finetunings(folder):

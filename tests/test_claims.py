@@ -74,7 +74,8 @@ def test_two_seeds_decide_nothing(tmp_path):
 def test_smoke_runs_and_other_protocols_are_not_judged(runs):
     before = len(claims.Runs(collect(runs)).rows)
     add(runs, "kcl", "99-1", 0.9, smoke=True)
-    add(runs, "tsc", "99-1", 0.9, protocol="reference")
+    for options in ({"protocol": "reference"}, {"standardize": False}, {"class_weights": "none"}):
+        add(runs, "tsc", "99-1", 0.9, folder=f"-{options}", probe_options=options)
     assert len(claims.Runs(collect(runs)).rows) == before
 
 
@@ -130,8 +131,10 @@ def test_other_methods_lengths_and_kinds_of_images(runs):
         ("digits 99-1, 100 epochs: Supervised Minority over SupCon", True)
     ]
     assert sum("100 epochs" in case.where for case in cases(runs, "b")) == 6
-    options = {"lr": 0.0, "epochs": 1, "noise": (0, 0.01, -0.01)}
-    add(runs, "supcon", "99-1", 0.56, folder="-untrained", **options)
+    options = {"lr": 0.0, "warmup_epochs": 5, "noise": (0, 0.01, -0.01)}
+    add(runs, "ntxent", "99-1", 0.56, folder="-untrained", **options)
+    # One epoch does not settle batch norm: these count where there are no others.
+    add(runs, "supcon", "99-1", 0.5, folder="-one-epoch", **{**options, "epochs": 1})
     assert [case.holds for case in cases(runs, "a") if "untrained" in case.where] == [True]
     assert [case.holds for case in cases(runs, "c") if "untrained" in case.where] == [True] * 3
 

@@ -14,7 +14,7 @@ from sklearn.linear_model import LinearRegression
 
 import report
 from reporting import figures, tables
-from reporting.collect import METRICS, NOT_APPLICABLE, NOT_RUN, collect
+from reporting.collect import METRICS, NOT_APPLICABLE, NOT_RUN, archive_text, collect, load_runs
 from utils.cli import UserError
 
 FINETUNED = "ce weighted_ce focal ldam_drw logit_adjusted crt tau_norm lws".split()
@@ -23,9 +23,10 @@ FINETUNED = "ce weighted_ce focal ldam_drw logit_adjusted crt tau_norm lws".spli
 def make_run(runs, method="supcon", seed=0, ratio="99-1", dataset="digits", folder=None, **options):
     """Write one run folder. `options` are results (below) or entries of config.json.
 
-    probe, balanced_train and finetune are balanced accuracies; saa and cac are [class 0, class 1].
+    probe, balanced_train and finetune are balanced accuracies; saa and cac are [class 0, class 1];
+    probe_options are entries of probe.json.
     """
-    results = {"loss": 6.0, "protocol": "cached", "encoder": True, "embedding": False}
+    results = {"loss": 6.0, "probe_options": {}, "encoder": True, "embedding": False}
     results |= dict.fromkeys("probe balanced_train finetune saa cac".split()) | {"gap": ...}
     results = {name: options.pop(name, default) for name, default in results.items()}
     path = runs / (folder or f"{dataset}/{ratio}/{method}/seed{seed}")
@@ -74,13 +75,14 @@ def write_results(path, config, results):
     if results["probe"] is not None:
         balanced = results["balanced_train"]
         probe = {
-            "protocol": results["protocol"],
+            "protocol": "cached",
             "test": scores(results["probe"]),
             "val": scores(0.5),
             "smoke": False,
             "epochs": 100,
             "test_balanced_train": None if balanced is None else scores(balanced),
             "provenance": {"command": f"python linear_probe.py runs/{path.name}"},
+            **results["probe_options"],
         }
         write(path / "probe.json", probe)
     if results["finetune"] is not None:
@@ -115,6 +117,14 @@ def groups_of(runs):
 def markdown(runs):
     rows = collect(runs)
     return tables.report_markdown(tables.group_by_seed(rows), [], [], "report.py runs")
+
+
+def assert_archive_holds(runs):
+    """The rows of a runs.jsonl are those of the folders."""
+    head = {"command": "", "claims": False, "figures": [], "notes": []}
+    archive = runs / "runs.jsonl"
+    archive.write_text(archive_text(head, load_runs(runs)[1]))
+    assert collect(archive) == collect(runs)
 
 
 def call(monkeypatch, *words):
@@ -235,6 +245,90 @@ def test_a_setting_tried_at_one_ratio_is_not_usual_however_often(tmp_path):
     assert len(figures.line_plot_groups(tables.group_by_seed(collect(tmp_path)))) == 4
 
 
+def test_untrained_networks_have_one_label_and_raw_pixels_another(tmp_path):
+    make_run(tmp_path, "supcon", 0, probe=0.7, lr=0.1)
+    make_run(tmp_path, "ntxent", 0, folder="a", probe=0.5, lr=0.0, warmup_epochs=10)
+    make_run(tmp_path, "suppro", 1, folder="b", probe=0.6, lr=0.0, warmup_epochs=2, margin=1.0)
+    make_run(tmp_path, "supmin", 1, folder="c", probe=0.6, lr=0.0)
+    make_run(tmp_path, "supcon", 0, folder="d", probe=0.8, lr=0.0, epochs=1)
+    path = make_run(tmp_path, "pixels", 0, folder="e", probe=0.55, encoder=False)
+    config = json.loads((path / "config.json").read_text())
+    for key in ("arch", "epochs", "batch_size", "projection_dim"):
+        del config[key]
+    write(path / "config.json", config)
+    (path / "log.jsonl").unlink()
+    found = groups_of(tmp_path)
+    means = {name: (g.n, g.cells["balanced_accuracy"].mean) for name, g in found.items()}
+    assert means == {
+        "raw pixels": (1, pytest.approx(55)),
+        "untrained": (2, pytest.approx(55)),
+        "untrained (epochs 1)": (1, pytest.approx(80)),
+        "supcon": (1, pytest.approx(70)),
+    }
+    assert tables.excluded_runs(collect(tmp_path))[0].startswith("c: repeats b")
+    # Their loss is that of a method, which does not matter.
+    assert found["untrained"].cells["final_loss"] == NOT_APPLICABLE
+    assert found["raw pixels"].cells["saa_minority"] == NOT_APPLICABLE
+    text = markdown(tmp_path)
+    assert "* untrained: arch resnet18, batch size 256, feature map 1," in text
+    assert f"python linear_probe.py runs/{path.name}" in text
+    assert_archive_holds(tmp_path)
+
+
+def test_stem_recipe_relu_and_init_are_labels_where_they_differ(tmp_path):
+    new = {"stem": "cifar", "feature_map": 4, "recipe": "natural"}
+    for seed in (0, 1):
+        make_run(tmp_path, "supmin", seed, **new)
+        init = {"init": f"runs/ntxent/seed{seed}", "init_sha256": f"weights {seed}"}
+        make_run(tmp_path, "supmin", seed, folder=f"init/{seed}", **new, **init)
+        make_run(tmp_path, "supmin", seed, folder=f"relu/{seed}", **new, relu=True)
+    make_run(tmp_path, "supmin", 0, folder="recipe", **{**new, "recipe": "medical"})
+    # The log of a run from before there was --stem.
+    make_run(tmp_path, "supmin", 0, folder="old")
+    assert {name: group.n for name, group in groups_of(tmp_path).items()} == {
+        "supmin": 2,
+        "supmin (init runs/ntxent/seed<k>)": 2,
+        "supmin (relu)": 2,
+        "supmin (recipe medical)": 1,
+        "supmin (feature map 1, recipe medical, stem imagenet)": 1,
+    }
+    (line,) = (line for line in markdown(tmp_path).splitlines() if line.startswith("* supmin: "))
+    assert "feature map 4, recipe natural, stem cifar" in line
+
+
+def test_rows_that_are_drawn_with_the_seed_of_the_run_are_averaged(tmp_path):
+    for seed in (0, 1):
+        subset = {"counts": {"train": {"0": 99, "1": 1}}, "seed": seed}
+        (tmp_path / f"subset{seed}").mkdir()
+        write(tmp_path / f"subset{seed}/99-1.json", subset)
+        place = {"subset": f"../subset{seed}/99-1.json", "rows_sha256": f"draw {seed}"}
+        make_run(tmp_path, "supmin", seed, folder=f"run{seed}", **place)
+    assert {name: group.n for name, group in groups_of(tmp_path).items()} == {"supmin": 2}
+    assert "rows drawn per seed" in markdown(tmp_path)
+    assert_archive_holds(tmp_path)
+    # Not if the seed of one subset is another.
+    write(tmp_path / "subset1/99-1.json", {**subset, "seed": 5})
+    assert {group.n for group in groups_of(tmp_path).values()} == {1}
+
+
+def test_each_set_of_training_rows_has_its_columns(tmp_path):
+    options = {"test_one_percent": scores(0.6), "test_subsampled": scores(0.5)}
+    make_run(tmp_path, "supmin", probe=0.8, balanced_train=0.9, probe_options=options)
+    make_run(tmp_path, "supcon", probe=0.7)
+    make_run(tmp_path, "supmin", ratio="50-50", probe=0.95)
+    lines = [line for line in markdown(tmp_path).splitlines() if line.startswith("| ")]
+    names = ("50-50 rows (%)", "subsampled rows (%)", "one-percent rows (%)")
+    columns = [f"{score}, {name}" for name in names for score in ("balanced accuracy", "AUROC")]
+    header = ["accuracy (%)", "balanced accuracy (%)", "AUROC (%)", *columns, "SAA minority (%)"]
+    assert " | ".join(header) in lines[0]
+    measured = [f"{value}.0 ± -" for value in (81, 80, 82, 90, 92, 50, 52, 60, 62)]
+    assert " | ".join(measured) in lines[3]
+    # This run has no 50-50 subset; the other rows can still be probed.
+    assert "71.0 ± - | 70.0 ± - | 72.0 ± - | - | - | not run" in lines[2]
+    # The table of 50-50 has the columns of own rows alone.
+    assert "AUROC (%) | SAA minority (%)" in lines[4]
+
+
 def test_with_and_without_augmentation_are_two_rows(tmp_path):
     for augment, value in ((True, 0.7), (False, 0.6)):
         for seed in (0, 1):
@@ -308,7 +402,8 @@ def test_runs_with_other_settings_are_never_averaged(tmp_path, other):
 
 def test_other_ways_of_measuring_are_never_averaged(tmp_path):
     make_run(tmp_path, seed=0, probe=0.6, finetune=0.8, saa=[1, 1])
-    make_run(tmp_path, seed=1, probe=0.7, protocol="reference")
+    reference = {"protocol": "reference"}
+    make_run(tmp_path, seed=1, probe=0.7, probe_options=reference)
     path = make_run(tmp_path, seed=2, probe=0.9, saa=[1, 1])
     metrics = json.loads((path / "metrics.json").read_text())
     write(path / "metrics.json", {**metrics, "neighborhood": 5})
@@ -328,6 +423,36 @@ def test_other_ways_of_measuring_are_never_averaged(tmp_path):
     write(path / "finetune.json", {**tuned, "test": scores(0.5)})
     found = {g.scored_by for g in groups_of(tmp_path).values()}
     assert "fine-tuned, ce, head, head mlp, smoke, CAC neighborhood 5" in found
+
+
+def test_every_probe_of_a_run_has_a_row(tmp_path):
+    default = {"class_weights": "balanced", "standardize": True}
+    sgd = {"protocol": "reference", "optimizer": "sgd", "epochs": 50, "standardize": False}
+    names = {
+        "linear probe": default,
+        "linear probe, unweighted": {"class_weights": "none"},
+        "linear probe, not standardised": {"standardize": False},
+        "linear probe, centroid protocol": {"protocol": "centroid", "standardize": False},
+        "linear probe, reference protocol, 50 epochs, sgd": sgd,
+    }
+    for seed, options in enumerate(names.values()):
+        path = make_run(tmp_path, seed=seed, probe=0.5 + seed / 10, probe_options=options)
+    # linear_probe.py has moved these aside: one of the same encoder, one of another.
+    probe = json.loads((path / "probe.json").read_text())
+    write(path / "probe_cached.json", {**probe, **default, "protocol": "cached"})
+    centroid = {**probe, "protocol": "centroid", "encoder_sha256": "another"}
+    write(path / "probe_centroid.json", centroid)
+    found = {g.scored_by: g for g in groups_of(tmp_path).values()}
+    assert {name: g.cells["balanced_accuracy"].values for name, g in found.items()} == {
+        name: pytest.approx([50, 90] if name == "linear probe" else [50 + 10 * seed])
+        for seed, name in enumerate(names)
+    }
+    rows = {row["seed"]: row for row in collect(tmp_path)}
+    assert "probe_test_auroc" not in rows[3] and rows[3]["probe_centroid_protocol_test_auroc"]
+    # Figures show one probe of an encoder.
+    groups = tables.group_by_seed(rows.values())
+    assert [g.scored_by for g in tables.first_probes(groups)] == ["linear probe"]
+    assert_archive_holds(tmp_path)
 
 
 def test_unfinished_repeated_and_smoke_runs_are_listed(tmp_path, capsys, monkeypatch, no_figures):
