@@ -21,6 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from common import build_model, embed, load_run
@@ -541,9 +545,6 @@ def plot_embedding(out, embeddings, metrics, args):
 
 def draw_scatter(xy, labels, names, minority, limit, title):
     """Return a figure with one dot per image, the minority on top. limit: inf for t-SNE."""
-    # matplotlib and scikit-learn are imported where used: pre-training needs neither
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(6, 6), layout="constrained")
     axes = figure.subplots()
     majority_style = dict(c="#9ec5e8", marker="o", s=14, linewidths=0)
@@ -565,10 +566,6 @@ def project_2d(rows, method):
 
     t-SNE starts at the principal components. Fewer than 10 rows, or equal rows, stay there.
     """
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
-
     centered = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
     spread = centered.std()
     if spread <= 1e-12 * np.abs(rows).max():

@@ -86,7 +86,12 @@ def parse_args():
     add("--standardize", choices=["yes", "no"], help=text)
     add("--optimizer", choices=list(OPTIMIZERS), default="adam", help="reference protocol")
     add("--epochs", type=count, default=100, help="reference protocol; in the paper 50")
-    add("--batch-size", type=count, default=1024, help="images; reference protocol")
+    add(
+        "--batch-size",
+        type=count,
+        default=1024,
+        help="of the reference protocol; features: at most 256",
+    )
     text = "reference protocol: seed for weights, shuffling and augmentation"
     add("--seed", type=number_from(0), default=0, help=text)
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if present")

@@ -1,5 +1,7 @@
 """PaCo and GPaCo: the logit of the class is one more positive; a queue gives the others."""
 
+import math
+
 import torch
 import torch.nn as nn
 
@@ -9,39 +11,44 @@ from utils.contrast_kernel import flatten_views
 from utils.distributed import at_least_float32
 
 
-def paco_loss(z, labels, logits, prior, queue, temperature=0.2, alpha=0.05):
+def paco_loss(
+    z, labels, logits, prior, queue, queue_labels, temperature=0.2, alpha=0.05, beta=1.0, gamma=1.0
+):
     """Parametric contrastive learning: the logit of the class is one more positive.
 
-        Z_i = sum_c exp(o_ic) + sum_{j in K(i)} exp(s_ij),   o = logits + log prior
-        L_i = -[ o_iy - log Z_i + alpha sum_{j in P(i)} (s_ij - log Z_i) ] / (1 + alpha |P(i)|)
+        Z_i = sum_c exp(o_ic) + gamma sum_{j in K(i)} exp(s_ij),   o = logits + log prior
+        L_i = -[ beta (o_iy - log Z_i) + alpha sum_{j in P(i)} (s_ij - log Z_i) ]
+              / (beta + alpha |P(i)|)
 
     K(i): all other views and the queue; y: the class of i; P(i): the rows of K(i) of class y.
     z [N, 2, D] unit vectors; labels int [N]; logits [N, A, 2] of the first A views, the anchors.
     A = 1 is PaCo: the second view is a key without gradient. A = 2 is GPaCo. prior [2];
-    queue: (keys [K, D], labels int [K]) without gradient, K >= 0; alpha: a float, or one per class.
-    Returns the mean of L_i, a scalar (nats). The weights beta and gamma of the paper are 1
-    throughout, and left out.
+    queue [K, D] and queue_labels int [K] without gradient, K >= 0; alpha: a float, or one per
+    class. Returns the mean of L_i, a scalar (nats).
     Sources: Cui et al. 2021, arXiv:2107.12028; GPaCo: Cui et al. 2023, arXiv:2209.12400.
     """
     check_labels(z, labels)
     if z.shape[1] != 2 or logits.ndim != 3 or logits.shape[1] not in (1, 2):
         shapes = f"z {list(z.shape)} and logits {list(logits.shape)}"
         raise ValueError(f"paco_loss needs z [N, 2, D] and logits [N, 1 or 2, 2], not {shapes}")
-    (keys, key_labels), anchor_views = queue, logits.shape[1]
+    anchor_views = logits.shape[1]
     if anchor_views == 1:
         z = torch.stack([z[:, 0], z[:, 1].detach()], dim=1)
     with torch.autocast(z.device.type, enabled=False):
         rows = flatten_views(z)
-        columns = torch.cat([rows, keys.detach().to(rows)])  # [2N + K, D]
+        columns = torch.cat([rows, queue.detach().to(rows)])  # [2N + K, D]
         s = rows[: anchor_views * len(z)] @ columns.T / temperature  # [A*N, 2N + K]
     o = at_least_float32(logits).transpose(0, 1).flatten(0, 1) + prior.to(s).log()  # [A*N, 2]
     others = ~torch.eye(*s.shape, dtype=torch.bool, device=s.device)
     y = labels.long().repeat(anchor_views)  # [A*N]
-    positives = others & (y[:, None] == torch.cat([labels.repeat(2), key_labels])[None, :])
-    log_z = torch.logaddexp(o.logsumexp(1), s.masked_fill(~others, -torch.inf).logsumexp(1))
+    positives = others & (y[:, None] == torch.cat([labels.repeat(2), queue_labels])[None, :])
+    log_z = o.logsumexp(1)
+    if gamma:
+        log_sum = s.masked_fill(~others, -torch.inf).logsumexp(1)
+        log_z = torch.logaddexp(log_z, log_sum + math.log(gamma))
     alpha = torch.as_tensor(alpha, dtype=s.dtype).to(s.device, non_blocking=True).expand(2)[y]
-    pulled = o.gather(1, y[:, None]).squeeze(1) + alpha * (s * positives).sum(1)
-    return (log_z - pulled / (1 + alpha * positives.sum(1))).mean()
+    pulled = beta * o.gather(1, y[:, None]).squeeze(1) + alpha * (s * positives).sum(1)
+    return (log_z - pulled / (beta + alpha * positives.sum(1))).mean()
 
 
 class PaCo(Method):
@@ -75,7 +82,7 @@ class PaCo(Method):
             features = model.features(x).transpose(0, 1)  # [N, 2, dim]
             z = model.project(features.contiguous())
         logits, queue = self.centres(features), (self.queue.keys.clone(), self.queue.labels)
-        loss = paco_loss(z, labels, logits, self.prior, queue, self.temperature, self.alpha)
+        loss = paco_loss(z, labels, logits, self.prior, *queue, self.temperature, self.alpha)
         self.queue.push(z[:, 1].detach(), labels)
         return loss
 

@@ -146,8 +146,8 @@ GOLDEN = {
         ),
     ),
     "bcl": (5.462347, lambda: bcl_loss(Z, Y, CENTRES, 0.1)),
-    "paco": (5.432562, lambda: paco_loss(Z, Y, LOGITS[:, :1], PRIOR, QUEUE)),
-    "gpaco": (5.502707, lambda: paco_loss(Z, Y, LOGITS, PRIOR, QUEUE)),
+    "paco": (5.432562, lambda: paco_loss(Z, Y, LOGITS[:, :1], PRIOR, *QUEUE)),
+    "gpaco": (5.502707, lambda: paco_loss(Z, Y, LOGITS, PRIOR, *QUEUE)),
 }
 
 
@@ -413,19 +413,19 @@ def test_paco_without_positives_is_balanced_softmax_with_more_negatives():
     s = Z[:, 0] @ torch.cat([Z[:, 0], Z[:, 1], KEYS]).T / 0.2  # [5, 14]
     s[range(5), range(5)] = -torch.inf
     expected = (torch.cat([o, s], dim=1).logsumexp(1) - o[range(5), Y]).mean()
-    assert_close(paco_loss(Z, Y, LOGITS[:, :1], PRIOR, QUEUE, alpha=0.0), expected, 1e-6)
+    assert_close(paco_loss(Z, Y, LOGITS[:, :1], PRIOR, *QUEUE, alpha=0.0), expected, 1e-6)
 
 
 def test_paco_with_distant_rows_is_balanced_softmax():
     logits = LOGITS[:, :1] + 1e3  # exp(s) is nothing beside exp(o)
-    value = paco_loss(Z, Y, logits, PRIOR, EMPTY_QUEUE, alpha=0.0)
+    value = paco_loss(Z, Y, logits, PRIOR, *EMPTY_QUEUE, alpha=0.0)
     assert_close(value, logit_adjusted_loss(LOGITS[:, 0], Y, PRIOR), 1e-6)
 
 
 @pytest.mark.parametrize("anchor_views", [1, 2])
 def test_only_gpaco_has_a_gradient_through_the_second_view(anchor_views):
     z = Z.clone().requires_grad_()
-    paco_loss(z, Y, LOGITS[:, :anchor_views], PRIOR, QUEUE).backward()
+    paco_loss(z, Y, LOGITS[:, :anchor_views], PRIOR, *QUEUE).backward()
     assert z.grad[:, 0].abs().sum() > 0 and bool(z.grad[:, 1].any()) == (anchor_views == 2)
 
 
@@ -493,8 +493,8 @@ def every_loss(labels, dim=8):
         "tsc queue": lambda z: tsc_loss(z, labels, targets, drawn_keys, queue=keys),
         "sbcl": lambda z: sbcl_loss(z, labels, torch.arange(len(labels)) // 3),
         "bcl": lambda z: bcl_loss(z, labels, targets),
-        "paco": lambda z: paco_loss(z, labels, logits[:, :1], PRIOR, queue),
-        "gpaco": lambda z: paco_loss(z, labels, logits, PRIOR, queue),
+        "paco": lambda z: paco_loss(z, labels, logits[:, :1], PRIOR, *queue),
+        "gpaco": lambda z: paco_loss(z, labels, logits, PRIOR, *queue),
     }
 
 
@@ -536,7 +536,7 @@ def test_wrong_shapes_raise():
     with pytest.raises(ValueError, match="need labels"):
         bcl_loss(z, labels[:-1], targets)
     with pytest.raises(ValueError, match="logits"):
-        paco_loss(z, labels, torch.zeros(12, 2), PRIOR, EMPTY_QUEUE)
+        paco_loss(z, labels, torch.zeros(12, 2), PRIOR, *EMPTY_QUEUE)
     with pytest.raises(ValueError, match="ttc, paper, code"):
         tsc_loss(z, labels, targets, positives, variant="papers")
     with pytest.raises(ValueError, match="positives must be"):

@@ -137,7 +137,10 @@ def test_batch_statistics_are_printed(workplace, capsys):
     assert "no fixed collapse value" in capsys.readouterr().out
     pretrain.print_batch_statistics(args, subset, pretrain.SupCon(model, subset, training))
     out = capsys.readouterr().out
-    assert f"none in {hypergeom(626, 6, 256).pmf(0):.1%}" in out and "collapse value of the loss: 6.236" in out
+    assert (
+        f"none in {hypergeom(626, 6, 256).pmf(0):.1%}" in out
+        and "collapse value of the loss: 6.236" in out
+    )
 
 
 def test_knn_accuracy_is_high_for_labels_that_follow_the_embedding():
