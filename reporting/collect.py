@@ -248,11 +248,10 @@ def old_network_settings(run):
     """Return what the config.json of a run lacks that is older than --stem and --recipe."""
     config = run["config"]
     is_cifar = config["arch"] in CIFAR_ARCHS
-    recipe = getattr(DATASETS.get(config["dataset"]), "recipe", None)
     return {
         "stem": "cifar" if is_cifar else "imagenet",
         "feature_map": -(-config["size"] // (4 if is_cifar else 32)),
-        "recipe": run.get("recipe") or recipe,
+        "recipe": run.get("recipe"),
     }
 
 

@@ -237,7 +237,7 @@ def cac_points(groups):
             values = row_values(row, group.scored_by)
             names = ("cac_minority", "cac_majority", "balanced_accuracy")
             measured = [values[name] for name in names]
-            if None not in measured and np.isfinite(measured).all():
+            if all(isinstance(v, (int, float)) and np.isfinite(v) for v in measured):
                 points.append((group.dataset, group.name, np.mean(measured[:2]), measured[2]))
     return points
 

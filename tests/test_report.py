@@ -246,7 +246,7 @@ def test_a_setting_tried_at_one_ratio_is_not_usual_however_often(tmp_path):
 
 
 def test_untrained_networks_have_one_label_and_raw_pixels_another(tmp_path):
-    make_run(tmp_path, "supcon", 0, probe=0.7, lr=0.1)
+    make_run(tmp_path, "supcon", 0, probe=0.7, cac=[50, 60], lr=0.1)
     make_run(tmp_path, "ntxent", 0, folder="a", probe=0.5, lr=0.0, warmup_epochs=10)
     make_run(tmp_path, "suppro", 1, folder="b", probe=0.6, lr=0.0, warmup_epochs=2, margin=1.0)
     make_run(tmp_path, "supmin", 1, folder="c", probe=0.6, lr=0.0)
@@ -269,6 +269,8 @@ def test_untrained_networks_have_one_label_and_raw_pixels_another(tmp_path):
     # Their loss is that of a method, which does not matter.
     assert found["untrained"].cells["final_loss"] == NOT_APPLICABLE
     assert found["raw pixels"].cells["saa_minority"] == NOT_APPLICABLE
+    points = figures.cac_points(found.values())
+    assert "raw pixels" not in {name for _, name, *_ in points} and len(points) == 1
     text = markdown(tmp_path)
     assert "* untrained: arch resnet18, batch size 256, feature map 1," in text
     assert f"python linear_probe.py runs/{path.name}" in text
@@ -284,7 +286,8 @@ def test_stem_recipe_relu_and_init_are_labels_where_they_differ(tmp_path):
         make_run(tmp_path, "supmin", seed, folder=f"relu/{seed}", **new, relu=True)
     make_run(tmp_path, "supmin", 0, folder="recipe", **{**new, "recipe": "medical"})
     # The log of a run from before there was --stem.
-    make_run(tmp_path, "supmin", 0, folder="old")
+    write(tmp_path / "99-1.json", {"counts": {}, "recipe": "medical"})
+    make_run(tmp_path, "supmin", 0, folder="old", subset="../99-1.json")
     assert {name: group.n for name, group in groups_of(tmp_path).items()} == {
         "supmin": 2,
         "supmin (init runs/ntxent/seed<k>)": 2,
