@@ -179,7 +179,7 @@ def load_run(folder, smoke=False):
     """
     folder = Path(folder)
     config = read_json(folder / "config.json", "give a run folder of pretrain.py or finetune.py")
-    if "arch" not in config or "subset" not in config:
+    if not {"arch", "subset", "size", "sha256", "rows_sha256"} <= config.keys():
         raise UserError(f"{folder / 'config.json'}: not the settings of a run; give a run folder")
     subset = load_subset(os.path.normpath(folder / config["subset"]))
     if (subset.sha256, subset.rows_sha256) != (config["sha256"], config["rows_sha256"]):
@@ -464,7 +464,7 @@ def check_finite(losses, optimizer, batches, folder):
 
 
 @torch.no_grad()
-def embed(network, subset, rows, device, batch_size=256, views=0, generator=None, desc=None):
+def embed(network, subset, rows, device, batch_size=256, views=0, generator=None):
     """Return the outputs of a network in eval mode for some rows of a subset.
 
     views = 0: the evaluation view, float32 [n, D]; else augmented views drawn by `generator`,
@@ -476,7 +476,7 @@ def embed(network, subset, rows, device, batch_size=256, views=0, generator=None
     batches = list(np.array_split(np.arange(len(rows)), -(-len(rows) // batch_size)))
     reader = ImageReader(subset.images, rows, device)
     outputs = []
-    progress = dict(total=len(batches), desc=desc, leave=False, disable=None if desc else True)
+    progress = dict(total=len(batches), desc="embed", leave=False, disable=None)
     for positions, images in tqdm(reader(batches), **progress):
         if views:
             recipe = subset.recipe, subset.size, generator

@@ -404,7 +404,7 @@ def embed_test_split(encoder, head, subset, args, device):
     """
     rows, generator = subset.splits["test"], make_generator(args.seed)
     data = (encoder.to(device), subset, rows, device, args.batch_size)
-    features = embed(*data, 2, generator, "two views"), embed(*data, desc="evaluation view")
+    features = embed(*data, 2, generator), embed(*data)
     spaces = {"encoder": features}
     if head:
         head.to(device)

@@ -176,7 +176,7 @@ def train_from_scratch(args):
     torch.manual_seed(args.seed)
     encoder, network = build_encoder(args.arch, stem), {"arch": args.arch, "stem": stem}
     head = HEADS[args.head](encoder.dim)
-    if args.init:
+    if args.init is not None:
         network["init"] = args.init
         network["init_sha256"] = load_init(encoder, args.arch, args.init, subset.classes)
     out = args.out or Path("runs", subset.name, subset.ratio, args.loss, f"seed{args.seed}")

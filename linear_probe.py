@@ -154,12 +154,12 @@ class ProbeTask:
     encoder: nn.Module | None = None
     config: dict | None = None  # config.json of raw pixels
 
-    def extract(self, rows, args, device, desc):
+    def extract(self, rows, args, device):
         """Return the features float32 [n, D] of the evaluation view of some rows."""
         if self.encoder is None:
             return self.features[rows]
         self.encoder.to(device)
-        return embed(self.encoder, self.subset, rows, device, min(args.batch_size, 256), desc=desc)
+        return embed(self.encoder, self.subset, rows, device, min(args.batch_size, 256))
 
 
 class Pixels(nn.Module):
@@ -326,7 +326,7 @@ def train_probes(task, settings, args, device):
     """Train one probe per row set, score each on val and test; write the files of the probe."""
     lock_folder(task.out, "-probe")
     val, test = (
-        (task.extract(task.splits[split], args, device, split), task.labels[task.splits[split]])
+        (task.extract(task.splits[split], args, device), task.labels[task.splits[split]])
         for split in ("val", "test")
     )
     train = extract_training_features(task, args, device)
@@ -367,7 +367,7 @@ def extract_training_features(task, args, device):
     if args.protocol == "reference" and not args.standardize:
         return {}
     rows = np.unique(np.concatenate(list(task.row_sets.values())))
-    x = task.extract(rows, args, device, "train")
+    x = task.extract(rows, args, device)
     return {name: x[np.searchsorted(rows, some)] for name, some in task.row_sets.items()}
 
 

@@ -41,7 +41,6 @@ from datasets.loader import BatchLoader, guarantee_minority, shuffled_batches
 from evaluate_metrics import class_alignment_consistency, sample_alignment_accuracy
 from utils.cli import ArgumentParser, UserError, number_from, run_main
 from utils.distributed import (
-    assert_same_on_all_ranks,
     broadcast_buffers,
     convert_sync_batchnorm,
     pick_device,
@@ -146,23 +145,20 @@ def main():
     # ResNet -> projection head -> unit sphere; the method adds prototypes, queues, ...
     torch.manual_seed(args.seed)
     model = ContrastiveModel(args.arch, PROJECTION_DIM, args.chunk, args.stem, args.relu)
-    if args.init:
+    if args.init is not None:
         args.init_sha256 = load_init(model.encoder, args.arch, args.init, subset.classes)
     model = convert_sync_batchnorm(model.to(device))
     method = build_method(args, model, subset).to(device)
     trainable = [p for p in [*model.parameters(), *method.parameters()] if p.requires_grad]
     optimizer = torch.optim.SGD(trainable, args.lr, MOMENTUM, weight_decay=WEIGHT_DECAY)
 
-    config = make_config(args, subset, amp, out)
     state = dict(model=model, method=method, optimizer=optimizer, scaler=amp.scaler)
-    run = Run(out, config, device, args.save_every, **state)
+    run = Run(out, make_config(args, subset, amp, out), device, args.save_every, **state)
     first_epoch = run.resume()
-    assert_same_on_all_ranks((device.type, config, first_epoch), f"{out}: {SHARED_DISK}")
     if first_epoch == args.epochs and (out / "encoder.pt").exists():
         print(f"finished already: {out / 'encoder.pt'}")
         return
-    print_network(args, subset, len(rows) // args.batch_size)
-    print_batch_statistics(args, subset, method)
+    print_plan(args, subset, method, len(rows) // args.batch_size)
 
     sampler = make_sampler(args, subset, rows)
     loader = BatchLoader(subset, rows, device, sampler, method.views, method.randaugment_views)
@@ -177,11 +173,8 @@ def main():
         plot_curves(out, method.collapse_value(args.batch_size))
         # Written last: encoder.pt marks the run as finished.
         save_tensors(out / "encoder.pt", model.encoder.state_dict())
-        print(f"wrote {out / 'encoder.pt'} and {out / 'curves.png'}")
-        print(f"next: python linear_probe.py {out}")
+        print(f"wrote {out / 'encoder.pt'}, curves.png\nnext: python linear_probe.py {out}")
 
-
-SHARED_DISK = "the ranks see different files or commands; use a disk that all machines share"
 
 # --------------------------------------------------------------------------------------------------
 # flags and their checks
@@ -203,7 +196,7 @@ def parse_args(words=None):
     add("--size", type=number_from(8), metavar="S", help="input side, px (default: the subset's)")
     add("--recipe", choices=RECIPES, help="augmentation (default: the subset's)")
     add("--relu", action="store_true", help="end the projection head with a ReLU")
-    add("--epochs", type=positive, default=100, help="passes over the training images")
+    add("--epochs", type=positive, default=100, help="as published; the paper's supplement: 350")
     add("--batch-size", type=number_from(2), default=256, help="images; each gives two views")
     add("--lr", type=number, default=0.0625, help="of SGD after the warm-up; 0: untrained floor")
     add("--warmup-epochs", type=number_from(0), default=10, help="linear warm-up, then cosine")
@@ -399,6 +392,11 @@ def start_epoch(epoch, args, model, method, optimizer):
         group["lr"] = warmup_cosine(epoch - first, end - first, args.lr, warmup_epochs)
 
 
+def print_plan(args, subset, method, steps_per_epoch):
+    print_network(args, subset, steps_per_epoch)
+    print_batch_statistics(args, subset, method)
+
+
 def print_batch_statistics(args, subset, method):
     """Print how many minority images a batch holds, and the collapse value of the loss."""
     counts, batch_size = subset.train_counts(), args.batch_size
@@ -467,7 +465,9 @@ def validate_embedding(model, subset, device, batch_size):
     rows = subset.splits["val"]
     if len(rows) > MONITORED_IMAGES:
         rows = np.sort(np.random.default_rng(0).choice(rows, MONITORED_IMAGES, replace=False))
-    z = embed(model, subset, rows, device, batch_size, views=2, generator=make_generator(0))
+    z = embed(
+        model, subset, rows, device, batch_size, views=2, generator=make_generator(0, 0, 0, 0)
+    )
     labels = torch.from_numpy(subset.labels[rows])
     return {
         "val_saa": [round(v, 3) for v in sample_alignment_accuracy(z, labels).tolist()],

@@ -280,7 +280,7 @@ def test_raw_pixels_are_a_floor_without_a_network(workplace, capsys):
     assert config["method"] == "pixels" and config["size"] == 32
     assert probe["test"]["balanced_accuracy"] == pytest.approx(0.72, abs=0.01)
     assert probe["test_balanced_train"]["balanced_accuracy"] == pytest.approx(0.88, abs=0.01)
-    row = next(row for row in collect("runs") if row["method"] == "pixels")
+    row = next(row for row in collect("runs") if row["method"] == "raw pixels")
     assert row["probe_test_auroc"] == probe["test"]["auroc"]
     subset = load_subset(SUBSET)
     image = common.normalize(torch.rand(2, 1, 5, 5), subset.mean, subset.std)

@@ -157,30 +157,24 @@ def test_the_tables_of_methods_name_every_method():
 
 
 def test_the_table_of_results_is_that_of_the_logs():
-    with open(ROOT / "results/summary.csv", newline="") as file:
-        summary = {
-            (row["dataset"], row["ratio"], row["label"]): row for row in csv.DictReader(file)
-        }
+    with open(ROOT / "results/fashionmnist/summary.csv", newline="") as file:
+        summary = {row["label"]: row for row in csv.DictReader(file)}
     names = {
+        "untrained network": "untrained",
         "SupCon": "supcon",
-        "Supervised Minority": "supmin",
-        "Supervised Prototypes": "suppro",
         "NT-Xent": "ntxent",
-        "cRT (re-trained classifier)": "crt",
+        "Supervised Prototypes": "suppro",
+        "Supervised Minority": "supmin",
     }
-    datasets = {"digits": 5, "inat21-mammals": 5, "pneumoniamnist": 3}
-    assert "| digits, n = 5 | mammals, n = 5 | PneumoniaMNIST, n = 3 |" in PAGES["README.md"]
-    rows = table_rows("README.md", "| method | digits")
-    assert len(rows) <= 8
-    for method, cells in rows.items():
-        for (dataset, n), cell in zip(datasets.items(), cells, strict=True):
-            row = summary.get((dataset, "99-1", names[method]))
-            if row is None:
-                assert cell == "not run", (method, dataset)
-                continue
-            mean, std = (
-                float(row[f"balanced_accuracy_percent_{which}"]) for which in ("mean", "std")
-            )
-            auroc = float(row["auroc_percent_mean"])
-            assert cell == f"{mean:.1f} ± {std:.1f} ({auroc:.1f})", (method, dataset)
-            assert int(row["n"]) == n
+    rows = table_rows("README.md", "| method | SAA")
+    assert list(rows) == list(names)
+    for method, (saa, *accuracies) in rows.items():
+        row = summary[names[method]]
+        assert row["n"] == "3"
+        expected = [float(row[f"saa_{name}_mean"]) for name in ("minority", "majority")]
+        assert saa == "{:.1f} / {:.1f}".format(*expected), method
+        for prefix, cell in zip(("", "balanced_train_"), accuracies, strict=True):
+            accuracy = f"{prefix}balanced_accuracy_percent"
+            mean, std = (float(row[f"{accuracy}_{name}"]) for name in ("mean", "std"))
+            auroc = float(row[f"{prefix}auroc_percent_mean"])
+            assert cell == f"{mean:.1f} ± {std:.1f} ({auroc:.1f})", method

@@ -1,5 +1,6 @@
 """Encoders: the CIFAR ResNets and torchvision's ResNets, and the weights they start from."""
 
+import warnings
 from pathlib import Path
 from urllib.error import URLError
 
@@ -117,10 +118,12 @@ def load_init(encoder, arch, init, classes):
     elif Path(init).is_dir():
         config = read_json(Path(init) / "config.json", "give a run folder, a file or imagenet")
         if config.get("classes") != classes:
-            print(f"  --init {init}: was trained on the classes {config.get('classes')}")
+            print(f"  WARNING: --init {init} was trained on the classes {config.get('classes')}")
         state = load_tensors(Path(init) / "encoder.pt")
     else:
         state = read_weights(Path(init))
+    # DistributedDataParallel puts "module." before every key.
+    state = {key.removeprefix("module."): value for key, value in state.items()}
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
     expected = encoder.state_dict()
     wrong = [f"{key} missing" for key in expected if key not in state]
@@ -131,7 +134,10 @@ def load_init(encoder, arch, init, classes):
         if key in expected and value.shape != expected[key].shape
     ]
     if wrong:
-        raise UserError(f"--init {init}: not weights of this {arch}: {'; '.join(wrong)}")
+        count = f"{len(wrong)} of {len(expected)} entries differ"
+        raise UserError(f"--init {init}: not weights of this {arch}; {count}: {'; '.join(wrong)}")
+    if not all(value.isfinite().all() for value in state.values()):
+        raise UserError(f"--init {init}: holds NaN or infinite weights; give other weights")
     encoder.load_state_dict(state)
     return module_sha256(encoder)
 
@@ -161,7 +167,10 @@ def read_weights(path):
             raise UserError(f"--init {path}: needs a package; pip install safetensors") from None
         return load_file(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # A pickle of another protocol causes a warning beside the exception.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch reports a foreign file by many exceptions; pickled objects are never executed.
         kind = type(error).__name__

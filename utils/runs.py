@@ -5,6 +5,7 @@ import io
 import json
 import platform
 import subprocess
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch.nn as nn
 import torchvision
 
 from utils.cli import UserError, command_line
-from utils.distributed import on_rank_zero, rank, world_size
+from utils.distributed import assert_same_on_all_ranks, on_rank_zero, rank, world_size
 from utils.files import atomic_write, lock_folder, read_json, read_log, write_json
 
 RUN_FILES = (
@@ -34,15 +35,15 @@ class Run:
 
     def __init__(self, folder, config, device, save_every=1, **state):
         self.folder, self.config, self.save_every = Path(folder), config, save_every
-        self.state = state
-        on_rank_zero(self._start, device)
+        self.device, self.state = device, state
+        on_rank_zero(self._start)
 
-    def _start(self, device):
+    def _start(self):
         lock_folder(self.folder)
         if (self.folder / "config.json").exists():
             self._check_settings(read_json(self.folder / "config.json", DELETE_OR_MOVE))
         if not (self.folder / "log.jsonl").exists():
-            first_line = {**provenance(device), "data_sha256": self.config["sha256"]}
+            first_line = {**provenance(self.device), "data_sha256": self.config["sha256"]}
             with atomic_write(self.folder / "log.jsonl") as temporary:
                 temporary.write_text(json.dumps(first_line) + "\n", encoding="utf-8")
         if not (self.folder / "config.json").exists():
@@ -82,6 +83,8 @@ class Run:
             epoch = checkpoint["epoch"]
             if epoch < self.config["epochs"]:
                 print(f"  continuing after epoch {epoch} of {self.config['epochs']}")
+        message = f"{self.folder}: the ranks see different files or commands; use a shared disk"
+        assert_same_on_all_ranks((self.device.type, self.config, epoch), message)
         on_rank_zero(self._rewind_log, epoch)
         return epoch
 
@@ -108,7 +111,10 @@ class Run:
         if rank() > 0:
             return
         self.log(epoch=epoch, **stats)
-        if (epoch + 1) % self.save_every == 0 or epoch + 1 == self.config["epochs"]:
+        is_last = epoch + 1 == self.config["epochs"]
+        if is_last and stats.get("skipped_steps") and stats["loss"] == 0:
+            raise UserError(f"{self.folder}: fp16 overflowed in every step; use --amp bf16 or off")
+        if (epoch + 1) % self.save_every == 0 or is_last:
             self.save_checkpoint(epoch + 1)
 
     def save_checkpoint(self, epoch):
@@ -178,7 +184,9 @@ def load_tensors(path, keys=()):
     Raises UserError if the file is missing, damaged, holds a pickled object, or lacks a key.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; finish the training of this run first") from None
     except Exception as error:
