@@ -23,6 +23,7 @@ from benchmarks.networks import measure_networks
 from benchmarks.pipeline import measure_pipeline
 from benchmarks.subsets import measure_subsets
 from benchmarks.timing import print_table
+from common import AMP_MODES
 from utils.cli import ArgumentParser, number_from, run_main
 from utils.distributed import pick_device
 from utils.files import write_json
@@ -56,7 +57,7 @@ def parse_args():
     add("--steps", type=number_from(1), default=5, help="training steps timed in each round")
     add(
         "--amp",
-        choices=["auto", "off", "bf16", "fp16"],
+        choices=AMP_MODES,
         default="auto",
         help="precision of the network; auto: bf16 where the GPU has it",
     )

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from datasets.images import decode, image_size, squeeze
 from utils.cli import SIGNALS, UserError
-from utils.files import atomic_write, naming
+from utils.files import atomic_write, name_errors
 
 BLOCK = 32  # images per job of a worker
 
@@ -62,7 +62,7 @@ def pack_images(source, folder, store_size, workers, skip_bad):
     UserError, or are left out if `skip_bad`.
     """
     images_path, index_path = folder / ".part-images.npy", folder / ".part-index.csv"
-    with naming(folder):
+    with name_errors(folder):
         side = choose_stored_side(source, store_size)
         rows = decode_images(source, images_path, side, workers, skip_bad)
         kept = [i for i, row in enumerate(rows) if not row[2]]

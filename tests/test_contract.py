@@ -84,9 +84,10 @@ FLAGS = {
         "--out": "runs/<dataset>/<ratio>/<method>/seed<k>",
         **dict.fromkeys(
             "--variant --randaugment --size --chunk --minority-per-batch --deterministic "
-            "--smoke".split(),
+            "--init --recipe --relu --smoke".split(),
             "",
         ),
+        "--stem": "auto",
     },
     "linear_probe": {
         "--rows": "own balanced",
@@ -115,7 +116,7 @@ FLAGS = {
         "--save-every": "1",
         **dict.fromkeys(
             "--retrain --bn-train --balanced-batches --subsample-balanced --no-augment --size "
-            "--deterministic --seed --predict --csv --out --smoke".split(),
+            "--init --recipe --deterministic --seed --predict --csv --out --smoke".split(),
             "",
         ),
     },

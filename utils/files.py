@@ -101,8 +101,8 @@ def sha256(path):
 
 
 @contextmanager
-def naming(path):
-    """Give an OSError without a file name this one."""
+def name_errors(path):
+    """Give an OSError without a file name, such as that of a full disk, this one."""
     try:
         yield
     except OSError as error:

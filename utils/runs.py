@@ -78,8 +78,8 @@ class Run:
             checkpoint = load_tensors(path, keys=[*self.state, "epoch", "config"])
             if checkpoint["config"] != self.config:
                 raise UserError(f"{path}: belongs to other settings; {DELETE_OR_MOVE}")
-            for name, part in self.state.items():
-                load_strict(part, checkpoint[name], path)
+            for name, stateful in self.state.items():
+                load_strict(stateful, checkpoint[name], path)
             epoch = checkpoint["epoch"]
             if epoch < self.config["epochs"]:
                 print(f"  continuing after epoch {epoch} of {self.config['epochs']}")
@@ -119,7 +119,7 @@ class Run:
 
     def save_checkpoint(self, epoch):
         """Write checkpoint.pt: all state, the next epoch, the settings."""
-        state = {name: part.state_dict() for name, part in self.state.items()}
+        state = {name: stateful.state_dict() for name, stateful in self.state.items()}
         save_tensors(
             self.folder / "checkpoint.pt", {**state, "epoch": epoch, "config": self.config}
         )
