@@ -7,12 +7,10 @@
 
 Validation chooses the epoch, by AUROC; lws and tau_norm use balanced accuracy, because they move
 the threshold more than the order of the images. The test split is read once.
-
-Writes into <run>/finetune/, runs/<dataset>/<ratio>/<loss>/seed<k>/ (from scratch) or
-<run>/<crt, lws or tau_norm>/: config.json, log.jsonl, checkpoint.pt, classifier.pt (the head),
-encoder.pt if training changed the encoder, predictions.csv (each image of val and test) and
-finetune.json with the scores. Fine-tuning of a contrastive run writes its finetune.json into
-<run>/. The same command continues a stopped run.
+Writes config.json, log.jsonl, checkpoint.pt, classifier.pt, predictions.csv, finetune.json and, if
+training changed it, encoder.pt into <run>/finetune/, <run>/<crt, lws or tau_norm>/ or
+runs/<dataset>/<ratio>/<loss>/seed<k>/. A contrastive run gets its finetune.json in <run>/. The
+same command continues a stopped run.
 """
 
 import os
