@@ -41,7 +41,7 @@ from common import (
     train_one_epoch,
     warmup_cosine,
 )
-from datasets.loader import BatchLoader, balanced_batches, shuffled_batches
+from datasets.loader import BatchLoader, balanced_batches, check_batch_size, shuffled_batches
 from datasets.pack import read_index
 from datasets.predict import list_prediction_images, predict_folder
 from datasets.subset import Subset
@@ -468,11 +468,7 @@ def select_training_rows(subset, args):
     rng = np.random.default_rng(0)
     kept = [rng.permutation(m)[:n] for m, n in zip(members, counts, strict=True)]
     rows = np.sort(np.concatenate(kept))
-    if args.batch_size > len(rows):
-        raise UserError(
-            f"--batch-size {args.batch_size}: exceeds the {len(rows)} training images of "
-            f"{subset.path}; use --batch-size {len(rows)} or less"
-        )
+    check_batch_size(args.batch_size, rows, subset)
     return rows
 
 

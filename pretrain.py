@@ -37,7 +37,12 @@ from common import (
     train_one_epoch,
     warmup_cosine,
 )
-from datasets.loader import BatchLoader, guarantee_minority, shuffled_batches
+from datasets.loader import (
+    BatchLoader,
+    check_batch_size,
+    guarantee_minority,
+    shuffled_batches,
+)
 from evaluate_metrics import class_alignment_consistency, sample_alignment_accuracy
 from utils.cli import ArgumentParser, UserError, number_from, run_main
 from utils.distributed import (
@@ -300,11 +305,7 @@ def load_training_data(args):
 def check_args(args, subset, rows):
     """Raise UserError if a flag does not fit the training images, the method or the ranks."""
     ranks = world_size()
-    if args.batch_size > len(rows):
-        raise UserError(
-            f"--batch-size {args.batch_size}: exceeds the {len(rows)} training images of "
-            f"{subset.path}; use --batch-size {len(rows)} or less"
-        )
+    check_batch_size(args.batch_size, rows, subset)
     if args.batch_size % ranks:
         raise UserError(f"--batch-size {args.batch_size}: use a multiple of the {ranks} processes")
     if args.chunk and (args.batch_size % min(args.chunk, args.batch_size) or args.chunk % ranks):

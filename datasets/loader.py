@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from datasets.augment import augment, center_view, normalize
+from utils.cli import UserError
 from utils.distributed import local_slice
 from utils.runs import make_generator
 
@@ -130,6 +131,15 @@ class ImageReader:
         if self.device.type == "cuda":
             return batch.pin_memory().to(self.device, non_blocking=True)
         return batch
+
+
+def check_batch_size(batch_size, rows, subset):
+    """Raise UserError if the training rows do not fill a batch."""
+    if batch_size > len(rows):
+        raise UserError(
+            f"--batch-size {batch_size}: exceeds the {len(rows)} training images of "
+            f"{subset.path}; use --batch-size {len(rows)} or less"
+        )
 
 
 def shuffled_batches(n, batch_size, generator):

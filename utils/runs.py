@@ -15,7 +15,7 @@ import torchvision
 
 from utils.cli import UserError, command_line
 from utils.distributed import assert_same_on_all_ranks, on_rank_zero, rank, world_size
-from utils.files import atomic_write, lock_folder, read_json, read_log, write_json
+from utils.files import atomic_write, lock_folder, name_errors, read_json, read_log, write_json
 
 RUN_FILES = (
     *("config.json", "log.jsonl", "checkpoint.pt", "encoder.pt", "curves.png", "not-finite.json"),
@@ -99,12 +99,8 @@ class Run:
 
     def log(self, **values):
         path = self.folder / "log.jsonl"
-        try:
-            with open(path, "a", encoding="utf-8") as log:
-                log.write(json.dumps(values) + "\n")
-        except OSError as error:
-            error.filename = str(path)
-            raise
+        with name_errors(path), open(path, "a", encoding="utf-8") as log:
+            log.write(json.dumps(values) + "\n")
 
     def finish_epoch(self, epoch, stats):
         """Log the epoch; save a checkpoint every `save_every` epochs and after the last one."""
