@@ -8,31 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from datasets import DATASETS
+from reporting.styles import METHOD_STYLES
 from utils.cli import UserError
 from utils.files import read_json, read_log
 
 # What was not trained stands above the methods in the tables.
 FLOORS = ("raw pixels", "untrained")
-# Methods in the order of the tables.
-METHODS = {
-    "ntxent": "NT-Xent",
-    "supcon": "SupCon",
-    "supmin": "Supervised Minority",
-    "suppro": "Supervised Prototypes",
-    "kcl": "KCL",
-    "tsc": "TSC",
-    "sbcl": "SBC",
-    "bcl": "BCL",
-    "paco": "PaCo",
-    "ce": "cross entropy",
-    "weighted_ce": "weighted CE",
-    "focal": "focal loss",
-    "ldam_drw": "LDAM-DRW",
-    "logit_adjusted": "logit adjustment",
-    "crt": "cRT",
-    "tau_norm": "tau-normalisation",
-    "lws": "LWS",
-}
+METHODS = {key: style.name for key, style in METHOD_STYLES.items() if key not in FLOORS}
 METRICS = {"saa": "SAA", "cac": "CAC", "sad": "SAD", "cad": "CAD", "gpu": "GPU", "peu": "PEU"}
 SCORES = ("accuracy", "balanced_accuracy", "auroc", "f1")
 NOT_RUN, NOT_APPLICABLE = "not run", "-"
@@ -391,7 +373,7 @@ def table_order(row):
 
 def sort_key(row):
     """Order data sets and methods by their tables, ratios from rare minority to balanced."""
-    datasets, methods = list(DATASETS), [*FLOORS, *METHODS]
+    datasets, methods = list(DATASETS), list(METHOD_STYLES)
     dataset, method = row["dataset"], row["method"]
     share = 101 if row["ratio"] == "natural" else row["minority_percent"] or 101
     return (
