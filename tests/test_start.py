@@ -1,10 +1,15 @@
-"""The names that flags take."""
+"""The command line: the names that flags take, --help, and mistyped flags."""
+
+import importlib
 
 import pytest
 from conftest import call
 
 import finetune
 import pretrain
+from utils.cli import ArgumentParser, UserError
+
+SCRIPTS = "make_subsets pretrain linear_probe finetune evaluate_metrics report".split()
 
 
 def test_the_names_that_flags_take_are_those_there_are(capsys):
@@ -18,3 +23,44 @@ def test_the_names_that_flags_take_are_those_there_are(capsys):
     with pytest.raises(SystemExit):
         call(finetune, "--help")
     assert f"--loss {{{','.join(finetune.LOSSES)}}}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_fits_a_screen(script, capsys):
+    with pytest.raises(SystemExit):
+        call(importlib.import_module(script), "--help")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 50 and max(map(len, lines)) <= 118
+
+
+@pytest.mark.parametrize(
+    "words, hint",
+    [
+        (["--batch_size", "8"], "did you mean --batch-size?"),
+        (["--root=/data"], "did you mean --data-root?"),
+        (["--method", "SupMin"], "did you mean supmin?"),
+        (["--pretrained"], "run with --help to see all flags"),
+    ],
+)
+def test_a_mistyped_flag_names_the_nearest(words, hint):
+    parser = ArgumentParser("Train.", example="python pretrain.py subset.json")
+    add = parser.add_argument_group("data").add_argument
+    add("--data-root", help="folder of the images")
+    add("--batch-size", type=int, default=256, help="images")
+    add("--method", choices=["supcon", "supmin"], help="loss")
+    with pytest.raises(UserError) as error:
+        parser.parse_args(words)
+    assert str(error.value).endswith(hint)
+
+
+def test_help_shows_defaults_and_ends_with_an_example(capsys):
+    parser = ArgumentParser("Train.", example="python pretrain.py subset.json")
+    add = parser.add_argument_group("data").add_argument
+    add("runs", nargs="+", metavar="run", help="run folders")
+    add("--seed", type=int, default=0, help="of the weights")
+    add("--grayscale", action="store_true", help="one channel")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    usage, *_, example = (printed := capsys.readouterr().out).splitlines()
+    assert usage.endswith("run ... [options]") and "weights (default: 0)" in printed
+    assert "channel\n" in printed and example == "example: python pretrain.py subset.json"

@@ -1,7 +1,9 @@
 """The command line: argparse with one clear line for a user's mistake. Needs no torch."""
 
 import argparse
+import difflib
 import os
+import re
 import shlex
 import signal
 import sys
@@ -23,53 +25,64 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Show defaults; keep a flag and its help on one line where they fit."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=36, width=118)
+
+    def _get_help_string(self, action):
+        has_default = action.nargs != 0 and action.default is not None
+        return f"{action.help} (default: %(default)s)" if has_default else action.help
+
+
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with UserErrors; --smoke replaces defaults but never what was typed."""
+    """argparse with UserErrors; --smoke replaces defaults but never what was typed.
 
-    def __init__(self, description, smoke=None):
-        def formatter(prog):
-            return argparse.HelpFormatter(prog, max_help_position=30, width=118)
+    Flags lie in groups with these titles, in this order: data, method, training, machine,
+    output. Each script gives an example, the last line of its --help.
+    """
 
+    def __init__(self, description, smoke=None, example=None):
         super().__init__(
             description=description,
-            usage="%(prog)s",
+            epilog=example and f"example: {example}",
             allow_abbrev=False,
-            formatter_class=formatter,
+            add_help=False,
+            formatter_class=HelpFormatter,
         )
         self.smoke = smoke or {}
-
-    def add_argument(self, *flags, help, **options):
-        if not flags[0].startswith("-"):
-            several = " ..." if options.get("nargs") in ("+", "*") else ""
-            self.usage += f" {options.get('metavar', flags[0])}{several}"
-        return super().add_argument(*flags, help=help_text(help, options), **options)
-
-    def add_argument_group(self, title):
-        group = super().add_argument_group(title)
-        add_argument = group.add_argument
-
-        def add(*flags, help, **options):
-            return add_argument(*flags, help=help_text(help, options), **options)
-
-        group.add_argument = add
-        return group
+        self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
 
     def error(self, message):
-        raise UserError(f"{message}; run with --help to see all flags")
+        nearest = self.find_nearest(message)
+        hint = f"did you mean {nearest}?" if nearest else "run with --help to see all flags"
+        raise UserError(f"{message}; {hint}")
+
+    def find_nearest(self, message):
+        """Return the known flag or choice nearest to the mistyped one, or None."""
+        if flag := re.match(r"unrecognized arguments: --?([^\s=]+)", message):
+            typed, prefix = flag[1].replace("_", "-"), "--"
+            known = [name.lstrip("-") for name in self._option_string_actions]
+        elif choice := re.search(r"invalid choice: '(.+)' \(choose from (.+)\)", message):
+            typed, prefix, known = choice[1], "", re.findall(r"[\w-]+", choice[2])
+        else:
+            return None
+        nearest = difflib.get_close_matches(typed.lower(), known, n=1)
+        return prefix + nearest[0] if nearest else None
 
     def parse_args(self, args=None):
-        self.usage += " [options]"
+        positional = [action for action in self._actions if not action.option_strings]
+        names = [
+            f"{action.metavar or action.dest}{' ...' * (action.nargs in ('+', '*'))}"
+            for action in positional
+        ]
+        self.usage = " ".join(["%(prog)s", *names, "[options]"])
         parsed = super().parse_args(args)
         if getattr(parsed, "smoke", False):
             self.set_defaults(**self.smoke)
             parsed = super().parse_args(args)
         return parsed
-
-
-def help_text(text, options):
-    if options.get("default") in (None, argparse.SUPPRESS):
-        return text
-    return f"{text} (default: {options['default']})"
 
 
 def number_from(low, kind=int):
@@ -125,3 +138,9 @@ def command_line(exclude=()):
     """Return the command as typed, without the words in `exclude`."""
     words = [word for word in sys.argv[1:] if word not in map(str, exclude)]
     return shlex.join(["python", Path(sys.argv[0]).name, *words])
+
+
+def print_next(script, *words, smoke=False):
+    """Print the command that follows, ready to be typed; smoke runs are followed by smoke runs."""
+    words = [*map(str, words), *["--smoke"] * smoke]
+    print(f"next: python {script} {shlex.join(words)}")
