@@ -21,23 +21,19 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
-from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from common import build_model, embed, load_run
+from reporting.embedding import plot_embedding
 from utils.arrays import load_arrays
 from utils.cli import ArgumentParser, UserError, number_from, run_main
 from utils.distributed import pick_device
-from utils.files import atomic_write, lock_folder, read_json, sha256, write_json
+from utils.files import lock_folder, read_json, sha256, write_json
 from utils.runs import load_strict, load_tensors, make_generator, module_sha256, provenance
 
 
 def parse_args():
-    smoke = dict(picture="pca")
-    parser = ArgumentParser("Six metrics per class and a picture of a run's test split.", smoke)
+    parser = ArgumentParser("Six metrics per class and a picture of a run's test split.")
     add = parser.add_argument
     add("runs", metavar="run", nargs="*", type=Path, help="folders from pretrain.py or finetune.py")
     text = "measure this file instead: arrays z [V, n, D] or [n, D], labels [n]"
@@ -46,11 +42,11 @@ def parse_args():
     add("--out", type=Path, help=text)
     text = "neighbours of CAC: a share of all rows, or a count"
     add("--neighborhood", type=share_or_count, default=0.05, metavar="K", help=text)
-    add("--picture", choices=["tsne", "pca", "none"], default="tsne", help="2-D map")
+    add("--picture", choices=["pca", "tsne", "none"], default="pca", help="2-D map")
     add("--batch-size", type=number_from(1), default=256, help="images per forward pass")
     add("--seed", type=number_from(0), default=0, help="seed for the augmented views")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if present")
-    add("--smoke", action="store_true", help="a few images, PCA picture")
+    add("--smoke", action="store_true", help="a few images")
     args = parser.parse_args()
     if bool(args.runs) == bool(args.embeddings):
         raise UserError("give either run folders or --embeddings z.npz; --help lists all flags")
@@ -326,9 +322,6 @@ def compute_metrics(z, labels, neighborhood, space=""):
 # script: load, measure, write
 # --------------------------------------------------------------------------------------------------
 
-# Points of the picture, at most: t-SNE of more takes longer than all metrics.
-MAX_PLOT_POINTS = 3000
-
 
 @dataclass
 class Embeddings:
@@ -511,78 +504,6 @@ def print_table(values, embeddings, n):
                 for c in (0, 1)
             ]
             print(f"  {name.upper():<4} {unit:<4}{cells[0]}  {cells[1]}   {collapse[name]}")
-
-
-def plot_embedding(out, embeddings, metrics, args):
-    """Draw the evaluation views of the first space in two dimensions.
-
-    Writes embedding.png and embedding.npz: xy float32 [n, 2], labels, minority, map ("t-SNE" or
-    "PCA"), limit of the axes.
-    """
-    space, (_, rows) = next(iter(embeddings.spaces.items()))
-    rows, labels, minority = rows.numpy(), embeddings.labels.numpy(), embeddings.minority
-    pairs = [metrics[name] for name in ("saa", "cac")]
-    saa, cac = (f"{p[minority]:.0f} / {p[1 - minority]:.0f}" if p else "-" for p in pairs)
-    title = f"{embeddings.title}, {space}\nSAA {saa} %, CAC {cac} % (minority / majority)"
-    if len(rows) > MAX_PLOT_POINTS:
-        generator = np.random.default_rng(args.seed)
-        chosen = np.sort(generator.choice(len(rows), MAX_PLOT_POINTS, replace=False))
-        title += f"   ({MAX_PLOT_POINTS} of {len(rows)} images)"
-        rows, labels = rows[chosen], labels[chosen]
-        print(f"the picture shows {MAX_PLOT_POINTS} images, drawn by --seed")
-    xy, method = project_2d(rows, args.picture)
-    # the axes of a PCA map show the rows' length: a collapse is one dot. t-SNE has no scale
-    length = np.linalg.norm(rows, axis=1).mean()
-    limit = 1.05 * max(length, np.abs(xy).max()) if method == "PCA" else np.inf
-    arrays = dict(labels=labels, minority=minority, map=method, limit=limit)
-    with atomic_write(out / "embedding.npz") as tmp, open(tmp, "wb") as file:
-        np.savez(file, xy=xy.astype(np.float32), **arrays)
-    names = [f"{name} ({(labels == c).sum()})" for c, name in enumerate(embeddings.classes)]
-    figure = draw_scatter(xy, labels, names, minority, limit, title)
-    with atomic_write(out / "embedding.png") as tmp:
-        figure.savefig(tmp, format="png", dpi=150)
-
-
-def draw_scatter(xy, labels, names, minority, limit, title):
-    """Return a figure with one dot per image, the minority on top. limit: inf for t-SNE."""
-    figure = Figure(figsize=(6, 6), layout="constrained")
-    axes = figure.subplots()
-    majority_style = dict(c="#9ec5e8", marker="o", s=14, linewidths=0)
-    minority_style = dict(c="#8b0000", marker="^", s=30, linewidths=0.5, edgecolors="w")
-    for c, style in ((1 - minority, majority_style), (minority, minority_style)):
-        axes.scatter(*xy[labels == c].T, label=names[c], **style)
-    axes.set(title=title, aspect="equal", xlabel="PCA 1", ylabel="PCA 2")
-    if np.isinf(limit):
-        note = "t-SNE: shows neighbours, not distances; a collapse is magnified"
-        axes.set(xticks=[], yticks=[], xlabel=note, ylabel="")
-    else:
-        axes.set(xlim=(-limit, limit), ylim=(-limit, limit))
-    axes.legend(loc="best", framealpha=0.8)
-    return figure
-
-
-def project_2d(rows, method):
-    """Project rows [n, D] by t-SNE or PCA. Returns (xy [n, 2], "t-SNE" or "PCA").
-
-    t-SNE starts at the principal components. Fewer than 10 rows, or equal rows, stay there.
-    """
-    centered = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
-    spread = centered.std()
-    if spread <= 1e-12 * np.abs(rows).max():
-        print("all embeddings are equal: the picture shows one point")
-        return np.zeros((len(rows), 2)), "PCA"
-    # a column of zeros: one-dimensional rows need a plane, too
-    centered = np.pad(centered, ((0, 0), (0, 1)))
-    xy = PCA(2, random_state=0).fit_transform(centered)
-    if method == "pca" or len(rows) < 10:
-        return xy, "PCA"
-    start = (xy / xy[:, 0].std() * 1e-4).astype(np.float32)
-    tsne = TSNE(2, init=start, perplexity=min(30, (len(rows) - 1) / 3), random_state=0)
-    print(f"t-SNE of {len(rows)} images", flush=True)
-    # one thread: on a busy machine several wait for each other, up to 10 times as long
-    with threadpool_limits(1):
-        # scaled: a tight cloud is mapped like a wide one
-        return tsne.fit_transform((centered / spread).astype(np.float32)), "t-SNE"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A picture of a subset: some images of every class and split."""
+"""Sheets of thumbnails with captions, such as the contact sheet of a subset."""
 
 import warnings
 
@@ -10,33 +10,51 @@ from datasets.source import SPLITS
 from utils.files import atomic_write
 
 # pixels
-TILE, GAP = 96, 24
+TILE, GAP, TEXT = 96, 24, 22
 COLUMNS = 8
 
 
 def draw_contact_sheet(path, title, packed, record):
-    """Write a PNG file with some images of <ratio>.json, in their true aspect ratio."""
-    images = np.load(packed.images_path, mmap_mode="r")
-    sheet = Image.new("RGB", (COLUMNS * TILE, 6 * (TILE + GAP) + GAP), "white")
-    figure = Figure(figsize=(sheet.width / 100, sheet.height / 100), dpi=100)
-    texts = [(title, 0)]
-    for line, (split, c) in enumerate((split, c) for split in SPLITS for c in (0, 1)):
-        rows, top = np.array(record["splits"][split]), GAP + line * (TILE + GAP)
+    """Write a PNG file with some images of every class and split of <ratio>.json."""
+    lines = []
+    for split, c in ((split, c) for split in SPLITS for c in (0, 1)):
+        rows = np.array(record["splits"][split])
         rows = rows[packed.labels[rows] == c]
         plural = "s" * (len(rows) != 1)
-        texts.append((f"{split}: {record['classes'][c]}, {len(rows)} image{plural}", top))
+        caption = f"{split}: {record['classes'][c]}, {len(rows)} image{plural}"
         rows = rows[np.unique(np.linspace(0, len(rows) - 1, COLUMNS).astype(int))]
-        for column, row in enumerate(rows):
-            sides = np.rint((TILE - 4) * packed.sizes[row] / packed.sizes[row].max())
+        lines.append((caption, [(row, "") for row in rows]))
+    draw_sheet(path, title, lines, np.load(packed.images_path, mmap_mode="r"), packed.sizes)
+
+
+def draw_sheet(path, title, lines, images, sizes):
+    """Write a PNG file with lines of thumbnails, in their true aspect ratio.
+
+    lines: [(caption, [(row of `images`, text of at most two lines, or "")])], at most COLUMNS
+    thumbnails each; images uint8 [M, S, S, C]; sizes [M, 2]: true height and width.
+    """
+    has_text = any(text for _, tiles in lines for _, text in tiles)
+    pitch = GAP + TILE + TEXT * has_text
+    sheet = Image.new("RGB", (COLUMNS * TILE, GAP + len(lines) * pitch), "white")
+    figure = Figure(figsize=(sheet.width / 100, sheet.height / 100), dpi=100)
+
+    def write(text, x, y, size):
+        place = x / sheet.width, 1 - y / sheet.height
+        figure.text(*place, text, fontsize=size, va="center", parse_math=False)
+
+    write(title, 4, GAP / 2, 8)
+    for line, (caption, tiles) in enumerate(lines):
+        top = GAP + line * pitch
+        write(caption, 4, top + GAP / 2, 8)
+        for column, (row, text) in enumerate(tiles):
+            sides = np.rint((TILE - 4) * sizes[row] / sizes[row].max())
             height, width = map(int, np.maximum(sides, 1))
             pixels = images[row].squeeze(2) if images.shape[3] == 1 else images[row]
             place = column * TILE + (TILE - width) // 2, top + GAP + (TILE - height) // 2
             sheet.paste(Image.fromarray(pixels).resize((width, height)), place)
+            write(text, column * TILE + 2, top + GAP + TILE + TEXT / 2, 6)
     figure.figimage(np.asarray(sheet))
-    for text, top in texts:
-        y = 1 - (top + GAP / 2) / sheet.height
-        figure.text(4 / sheet.width, y, text, fontsize=8, va="center", parse_math=False)
     with warnings.catch_warnings(), atomic_write(path) as temporary:
-        # a class name may have letters that the font lacks
+        # a name may have letters that the font lacks
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(temporary, format="png")

@@ -122,7 +122,7 @@ FLAGS = {
     },
     "evaluate_metrics": {
         "--neighborhood": "0.05",
-        "--picture": "tsne",
+        "--picture": "pca",
         "--batch-size": "256",
         "--seed": "0",
         "--device": "auto",

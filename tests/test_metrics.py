@@ -356,7 +356,7 @@ def test_a_run_gets_metrics_and_a_picture(run, tmp_path, monkeypatch, capsys):
     picture = np.load(run / "embedding.npz", allow_pickle=False)
     assert picture["xy"].dtype == np.float32 and picture["xy"].shape == (24, 2)
     assert np.isfinite(picture["xy"]).all() and picture["labels"].tolist() == labels.tolist()
-    assert picture["minority"] == 0 and picture["map"] == "t-SNE"
+    assert picture["minority"] == 0 and picture["map"] == "PCA"
     assert (run / "embedding.png").read_bytes().startswith(b"\x89PNG")
 
     call(monkeypatch, run, "--device", "cpu")
