@@ -38,9 +38,9 @@ def test_scores_equal_scikit_learn_with_and_without_ties(digits):
         "specificity": metrics.recall_score(~truth, p <= 0.5),
         "sensitivity_at_90_specificity": hits[false_alarms <= 0.1 + 1e-12].max(),
         "sensitivity_at_95_specificity": hits[false_alarms <= 0.05 + 1e-12].max(),
-        "sensitivity_at_threshold": metrics.recall_score(truth, p > 0.3),
-        "specificity_at_threshold": metrics.recall_score(~truth, p <= 0.3),
-        "balanced_accuracy_at_threshold": metrics.balanced_accuracy_score(truth, p > 0.3),
+        "sensitivity_at_threshold": metrics.recall_score(truth, p >= 0.3),
+        "specificity_at_threshold": metrics.recall_score(~truth, p < 0.3),
+        "balanced_accuracy_at_threshold": metrics.balanced_accuracy_score(truth, p >= 0.3),
     }
     assert found.keys() == expected.keys() == SCORES.keys()
     assert found == pytest.approx(expected)

@@ -1,9 +1,12 @@
 """Files that appear whole or not at all, folder locks, JSON and checksums. Needs no torch."""
 
+import csv
 import hashlib
 import json
 import os
+import re
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import filelock
@@ -79,6 +82,32 @@ def read_json(path, hint):
     if not isinstance(data, dict):
         raise UserError(f"{path}: does not hold a JSON object; {hint}")
     return data
+
+
+# What makes a spreadsheet run a cell. Leading quotes count, so that reading is the exact inverse.
+FORMULA = r"(?='*[=+\-@\t\r])"
+
+
+def write_table(path, header, rows):
+    """Write a CSV table; a text that a spreadsheet would run as a formula gets a leading quote."""
+    with (
+        atomic_write(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        table = csv.writer(file)
+        for row in chain([header], rows):
+            table.writerow([guard_cell(cell) for cell in row])
+
+
+def guard_cell(value):
+    return re.sub("^" + FORMULA, "'", value) if isinstance(value, str) else value
+
+
+def read_table(path):
+    """Return (header, rows) of a CSV table as texts, without the quotes of write_table."""
+    with open(path, newline="", encoding="utf-8") as file:
+        header, *rows = ([re.sub("^'" + FORMULA, "", c) for c in row] for row in csv.reader(file))
+    return header, rows
 
 
 def read_log(folder):

@@ -28,6 +28,8 @@ class Draws:
     threshold: float
 
     def __post_init__(self):
+        # An image at the chosen threshold counts as rare (utils/scores.py), one at 0.5 does not.
+        self.threshold = np.nextafter(self.threshold, -1)
         # Images that count as rare when each p in turn is the lowest one that does.
         self.hits = np.cumsum(self.rare, axis=1)
         self.false_alarms = np.cumsum(self.common, axis=1)
@@ -95,7 +97,7 @@ def observed_scores(p_minority, is_minority, threshold=0.5):
     """Return {score: value}, as fractions, of the images as they are.
 
     p_minority [n]: probability of the minority class; is_minority [n]: the truth. An image counts
-    as minority above 0.5, and above `threshold` for the scores "_at_threshold".
+    as minority above 0.5, and from `threshold` up for the scores "_at_threshold".
     """
     p, level, is_rare = prepare_images(p_minority, is_minority)
     counts = [np.bincount(level[kind], minlength=len(p))[None, :] for kind in (is_rare, ~is_rare)]

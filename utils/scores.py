@@ -1,12 +1,26 @@
-"""Scores and predictions of a binary classifier."""
+"""Scores of a classifier with a rare class, the threshold they use, and the predictions."""
 
-import csv
+import argparse
+import re
 
 import numpy as np
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    f1_score,
+    recall_score,
+    roc_auc_score,
+    roc_curve,
+)
 
 from utils.cli import UserError
-from utils.files import atomic_write
+from utils.files import read_table, write_table
+from utils.intervals import bootstrap_intervals
+
+RARE_IMAGES_FOR_A_VERDICT = 25
+RATES = ("sensitivity", "specificity")
 
 
 def classification_scores(probabilities, labels, minority):
@@ -16,8 +30,7 @@ def classification_scores(probabilities, labels, minority):
     take the minority as the positive class. Raises UserError if a class has no image.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
-    if len(np.unique(labels)) < 2:
-        raise UserError(f"all {len(labels)} images are of one class; scores need both")
+    check_classes(labels)
     predicted = (probabilities > 0.5).astype(int)
     p_minority = probabilities if minority else 1 - probabilities
     f1 = f1_score(labels, predicted, pos_label=minority, zero_division=0.0)
@@ -29,18 +42,142 @@ def classification_scores(probabilities, labels, minority):
     }
 
 
+def rare_class_scores(p_minority, is_minority, threshold):
+    """Return the scores that take the minority as the positive class, as fractions.
+
+    p_minority [n]; is_minority bool [n]. An image is positive above 0.5 and, for the scores
+    `_at_threshold`, from `threshold` up. Raises UserError if a class has no image.
+    """
+    p, truth = np.asarray(p_minority, dtype=np.float64), np.asarray(is_minority, dtype=bool)
+    check_classes(truth)
+    sensitivity, specificity = sensitivity_specificity(truth, p > 0.5)
+    chosen_sensitivity, chosen_specificity = sensitivity_specificity(truth, p >= threshold)
+    return {
+        "average_precision": float(average_precision_score(truth, p)),
+        "brier": float(brier_score_loss(truth, p)),
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+        "sensitivity_at_90_specificity": sensitivity_at_specificity(p, truth, 0.90),
+        "sensitivity_at_95_specificity": sensitivity_at_specificity(p, truth, 0.95),
+        "threshold": float(threshold),
+        "sensitivity_at_threshold": chosen_sensitivity,
+        "specificity_at_threshold": chosen_specificity,
+        "balanced_accuracy_at_threshold": (chosen_sensitivity + chosen_specificity) / 2,
+    }
+
+
+def score_splits(probabilities, labels, minority, rule="youden", prevalence=None):
+    """Score val and test with the threshold that `rule` chooses on val.
+
+    probabilities: {"val": p [n, 2], "test": p [n, 2]}; labels: {"val": int [n], "test": int [n]};
+    minority: label of the rare class; prevalence: its share where the classifier is used.
+    Returns the dict of probe.json and finetune.json: val, test, test_interval, threshold and
+    threshold_rule.
+    """
+    p_minority = {split: np.asarray(p)[:, minority] for split, p in probabilities.items()}
+    is_minority = {split: np.asarray(y) == minority for split, y in labels.items()}
+    threshold = choose_threshold(p_minority["val"], is_minority["val"], rule)
+    result = {
+        split: classification_scores(p[:, 1], labels[split], minority)
+        | rare_class_scores(p_minority[split], is_minority[split], threshold)
+        for split, p in probabilities.items()
+    }
+    if prevalence is not None:
+        result["test"] |= predictive_values(result["test"], prevalence)
+    interval = bootstrap_intervals(p_minority["test"], is_minority["test"], threshold)
+    return result | dict(test_interval=interval, threshold=threshold, threshold_rule=rule)
+
+
+def check_classes(labels):
+    if len(np.unique(labels)) < 2:
+        raise UserError(f"all {len(labels)} images are of one class; scores need both")
+
+
+def sensitivity_specificity(is_minority, is_positive):
+    """Return the share of minority images found, and of the others that are left alone."""
+    recalls = (recall_score(is_minority, is_positive, pos_label=c) for c in (True, False))
+    return tuple(map(float, recalls))
+
+
+def sensitivity_at_specificity(p_minority, is_minority, specificity):
+    """Return the highest sensitivity of a threshold that keeps at least this specificity."""
+    found = choose_threshold(p_minority, is_minority, f"specificity={specificity}")
+    return sensitivity_specificity(is_minority, p_minority >= found)[0]
+
+
+# --------------------------------------------------------------------------------------------------
+# threshold and prevalence
+# --------------------------------------------------------------------------------------------------
+
+
+def threshold_rule(text):
+    """Parse --threshold-for: youden, sensitivity=0.95 or specificity=0.9."""
+    if not re.fullmatch(r"youden|(sensitivity|specificity)=(1|0?\.\d*[1-9]\d*)", text):
+        raise argparse.ArgumentTypeError("give youden, sensitivity=0.95 or specificity=0.9")
+    return text
+
+
+def choose_threshold(p_minority, is_minority, rule="youden"):
+    """Choose the probability from which an image is positive, among those predicted.
+
+    youden: the highest sensitivity + specificity. sensitivity=S or specificity=S: at least S, with
+    the other as high as possible. Of equally good thresholds the highest one is taken, so constant
+    predictions are negative if the rule permits. Images of equal probability share a side.
+    Raises UserError if a class has no image.
+    """
+    check_classes(is_minority)
+    p = np.asarray(p_minority, dtype=np.float64)
+    fpr, sensitivity, thresholds = roc_curve(is_minority, p, drop_intermediate=False)
+    # scikit-learn's first threshold, where nothing is positive, is infinite: no number for JSON
+    thresholds[0] = np.nextafter(thresholds[1], 2)
+    name, _, target = rule.partition("=")
+    if name == "youden":
+        return float(thresholds[np.argmax(sensitivity - fpr)])
+    wanted, other = sensitivity, 1 - fpr
+    if name == "specificity":
+        wanted, other = other, wanted
+    # 1 - 0.1 and its kin differ from the typed target in the last bit
+    reached = wanted >= float(target) - 1e-12
+    return float(thresholds[np.argmax(np.where(reached, other, -1))])
+
+
+def predictive_values(scores, prevalence):
+    """Return prevalence, ppv_at_threshold and npv_at_threshold for another share of rare images.
+
+    A value is None if no image would get that answer.
+    """
+    sensitivity, specificity = (scores[f"{name}_at_threshold"] for name in RATES)
+    hits, misses = sensitivity * prevalence, (1 - sensitivity) * prevalence
+    alarms, rests = (1 - specificity) * (1 - prevalence), specificity * (1 - prevalence)
+    return {
+        "prevalence": prevalence,
+        "ppv_at_threshold": hits / (hits + alarms) if hits + alarms else None,
+        "npv_at_threshold": rests / (rests + misses) if rests + misses else None,
+    }
+
+
+# --------------------------------------------------------------------------------------------------
+# predictions
+# --------------------------------------------------------------------------------------------------
+
+
 def write_predictions(path, files, labels, predictions):
     """Write a CSV table with file, split, label and p_minority of every predicted image.
 
     files: names of all M images; labels: int [M]; predictions: {split: (rows [n], p [n])}, where p
     is the probability of the minority class. All digits are kept: scores can be computed again.
     """
-    with (
-        atomic_write(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
-        table = csv.writer(file)
-        table.writerow(["file", "split", "label", "p_minority"])
-        for split, (rows, probabilities) in predictions.items():
-            for row, p in zip(rows, probabilities, strict=True):
-                table.writerow([files[row], split, labels[row], float(p)])
+    table = (
+        (files[row], split, labels[row], float(p))
+        for split, (rows, probabilities) in predictions.items()
+        for row, p in zip(rows, probabilities, strict=True)
+    )
+    write_table(path, ["file", "split", "label", "p_minority"], table)
+
+
+def read_predictions(path):
+    """Read predictions.csv as {column: array}: label int [n], p_* float64 [n], others str [n]."""
+    header, rows = read_table(path)
+    columns = dict(zip(header, np.array(rows, dtype=str).reshape(-1, len(header)).T, strict=True))
+    kinds = {name: float for name in header if name.startswith("p_")} | {"label": int}
+    return {name: column.astype(kinds.get(name, str)) for name, column in columns.items()}
