@@ -26,9 +26,9 @@ from tqdm import tqdm
 from common import build_model, embed, load_run
 from reporting.embedding import plot_embedding
 from utils.arrays import load_arrays
-from utils.cli import ArgumentParser, UserError, number_from, run_main
+from utils.cli import ArgumentParser, UserError, number_from, print_next, run_main
 from utils.distributed import pick_device
-from utils.files import lock_folder, read_json, sha256, write_json
+from utils.files import find_runs_folder, lock_folder, read_json, sha256, write_json
 from utils.runs import load_strict, load_tensors, make_generator, module_sha256, provenance
 
 
@@ -345,8 +345,7 @@ def main():
     for run in args.runs:
         evaluate_run(run, args, device)
     if args.runs:
-        runs_folder = next((p for p in args.runs[0].parents if p.name == "runs"), None)
-        print(f"next: python report.py {runs_folder or args.runs[0].parent}")
+        print_next("report.py", find_runs_folder(args.runs[0]))
 
 
 def evaluate_run(run, args, device):

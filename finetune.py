@@ -45,7 +45,7 @@ from datasets.loader import BatchLoader, balanced_batches, check_batch_size, shu
 from datasets.pack import read_index
 from datasets.predict import list_prediction_images, predict_folder
 from datasets.subset import Subset
-from utils.cli import ArgumentParser, UserError, number_from, run_main
+from utils.cli import ArgumentParser, UserError, number_from, print_next, run_main
 from utils.distributed import pick_device
 from utils.encoders import (
     IMAGENET_MEAN,
@@ -56,7 +56,7 @@ from utils.encoders import (
     load_init,
     resolve_stem,
 )
-from utils.files import read_json, write_json
+from utils.files import find_runs_folder, read_json, write_json
 from utils.runs import Run, load_strict, load_tensors, module_sha256, provenance, save_tensors
 from utils.scores import classification_scores, write_predictions
 
@@ -578,7 +578,8 @@ def write_results(task, model, best, config, device):
     write_json(task.summary, {**scores, **settings, **chosen, "provenance": provenance(device)})
     text = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in chosen.items())
     print(f"test, {text}: {format_scores(scores['test'])}")
-    print(f"wrote {task.summary} and {table}\nnext: python report.py runs")
+    print(f"wrote {task.summary} and {table}")
+    print_next("report.py", find_runs_folder(task.out))
 
 
 def print_epoch(epoch, epochs, loss, scores):

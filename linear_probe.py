@@ -46,7 +46,7 @@ from datasets.predict import list_prediction_images, predict_folder
 from datasets.probe_rows import ROW_SETS, describe_rows, draw_row_sets, load_balanced_sibling
 from datasets.subset import Subset
 from utils.arrays import load_labeled_splits
-from utils.cli import ArgumentParser, UserError, number_from, run_main
+from utils.cli import ArgumentParser, UserError, number_from, print_next, run_main
 from utils.distributed import pick_device
 from utils.files import lock_folder, read_json, sha256, write_json
 from utils.runs import load_strict, load_tensors, module_sha256, provenance, save_tensors
@@ -126,9 +126,9 @@ def main():
             train_probes(task, settings, args, device)
         if args.predict:
             predict(task, args, device)
-    runs = [str(source) for source in args.sources if source.is_dir()]
+    runs = [source for source in args.sources if source.is_dir()]
     if runs:
-        print("next: python evaluate_metrics.py", *runs[:3], *["..."] * (len(runs) > 3))
+        print_next("evaluate_metrics.py", *runs, smoke=args.smoke)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ it was stopped; the same command and seed give the same bytes.
 import argparse
 import math
 import os
-import shlex
 import sys
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -28,10 +27,11 @@ from datasets import DATASETS, describe_missing, find_all
 from datasets.contact_sheet import draw_contact_sheet
 from datasets.pack import count_workers, mean_std, open_packed, pack_images, scan_images
 from datasets.source import DRAW_TEST, DRAW_TRAIN, DRAW_VAL, SPLITS
-from utils.cli import ArgumentParser, UserError, command_line, number_from, run_main
+from utils.cli import ArgumentParser, UserError, command_line, number_from, print_next, run_main
 from utils.files import lock_folder, read_json, sha256, write_json
 
 RATIOS = ("99-1", "95-5", "50-50", "natural")
+DEFAULT_BATCH_SIZE = 256  # of pretrain.py
 FEW = 10  # images of the rare class in a split: fewer give a warning
 # flags that decide the content of a subset
 SETTINGS = "dataset size store_size grayscale seed patient minority majority".split()
@@ -226,8 +226,22 @@ def build_subset(args):
         print(f"{folder} is there already, made with these settings; checksums verified")
     for path in folder.glob(".part-*"):
         path.unlink()
-    subset = shlex.quote(str(folder / f"{next(iter(drawn))}.json"))
-    print(f"next: python pretrain.py {subset} --method supmin")
+    print_next_training(folder, {ratio: records[ratio] for ratio in drawn})
+
+
+def print_next_training(folder, records):
+    """Print the training to begin with: on the natural ratio if it is the first, else the rarest.
+
+    records: {ratio: content of <ratio>.json}.
+    """
+    counts = {ratio: record["counts"]["train"].values() for ratio, record in records.items()}
+    shares = {ratio: min(images) / sum(images) for ratio, images in counts.items()}
+    ratio = "natural" if next(iter(counts)) == "natural" else min(shares, key=shares.get)
+    largest_batch = 2 ** int(math.log2(sum(counts[ratio])))
+    small_batch = ["--batch-size", largest_batch] if largest_batch < DEFAULT_BATCH_SIZE else []
+    print_next("pretrain.py", folder / f"{ratio}.json", "--method", "supmin", *small_batch)
+    size, batch_size = min(32, records[ratio]["size"]), min(64, largest_batch)
+    print(f"without a GPU, add: --arch resnet8 --size {size} --batch-size {batch_size}")
 
 
 def verify_subset(args):
@@ -411,3 +425,4 @@ if __name__ == "__main__":
 # WARNING: few images of 5-9 (99-1 train 6); scores will vary
 # wrote subsets/digits: images.npy, index.csv, and .json and .png of 99-1, 95-5, 50-50, natural
 # next: python pretrain.py subsets/digits/99-1.json --method supmin
+# without a GPU, add: --arch resnet8 --size 32 --batch-size 64

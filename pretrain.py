@@ -44,7 +44,7 @@ from datasets.loader import (
     shuffled_batches,
 )
 from evaluate_metrics import class_alignment_consistency, sample_alignment_accuracy
-from utils.cli import ArgumentParser, UserError, number_from, run_main
+from utils.cli import ArgumentParser, UserError, number_from, print_next, run_main
 from utils.distributed import (
     broadcast_buffers,
     convert_sync_batchnorm,
@@ -178,7 +178,8 @@ def main():
         plot_curves(out, method.collapse_value(args.batch_size))
         # Written last: encoder.pt marks the run as finished.
         save_tensors(out / "encoder.pt", model.encoder.state_dict())
-        print(f"wrote {out / 'encoder.pt'}, curves.png\nnext: python linear_probe.py {out}")
+        print(f"wrote {out / 'encoder.pt'}, curves.png")
+        print_next("linear_probe.py", out, smoke=args.smoke)
 
 
 # --------------------------------------------------------------------------------------------------

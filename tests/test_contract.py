@@ -285,8 +285,8 @@ def test_every_script_prints_the_command_that_follows(chain):
     run = "runs/digits/99-1/supmin/seed0"
     assert re.findall("^next: (.*)", chain[1], re.MULTILINE) == [
         "python pretrain.py subsets/digits/99-1.json --method supmin",
-        f"python linear_probe.py {run}",
-        f"python evaluate_metrics.py {run}",
+        f"python linear_probe.py {run} --smoke",
+        f"python evaluate_metrics.py {run} --smoke",
         "python report.py runs",
         "python report.py runs",
     ]

@@ -172,7 +172,11 @@ def test_what_limits_the_results_is_said(make, tmp_path):
     assert "enlarged from 16 to 224 pixels for the network; --size 16 takes 196" in done.stdout
     few = "few images of rare (natural train 8, 50-50 train 4, val 1, test 3)"
     assert f"WARNING: {few}" in done.stdout
-    assert "next: python pretrain.py subsets/data/natural.json --method supmin\n" in done.stdout
+    assert (
+        "next: python pretrain.py subsets/data/natural.json --method supmin --batch-size 32\n"
+        in done.stdout
+    )
+    assert "without a GPU, add: --arch resnet8 --size 32 --batch-size 32\n" in done.stdout
 
 
 def test_images_that_use_12_of_16_bits_are_noticed(make, tmp_path):

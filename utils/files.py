@@ -137,3 +137,8 @@ def name_errors(path):
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
+
+
+def find_runs_folder(run):
+    """Return the folder named runs above a run, or else the folder that holds the run."""
+    return next((path for path in run.parents if path.name == "runs"), run.parent)
