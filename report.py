@@ -3,6 +3,7 @@
     python report.py runs                                  # tables and figures into runs/report
     python report.py runs/evidence --claims --out results  # judge the paper's claims, too
     python report.py --check results                       # compare the tables with their logs
+    python report.py --compare RUN_A RUN_B                 # paired by test image and by seed
 
 A run is a folder whose config.json names a method and a data set. Runs with other settings are
 never averaged: their label names what differs. runs.jsonl keeps the logs and results of all runs.
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from reporting import claims
 from reporting.collect import archive_text, load_runs, make_rows
+from reporting.compare import compare_runs
 from reporting.figures import plan_figures, save_figures
 from reporting.tables import (
     csv_text,
@@ -38,9 +40,13 @@ def parse_args():
     add("--claims", action="store_true", help="judge the paper's claims by these runs, too")
     check_help = "compare the tables below RESULTS with the runs.jsonl beside them, exit code 1"
     add("--check", type=Path, metavar="RESULTS", help=f"{check_help} where they differ")
+    compare_help = "compare two runs, or two folders with seeds, by their predictions.csv"
+    add("--compare", type=Path, nargs=2, metavar=("A", "B"), help=compare_help)
     args = parser.parse_args()
-    if (args.runs is None) == (args.check is None) or args.check and (args.out or args.claims):
-        raise UserError("give a folder of runs, or --check RESULTS and nothing else")
+    if sum(map(bool, (args.runs, args.check, args.compare))) != 1 or args.check and args.out:
+        raise UserError("give a folder of runs, or --check RESULTS, or --compare A B alone")
+    if args.claims and not args.runs:
+        raise UserError("--claims: needs a folder of runs; leave out --check and --compare")
     return args
 
 
@@ -48,6 +54,9 @@ def main():
     args = parse_args()
     if args.check:
         check_tables(args.check)
+        return
+    if args.compare:
+        compare(args)
         return
     head, runs = load_runs(args.runs)
     is_archive = args.runs.is_file()
@@ -68,14 +77,27 @@ def main():
     figures.sort(key=lambda name: not name.startswith("overview"))
     head = {"command": command_line(), "claims": is_judged, "figures": figures, "notes": notes}
     texts = make_tables(head, rows, groups)
-    for name, text in {"runs.jsonl": archive_text(head, runs), **texts}.items():
-        with atomic_write(out / name) as tmp:
-            tmp.write_text(text, encoding="utf-8")
+    write_texts(out, {"runs.jsonl": archive_text(head, runs), **texts})
 
     print(terminal_tables(groups), *notes, *excluded_runs(rows), sep="\n")
     print(f"wrote to {out}: {', '.join([*texts, *figures])}")
     words = ["--check", str(out)] if is_judged else [str(args.runs), "--claims"]
     print(f"next: python report.py {shlex.join(words)}")
+
+
+def compare(args):
+    """Print the comparison of two runs; write comparison.md and comparison.csv with --out."""
+    text, table = compare_runs(*args.compare)
+    print(text, end="")
+    if args.out:
+        write_texts(args.out, {"comparison.md": text, "comparison.csv": csv_text(table)})
+        print(f"wrote to {args.out}: comparison.md, comparison.csv")
+
+
+def write_texts(folder, texts):
+    for name, text in texts.items():
+        with atomic_write(folder / name) as tmp:
+            tmp.write_text(text, encoding="utf-8")
 
 
 def check_readme(path):

@@ -217,7 +217,9 @@ def test_other_files_and_wrong_flags(tmp_path, monkeypatch):
             collect(path)
     for words, message in (
         ((), "give a folder of runs"),
-        (("runs", "--check", "runs"), "and nothing else"),
+        (("runs", "--check", "runs"), "--check RESULTS, or --compare A B alone"),
+        (("--check", "runs", "--out", "x"), "alone"),
+        (("--check", "runs", "--claims"), "--claims: needs a folder of runs"),
         (("--check", tmp_path / "nowhere"), "nowhere: holds no runs.jsonl"),
     ):
         with pytest.raises(UserError, match=message):

@@ -128,7 +128,7 @@ FLAGS = {
         "--device": "auto",
         **dict.fromkeys("--embeddings --out --smoke".split(), ""),
     },
-    "report": dict.fromkeys("--out --claims --check".split(), ""),
+    "report": dict.fromkeys("--out --claims --check --compare".split(), ""),
 }
 CHOICES = {
     ("pretrain", "--method"): "ntxent supcon supmin suppro kcl tsc sbcl bcl paco",

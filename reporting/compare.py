@@ -1,0 +1,182 @@
+"""Compare two classifiers image by image: report.py --compare A B.
+
+A and B are runs, or folders with the seeds of one setting. Every number is computed from their
+predictions.csv. Runs are paired by seed, images by file name. Each difference has two measures of
+doubt, and neither contains the other: an interval over the test images, and a spread over seeds.
+"""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from reporting.collect import load_runs, make_rows
+from reporting.tables import markdown_table, settings_json
+from utils.cli import UserError
+from utils.intervals import DRAWS, bootstrap_scores, interval, observed_scores
+
+SCORE_TITLES = {
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "balanced_accuracy": "balanced accuracy",
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "sensitivity_at_90_specificity": "sensitivity at 90 % specificity",
+    "sensitivity_at_95_specificity": "sensitivity at 95 % specificity",
+    "balanced_accuracy_at_threshold": "balanced accuracy at the chosen threshold",
+    "sensitivity_at_threshold": "sensitivity at the chosen threshold",
+    "specificity_at_threshold": "specificity at the chosen threshold",
+    "brier": "Brier score (lower is better)",
+}
+HEADER = [
+    "score",
+    "A (%)",
+    "B (%)",
+    "A - B (points)",
+    "95 % interval over test images",
+    "standard deviation over seeds",
+]
+
+
+@dataclass
+class Predictions:
+    """The test predictions of one run, sorted by file name."""
+
+    run: Path
+    minority: str  # name of the class
+    files: np.ndarray
+    is_minority: np.ndarray
+    p_minority: np.ndarray
+    threshold: float | None  # chosen on validation; None: the run is older than the key
+
+
+def load_seeds(folder):
+    """Return {seed: (path, row)} of a run, or of a folder with the seeds of one setting."""
+    runs = load_runs(folder)[1]
+    rows = [row for row in make_rows(runs) if row["state"] == "finished"]
+    if len({(row["method"], row["ratio"], settings_json(row)) for row in rows}) > 1:
+        raise UserError(f"{folder}: holds runs of several settings; give the folder of one setting")
+    if not rows:
+        raise UserError(f"{folder}: holds no finished run; finish one, or give another folder")
+    return {row["seed"]: (Path(folder, row["path"]), row) for row in rows}
+
+
+def load_predictions(run, row):
+    """Read the test predictions of a run. Raises UserError if there are none."""
+    path = run / "predictions.csv"
+    if not path.is_file():
+        script = "finetune.py" if row["kind"] == "supervised" else "linear_probe.py"
+        raise UserError(f"{path}: is missing; make it with python {script} {run}")
+    table = read_predictions(path)
+    rows = np.flatnonzero(table["split"] == "test")
+    rows = rows[np.argsort(table["file"][rows], kind="stable")]
+    result = "probe" if row["kind"] in ("contrastive", "raw pixels") else "finetune"
+    return Predictions(
+        run=run,
+        minority=row["classes"][row["minority"]],
+        files=table["file"][rows],
+        is_minority=table["label"][rows] == row["minority"],
+        p_minority=table["p_minority"][rows],
+        threshold=row.get(f"{result}_threshold"),
+    )
+
+
+def read_predictions(path):
+    """Read predictions.csv as {column: array}."""
+    with open(path, newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    columns = dict(zip(header, map(np.array, zip(*rows, strict=True)), strict=True))
+    kinds = {"label": int, "p_minority": float}
+    return columns | {name: columns[name].astype(kind) for name, kind in kinds.items()}
+
+
+def pair_seeds(a, b):
+    """Return [(Predictions of A, Predictions of B)] by seed; two single runs are a pair, too."""
+    if len(a) == len(b) == 1:
+        pairs = [(*a.values(), *b.values())]
+    else:
+        pairs = [(a[seed], b[seed]) for seed in sorted(a.keys() & b.keys())]
+    if not pairs:
+        raise UserError("--compare: A and B share no seed; train both with the same seeds")
+    pairs = [tuple(load_predictions(*run) for run in pair) for pair in pairs]
+    for pair in pairs:
+        check_pair(*pair)
+    return pairs
+
+
+def check_pair(a, b):
+    """Raise UserError if two runs cannot be compared image by image."""
+    if a.minority != b.minority:
+        raise UserError(
+            f"{b.run}: its minority is {b.minority!r}, that of {a.run} is {a.minority!r}; "
+            "compare runs on one data set"
+        )
+    if not np.array_equal(a.files, b.files) or not np.array_equal(a.is_minority, b.is_minority):
+        raise UserError(
+            f"{b.run}: has other test images than {a.run}; compare runs on the same subset"
+        )
+
+
+def compare_scores(pairs):
+    """Return {score: row} with mean a and b, difference, low, high and std over seeds.
+
+    The interval is of the mean over seeds: each draw of the test images is the same for both runs
+    of a pair, and for all pairs that share their test images. All in percent.
+    """
+    observed, drawn = [], []
+    for pair in pairs:
+        options = [(p.p_minority, p.is_minority, p.threshold or 0.5) for p in pair]
+        observed.append([observed_scores(*some) for some in options])
+        a, b = (bootstrap_scores(*some) for some in options)
+        drawn.append({score: a[score] - b[score] for score in a})
+    table = {}
+    for score in SCORE_TITLES:
+        is_missing = any(p.threshold is None for pair in pairs for p in pair)
+        if score.endswith("_at_threshold") and is_missing:
+            continue
+        a, b = 100 * np.array([[one[score], other[score]] for one, other in observed]).T
+        low, high = interval(100 * np.mean([of_pair[score] for of_pair in drawn], axis=0))
+        std = float(np.std(a - b, ddof=1)) if len(pairs) > 1 else None
+        row = {"a": a.mean(), "b": b.mean(), "difference": (a - b).mean()}
+        table[score] = {key: float(v) for key, v in row.items()} | dict(low=low, high=high, std=std)
+    return table
+
+
+def comparison_markdown(name_a, name_b, pairs, table):
+    """Return the comparison as Markdown: what was paired, the table, how to read it."""
+    images, rare = len(pairs[0][0].files), int(pairs[0][0].is_minority.sum())
+    rows = [
+        [
+            SCORE_TITLES[score],
+            *(f"{row[key]:.1f}" for key in ("a", "b")),
+            f"{row['difference']:+.1f}",
+            f"{row['low']:+.1f} to {row['high']:+.1f}",
+            "-" if row["std"] is None else f"{row['std']:.1f}",
+        ]
+        for score, row in table.items()
+    ]
+    lines = [
+        f"A: {name_a}",
+        f"B: {name_b}",
+        f"{len(pairs)} pairs of runs; {images} test images, {rare} of them {pairs[0][0].minority}",
+        "",
+        *markdown_table(HEADER, rows, pad=True),
+        "",
+        f"The interval is a stratified bootstrap ({DRAWS} draws) of the same test images for A and "
+        "B.",
+        "It says what other test images would change; the deviation over seeds says what other "
+        "seeds would.",
+        f"Of {len(rows)} scores of two equal classifiers, one interval in twenty leaves out 0.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def compare_runs(folder_a, folder_b):
+    """Compare two runs or settings. Returns (Markdown, rows of a CSV table)."""
+    pairs = pair_seeds(load_seeds(folder_a), load_seeds(folder_b))
+    table = compare_scores(pairs)
+    rows = [{"score": score, **row, "pairs": len(pairs)} for score, row in table.items()]
+    return comparison_markdown(folder_a, folder_b, pairs, table), rows
