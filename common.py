@@ -186,7 +186,7 @@ def load_run(folder, smoke=False):
         raise UserError(f"{subset.path}: changed since {folder} was trained; make the subset again")
     if (folder / "classifier.pt").exists() and not (folder / "encoder.pt").exists():
         raise UserError(f"{folder}: holds only a classifier; give the run of its encoder")
-    subset = replace(subset, size=config["size"], recipe=config.get("recipe", subset.recipe))
+    subset.change_views(config["size"], config.get("recipe"), config.get("no_flip"))
     if config.get("init") == "imagenet":
         subset = replace(subset, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     encoder = build_encoder(config["arch"], config.get("stem", "imagenet"))
@@ -479,7 +479,7 @@ def embed(network, subset, rows, device, batch_size=256, views=0, generator=None
     progress = dict(total=len(batches), desc="embed", leave=False, disable=None)
     for positions, images in tqdm(reader(batches), **progress):
         if views:
-            recipe = subset.recipe, subset.size, generator
+            recipe = subset.augmentation(), subset.size, generator
             x = torch.stack([augment(images, sizes[positions], *recipe) for _ in range(views)])
         else:
             x = center_view(images, sizes[positions], subset.size)[None]

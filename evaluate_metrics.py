@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from common import build_model, embed, load_run
+from datasets.subset import load_subset
 from reporting.embedding import plot_embedding
 from utils.arrays import load_arrays
 from utils.cli import ArgumentParser, UserError, number_from, print_next, run_main
@@ -351,6 +352,9 @@ def main():
 def evaluate_run(run, args, device):
     """Measure the test split of a run, unless its metrics.json is current."""
     config, subset, encoder = load_run(run, args.smoke)
+    if subset.recipe == "none":
+        # two equal views would measure nothing
+        subset.change_views(recipe=load_subset(subset.path, verify=False).recipe)
     head = load_head(run, config, encoder)
     labels = torch.from_numpy(subset.labels[subset.splits["test"]])
     title = f"{subset.name} {subset.ratio}, {config.get('method', config.get('loss'))}"

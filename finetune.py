@@ -164,7 +164,7 @@ def train_from_scratch(args):
     """Train a new network on a subset, from random weights or those of --init."""
     args.seed = args.seed or 0
     subset = load_subset(args.source)
-    subset.size, subset.recipe = args.size or subset.size, args.recipe or subset.recipe
+    subset.change_views(args.size, args.recipe, args.no_flip)
     if args.init == "imagenet":
         subset.mean, subset.std = IMAGENET_MEAN, IMAGENET_STD
         print("  inputs are normalised with ImageNet's mean and standard deviation")
@@ -205,7 +205,7 @@ def retrain(args):
 def load_source_run(args):
     """Load the run (config, subset, encoder), take defaults from it, and seed the new weights."""
     config, subset, encoder = load_run(args.source, args.smoke)
-    subset.size, subset.recipe = args.size or subset.size, args.recipe or subset.recipe
+    subset.change_views(args.size, args.recipe, args.no_flip)
     defaults_from_run(args, config)
     torch.manual_seed(args.seed)
     return config, subset, encoder
@@ -362,7 +362,9 @@ def make_parser():
     add("--subsample-balanced", action="store_true", help=text)
     text = "draw both classes equally often; the loss then counts them as equal"
     add("--balanced-batches", action="store_true", help=text)
-    add("--recipe", choices=RECIPES, help="augmentation (default: the source's)")
+    recipe = f"augmentation: {', '.join(RECIPES)} (default: the source's)"
+    add("--recipe", choices=RECIPES, metavar="NAME", help=recipe)
+    add("--no-flip", action="store_true", help="never flip images left-right")
     add("--no-augment", action="store_true", help="train on the evaluation view")
     text = "classify the images in FOLDER; a finished network is reused, not trained again"
     add("--predict", type=Path, metavar="FOLDER", help=text)
@@ -430,6 +432,7 @@ def make_config(task, args, amp):
         **task.source_settings,
         **{key: getattr(args, key) for key in ("epochs", "batch_size", "lr", "seed", "smoke")},
         **{key: getattr(subset, key) for key in ("size", "recipe", "ratio", "classes", "minority")},
+        **({} if subset.flip else {"no_flip": True}),
         dataset=subset.name,
         amp=amp.mode,
         subset=os.path.relpath(subset.path, task.out),

@@ -200,7 +200,9 @@ def parse_args(words=None):
     add("--stem", choices=STEMS, default="auto", help="cifar: 3x3, no pooling (auto: up to 32 px)")
     add("--init", metavar="WHERE", help="start from a run folder, a file of weights, or imagenet")
     add("--size", type=number_from(8), metavar="S", help="input side, px (default: the subset's)")
-    add("--recipe", choices=RECIPES, help="augmentation (default: the subset's)")
+    recipe = f"augmentation: {', '.join(RECIPES)} (default: the subset's)"
+    add("--recipe", choices=RECIPES, metavar="NAME", help=recipe)
+    add("--no-flip", action="store_true", help="never flip images left-right")
     add("--relu", action="store_true", help="end the projection head with a ReLU")
     add("--epochs", type=positive, default=100, help="as published; the paper's supplement: 350")
     add("--batch-size", type=number_from(2), default=256, help="images; each gives two views")
@@ -292,8 +294,7 @@ def resolve_method_options(args):
 def load_training_data(args):
     """Return the subset as the flags change it, and the training rows; resolve --stem."""
     subset = load_subset(args.subset)
-    subset.size = args.size or subset.size
-    subset.recipe = args.recipe or subset.recipe
+    subset.change_views(args.size, args.recipe, args.no_flip)
     if args.init == "imagenet":
         subset.mean, subset.std = IMAGENET_MEAN, IMAGENET_STD
     args.stem = resolve_stem(args.arch, args.stem, subset.size, args.init)
@@ -306,6 +307,9 @@ def load_training_data(args):
 def check_args(args, subset, rows):
     """Raise UserError if a flag does not fit the training images, the method or the ranks."""
     ranks = world_size()
+    if subset.recipe == "none":
+        others = ", ".join(name for name in RECIPES if name != "none")
+        raise UserError(f"--recipe none: contrastive training needs augmentation; choose {others}")
     check_batch_size(args.batch_size, rows, subset)
     if args.batch_size % ranks:
         raise UserError(f"--batch-size {args.batch_size}: use a multiple of the {ranks} processes")
@@ -326,7 +330,7 @@ def check_args(args, subset, rows):
 
 def make_config(args, subset, amp, out):
     """Return every setting that decides the result, for config.json."""
-    names = ("chunk", "minority_per_batch", "relu", "init", "init_sha256")
+    names = ("no_flip", "chunk", "minority_per_batch", "relu", "init", "init_sha256")
     optional = {name: value for name in names if (value := getattr(args, name, None))}
     return dict(
         method=args.method,

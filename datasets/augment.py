@@ -12,17 +12,34 @@ import torch.nn.functional as F
 from torchvision.transforms.v2 import RandAugment
 
 # The parameters of the published code. area: of RandomResizedCrop; jitter: brightness, contrast,
-# saturation and hue of ColorJitter; p_jitter, p_gray: probabilities; degrees: of rotation.
+# saturation and hue of ColorJitter; p_jitter, p_gray, p_flip: probabilities; degrees: of rotation.
 RECIPES = {
     "natural": dict(
-        area=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), p_jitter=0.8, p_gray=0.2, degrees=0
+        area=(0.2, 1.0),
+        jitter=(0.4, 0.4, 0.4, 0.1),
+        p_jitter=0.8,
+        p_gray=0.2,
+        p_flip=0.5,
+        degrees=0,
     ),
     "medical": dict(
-        area=(0.25, 1.0), jitter=(0.15, 0.15, 0.0, 0.0), p_jitter=0.8, p_gray=0.0, degrees=0
+        area=(0.25, 1.0),
+        jitter=(0.15, 0.15, 0.0, 0.0),
+        p_jitter=0.8,
+        p_gray=0.0,
+        p_flip=0.5,
+        degrees=0,
     ),
     "cardiac": dict(
-        area=(0.2, 1.0), jitter=(0.5, 0.5, 0.5, 0.0), p_jitter=1.0, p_gray=0.0, degrees=45
+        area=(0.2, 1.0),
+        jitter=(0.5, 0.5, 0.5, 0.0),
+        p_jitter=1.0,
+        p_gray=0.0,
+        p_flip=0.5,
+        degrees=45,
     ),
+    # the evaluation view
+    "none": {},
 }
 
 
@@ -31,12 +48,14 @@ def augment(images, sizes, recipe, size, generator, randaugment=False, shard=sli
 
     images: uint8 [B, C, S, S], squeezed squares; sizes: int [N, 2], height and width of all N
     images of the batch. Parameters are drawn for all N, and `shard` selects the B given images, so
-    that ranks that share a batch draw the same. randaugment: apply RandAugment at the end.
-    Returns float32 [B, C, size, size] in [0, 1].
+    that ranks that share a batch draw the same. recipe: a key of RECIPES, or parameters as there.
+    randaugment: apply RandAugment at the end. Returns float32 [B, C, size, size] in [0, 1].
     """
-    p, n = RECIPES[recipe], len(sizes)
+    p, n = RECIPES[recipe] if isinstance(recipe, str) else recipe, len(sizes)
+    if not p:
+        return center_view(images, sizes[shard], size)
     boxes = draw_crops(sizes, p["area"], generator)[shard]
-    flips = (torch.rand(n, generator=generator) < 0.5)[shard]
+    flips = (torch.rand(n, generator=generator) < p["p_flip"])[shard]
     jitter = draw_jitter(n, p["jitter"], p["p_jitter"], generator)
     jitter = {name: values[shard] for name, values in jitter.items()}
     gray = (torch.rand(n, generator=generator) < p["p_gray"])[shard]

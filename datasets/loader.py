@@ -49,7 +49,7 @@ class BatchLoader:
                 augment(
                     images,
                     sizes,
-                    subset.recipe,
+                    subset.augmentation(),
                     subset.size,
                     generator,
                     view in self.randaugment_views,

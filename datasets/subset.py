@@ -36,9 +36,20 @@ class Subset:
     std: list
     sha256: str  # of images.npy
     rows_sha256: str  # of splits
+    flip: bool = True  # whether augmented views are flipped left-right
 
     def train_counts(self):
         return [self.counts["train"]["0"], self.counts["train"]["1"]]
+
+    def change_views(self, size=None, recipe=None, no_flip=False):
+        """Change what the network sees, as --size, --recipe and --no-flip do."""
+        self.size, self.recipe = size or self.size, recipe or self.recipe
+        self.flip = self.flip and not no_flip
+
+    def augmentation(self):
+        """Return the parameters of augment()."""
+        parameters = RECIPES[self.recipe]
+        return parameters if self.flip or not parameters else {**parameters, "p_flip": 0.0}
 
     def limit_for_smoke(self, per_class=16):
         """Keep at most `per_class` rows of each class in every split, for --smoke."""

@@ -49,7 +49,7 @@ DEFAULT_ON = ("augment", "encoder_augment")
 # Settings that are compared between methods, too.
 SHARED_SETTINGS = (
     *("arch", "epochs", "batch_size", "size", "lr", "warmup_epochs"),
-    *("stem", "feature_map", "recipe", "init"),
+    *("stem", "feature_map", "recipe", "no_flip", "init"),
 )
 FINETUNE_SETTINGS = (
     *("gamma", "head", "head_lr", "balanced_batches", "subsample_balanced", "fraction"),

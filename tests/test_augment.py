@@ -1,14 +1,21 @@
 """Augmentation equals torchvision, parameter by parameter; crops have its distribution."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from conftest import call
 from PIL import Image
 from scipy.stats import ks_2samp
 from sklearn.datasets import load_sample_images
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
+import evaluate_metrics
+import finetune
+import pretrain
 from common import (
     RECIPES,
     augment,
@@ -19,11 +26,13 @@ from common import (
     draw_crops,
     draw_jitter,
     grayscale,
+    load_run,
     normalize,
     rotate,
     shift_hue,
 )
 from datasets.images import squeeze
+from utils.cli import UserError
 from utils.runs import make_generator
 
 
@@ -174,7 +183,7 @@ def test_rotation_equals_torchvision():
         ).abs().max() < 1e-4  # no angle here puts a pixel on a tie between two neighbours
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", sorted(RECIPES.keys() - {"none"}))
 @pytest.mark.parametrize("channels", [1, 3])
 def test_views_have_their_shape_range_and_seed(recipe, channels):
     images = photos(16, channels=channels)
@@ -187,6 +196,27 @@ def test_views_have_their_shape_range_and_seed(recipe, channels):
     )
     assert len(torch.unique(same.flatten(1), dim=0)) == 16  # every image draws its own parameters
     assert normalize(view, [0.5] * channels, [0.2] * channels).shape == (16, 3, 24, 24)
+
+
+@pytest.mark.parametrize("recipe", ["natural", "cardiac"])
+def test_without_flips_only_the_flipped_views_change(recipe):
+    images = photos(16)
+    sizes, unflipped = sizes_of(images), {**RECIPES[recipe], "p_flip": 0.0}
+    flipped, plain = (augment(images, sizes, p, 24, make_generator(0)) for p in (recipe, unflipped))
+    n_equal = sum(map(torch.equal, flipped, plain))
+    assert 2 < n_equal < 14
+    if recipe == "natural":
+        pairs = zip(flipped, plain, strict=True)
+        mirrored = [torch.allclose(a.flip(-1), b, atol=1e-4) for a, b in pairs]
+        assert n_equal + sum(mirrored) == 16
+
+
+def test_recipe_none_is_the_evaluation_view_and_draws_nothing():
+    images, generator = photos(4), make_generator(0)
+    state = generator.get_state()
+    view = augment(images[1:3], sizes_of(images), "none", 24, generator, shard=slice(1, 3))
+    assert torch.equal(view, center_view(images, sizes_of(images), 24)[1:3])
+    assert torch.equal(state, generator.get_state())
 
 
 def test_natural_view_equals_the_usual_pipeline_on_8_bit_pictures():
@@ -254,3 +284,36 @@ def test_parts_of_a_batch_are_seen_as_in_the_whole(recipe, strong):
             view, whole[part], atol=1.01 / 255 if strong else 1e-5, rtol=0
         )  # RandAugment rounds to 8 bit
         assert torch.equal(other.get_state(), generator.get_state())
+
+
+# --------------------------------------------------------------------------------------------------
+# the flags --recipe and --no-flip
+# --------------------------------------------------------------------------------------------------
+
+SMOKE = ("--smoke", "--arch", "resnet8", "--size", 8, "--device", "cpu", "--out")
+
+
+def test_no_flip_is_recorded_and_inherited(workplace):
+    call(pretrain, "subsets/digits/99-1.json", "--no-flip", *SMOKE, "unflipped")
+    call(pretrain, "subsets/digits/99-1.json", *SMOKE, "flipped")
+    config, subset, _ = load_run("unflipped")
+    assert config["no_flip"] is True and subset.augmentation()["p_flip"] == 0
+    config, subset, _ = load_run("flipped")
+    assert "no_flip" not in config and subset.augmentation() == RECIPES["medical"]
+    call(finetune, "unflipped", "--smoke", "--train", "head")
+    assert json.loads(Path("unflipped/finetune/config.json").read_text())["no_flip"] is True
+
+
+def test_recipe_none_is_for_classifiers(workplace):
+    subset = "subsets/digits/99-1.json"
+    with pytest.raises(UserError, match="--recipe none: contrastive training needs augmentation"):
+        call(pretrain, subset, "--recipe", "none", *SMOKE, "refused")
+    call(finetune, subset, "--recipe", "none", *SMOKE, "none")
+    call(finetune, subset, "--no-augment", *SMOKE, "no-augment")
+    configs = [json.loads(Path(run, "config.json").read_text()) for run in ("none", "no-augment")]
+    assert [config["recipe"] for config in configs] == ["none", "medical"]
+    none, plain = (torch.load(Path(run, "encoder.pt")) for run in ("none", "no-augment"))
+    assert all(torch.equal(none[name], plain[name]) for name in none)
+    call(evaluate_metrics, "none", "--picture", "none")
+    # views of the subset's recipe differ
+    assert min(json.loads(Path("none/metrics.json").read_text())["sad"]) > 0

@@ -84,7 +84,7 @@ FLAGS = {
         "--out": "runs/<dataset>/<ratio>/<method>/seed<k>",
         **dict.fromkeys(
             "--variant --randaugment --size --chunk --minority-per-batch --deterministic "
-            "--init --recipe --relu --smoke".split(),
+            "--init --recipe --no-flip --relu --smoke".split(),
             "",
         ),
         "--stem": "auto",
@@ -116,7 +116,8 @@ FLAGS = {
         "--save-every": "1",
         **dict.fromkeys(
             "--retrain --bn-train --balanced-batches --subsample-balanced --no-augment --size "
-            "--init --recipe --deterministic --seed --predict --csv --out --smoke".split(),
+            "--init --recipe --no-flip --deterministic --seed --predict --csv --out "
+            "--smoke".split(),
             "",
         ),
     },
