@@ -177,8 +177,11 @@ def make_row(run):
     results |= {probe_prefix(name): probe for name, probe in probes.items()}
     for name, result in results.items():
         row |= flatten_result(name, result, config["minority"])
-    counts = run.get("test_counts") or {}
-    row["test_images"] = sum(row.get("metrics_n") or counts.values()) or None
+    tested = dict(enumerate(row["metrics_n"])) if "metrics_n" in row else run.get("test_counts")
+    for split, counts in (("test", tested), ("train", run["train_counts"])):
+        counts = {int(label): n for label, n in (counts or {}).items()}
+        row[f"{split}_images"] = sum(counts.values()) or None
+        row[f"{split}_minority"] = counts.get(config["minority"])
     check_encoder(run)
     return row
 

@@ -5,7 +5,6 @@ predictions.csv. Runs are paired by seed, images by file name. Each difference h
 doubt, and neither contains the other: an interval over the test images, and a spread over seeds.
 """
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from reporting.collect import load_runs, make_rows
 from reporting.tables import markdown_table, settings_json
 from utils.cli import UserError
 from utils.intervals import DRAWS, bootstrap_scores, interval, observed_scores
+from utils.scores import read_predictions
 
 SCORE_TITLES = {
     "auroc": "AUROC",
@@ -82,15 +82,6 @@ def load_predictions(run, row):
         p_minority=table["p_minority"][rows],
         threshold=row.get(f"{result}_threshold"),
     )
-
-
-def read_predictions(path):
-    """Read predictions.csv as {column: array}."""
-    with open(path, newline="", encoding="utf-8") as file:
-        header, *rows = csv.reader(file)
-    columns = dict(zip(header, map(np.array, zip(*rows, strict=True)), strict=True))
-    kinds = {"label": int, "p_minority": float}
-    return columns | {name: columns[name].astype(kind) for name, kind in kinds.items()}
 
 
 def pair_seeds(a, b):

@@ -30,11 +30,19 @@ class Statistic(NamedTuple):
     values: list
 
 
+class Interval(NamedTuple):
+    """95 % bootstrap interval over the test images: the bounds of each seed, averaged."""
+
+    low: float
+    high: float
+
+
 @dataclass
 class Group:
     """Finished runs that differ in the seed alone, and one way in which they were scored.
 
-    cells: {quantity: Statistic, NOT_RUN or NOT_APPLICABLE}; percent for scores, SAA, CAC, PEU.
+    cells: {quantity: Statistic, NOT_RUN or NOT_APPLICABLE}; percent for scores, SAA, CAC, PEU. The
+    quantities "<score>_interval" hold an Interval or NOT_APPLICABLE.
     """
 
     dataset: str
@@ -79,6 +87,7 @@ def group_by_seed(rows):
     for (dataset, ratio, label, _, scored_by), runs in members.items():
         values = [row_values(row, scored_by) for row in runs]
         cells = {key: mean_and_std([value[key] for value in values]) for key in values[0]}
+        cells |= {f"{score}_interval": mean_interval(runs, scored_by, score) for score in SCORES}
         share, method = runs[0]["minority_percent"], runs[0]["method"]
         groups.append(Group(dataset, ratio, share, method, label, scored_by, runs, cells))
     return groups
@@ -144,6 +153,13 @@ def mean_and_std(values):
     return Statistic(float(np.mean(measured)), std, measured)
 
 
+def mean_interval(rows, scored_by, score):
+    """Return the Interval of a score in percent; NOT_APPLICABLE where no result keeps one."""
+    keys = [f"{scoring_protocols(row)[scored_by]}_test_interval_{score}" for row in rows]
+    bounds = [row[key] for row, key in zip(rows, keys, strict=True) if key in row]
+    return Interval(*map(float, 100 * np.mean(bounds, axis=0))) if bounds else NOT_APPLICABLE
+
+
 def finite_cell(group, key):
     """Return the Statistic of a quantity, or None where there is nothing to draw."""
     cell = group.cells[key]
@@ -198,8 +214,11 @@ TERMINAL_COLUMNS = {
     "below_collapse": "below collapse",
 }
 HOW_TO_READ = """\
-* Numbers are mean ± standard deviation (n - 1) over n seeds, on the test split. A single seed has
-  no deviation.
+* ± is the spread over seeds: the standard deviation (n - 1) of n runs. A single seed has none. It
+  does not contain the choice of the test images.
+* *Interval over test images* is the 95 % bootstrap interval of one run: what other test images of
+  the same kind would change. Of several seeds the bounds are averaged.
+* All scores are on the test split. Its images and rare images are counted below each table.
 * "not run" was not measured yet. "-" does not apply.
 * The brackets after a method name the settings that set these runs apart from the others.
 * *Scored by* says what gave the accuracies: a linear probe on the frozen encoder, or the trained
@@ -244,13 +263,19 @@ def measured_row_sets(groups):
 
 def report_columns(groups):
     """Return {quantity: title}; the 50-50 rows and others have columns where they were probed."""
+    intervals = {
+        f"{score}_interval": title.replace(" (%)", ", interval over test images (%)")
+        for score, title in SCORE_COLUMNS.items()
+        if any(isinstance(group.cells[f"{score}_interval"], Interval) for group in groups)
+    }
+    intervals.pop("accuracy_interval", None)
     rows = {
         f"{name}_{score}": title.replace(" (%)", f", {ROW_SETS[name]} (%)")
         for name in measured_row_sets(groups)
         for score, title in SCORE_COLUMNS.items()
         if score != "accuracy"
     }
-    return {**SCORE_COLUMNS, **rows, **ENCODER_COLUMNS}
+    return {**SCORE_COLUMNS, **intervals, **rows, **ENCODER_COLUMNS}
 
 
 def results_table(rows):
@@ -283,6 +308,10 @@ def summary_table(groups):
         for key, cell in group.cells.items():
             if key.startswith(hidden):
                 continue
+            if key.endswith("_interval"):
+                if isinstance(cell, Interval):
+                    row |= {f"{key}_low_percent": cell.low, f"{key}_high_percent": cell.high}
+                continue
             name = f"{key}_percent" if key.endswith(SCORES) else key
             is_measured = isinstance(cell, Statistic)
             row[f"{name}_mean"] = cell.mean if is_measured else cell
@@ -301,6 +330,8 @@ def distinct_text(rows, key):
 
 def cell_text(cell, n, digits):
     """Return a cell as "mean ± std", with its own n where that differs from the row's."""
+    if isinstance(cell, Interval):
+        return f"{cell.low:.{digits}f} to {cell.high:.{digits}f}"
     if not isinstance(cell, Statistic):
         return cell
     # The sum with 0.0 turns -0.000 into 0.000.
@@ -363,7 +394,8 @@ def provenance_lines(groups):
     rows = list({row["path"]: row for group in groups for row in group.rows}.values())
     images = distinct_text(rows, "test_images").replace("None", "unknown")
     made_with = [f"{key} {distinct_text(rows, key)}" for key in ("device", "torch", "commit")]
-    lines = [f"* test images {images}; {'; '.join(made_with)}"]
+    rare = distinct_text(rows, "test_minority").replace("None", "unknown")
+    lines = [f"* test images {images}, rare ones {rare}; {'; '.join(made_with)}"]
     kinds = {}
     for row in rows:
         kind = "untrained" if row["method"] == "untrained" else row["kind"]

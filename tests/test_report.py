@@ -154,6 +154,24 @@ def test_mean_and_deviation_by_hand(tmp_path):
     assert tables.cell_text(group.cells["balanced_accuracy"], 3, 1) == text
 
 
+def test_intervals_over_test_images_stand_beside_the_spread_over_seeds(tmp_path):
+    for seed, low in enumerate((0.5, 0.6)):
+        interval = {"auroc": [low, 0.8], "balanced_accuracy": [0.4, 0.7], "accuracy": [0, 1]}
+        make_run(tmp_path, seed=seed, probe=0.6, probe_options={"test_interval": interval})
+    # A run that is older than the key has no interval, and takes none away.
+    make_run(tmp_path, "supmin", probe=0.6)
+    text = markdown(tmp_path)
+    header, _, supcon, supmin = text[text.index("| method |") :].splitlines()[:4]
+    titles, cells, others = (line.split(" | ") for line in (header, supcon, supmin))
+    at = titles.index("AUROC, interval over test images (%)")
+    assert cells[at] == "55.0 to 80.0" and others[at] == "-"
+    assert "accuracy, interval over test images (%)" not in titles
+    (row, *_) = tables.summary_table(tables.group_by_seed(collect(tmp_path)))
+    assert row["auroc_interval_low_percent"] == pytest.approx(55)
+    assert "± is the spread over seeds" in text and "95 % bootstrap interval" in text
+    assert_archive_holds(tmp_path)
+
+
 def test_class_0_can_be_the_minority(tmp_path):
     make_run(tmp_path, saa=[7, 9], minority=0)
     cells = groups_of(tmp_path)["supcon"].cells
@@ -565,7 +583,7 @@ def test_provenance_stands_below_each_table(tmp_path):
         for seed in range(2):
             make_run(tmp_path, method, seed, probe=0.6, saa=[1, 1], **options)
     lines = markdown(tmp_path).splitlines()
-    assert "* test images 100; device a device; torch 2.11; commit abc1234" in lines
+    assert "* test images 100, rare ones 10; device a device; torch 2.11; commit abc1234" in lines
     (settings,) = (line for line in lines if line.startswith("* contrastive: "))
     assert "arch resnet18, batch size 256, epochs 30" in settings
     assert "* suppro: margin 0.5" in lines
