@@ -26,7 +26,8 @@ from scipy.stats import ttest_1samp
 
 from datasets import DATASETS
 from reporting.collect import METHODS, METRICS
-from reporting.figures import MIN_RUNS_FOR_LINE, panel_grid
+from reporting.figures import MIN_RUNS_FOR_LINE
+from reporting.styles import panel_grid
 from reporting.tables import FIGURE_CAPTION, is_smoke, markdown_table
 
 PROPOSED = ("supmin", "suppro")
@@ -793,7 +794,7 @@ def ablations_figure(runs):
     panels = {title: lines for title, lines in panels.items() if lines}
     if not panels:
         return None
-    figure, axes = panel_grid(len(panels), len(panels), 4.2, 3.8)
+    figure, axes = panel_grid([3.8] * len(panels), len(panels), 4.2)
     for ax, (title, lines) in zip(axes, panels.items(), strict=True):
         styles = zip(itertools.cycle("osX^Dv"), itertools.cycle(("-", "--", "-.", ":")))
         for (name, points), (marker, line) in zip(lines.items(), styles, strict=False):
@@ -839,7 +840,7 @@ def metrics_figure(runs):
             panels[title] = fits
     if not panels:
         return None
-    figure, axes = panel_grid(len(panels), len(panels), 3.2, 3.2)
+    figure, axes = panel_grid([3.2] * len(panels), len(panels), 3.2)
     for ax, (title, fits) in zip(axes, panels.items(), strict=True):
         if ax is not axes[0]:
             ax.sharey(axes[0])

@@ -1,25 +1,39 @@
-"""Draw the figures. They are readable in grey: every method has its own marker and line."""
+"""Draw the figures of a report: one message each, a few methods in colour, the others grey."""
 
 import textwrap
-from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from reporting.collect import FLOORS, METHODS, sort_key
+from reporting.collect import FLOORS
+from reporting.embeddings import (
+    COLUMNS,
+    add_class_legend,
+    common_limit,
+    embedding_panel,
+    embeddings_figure,
+    load_embedding,
+)
+from reporting.styles import (
+    INK,
+    MAJORITY,
+    MINORITY,
+    RC,
+    REST,
+    full_name,
+    leading_methods,
+    marker_looks,
+    panel_grid,
+)
 from reporting.tables import cell_text, encoder_groups, finite_cell, first_probes, row_values
-from utils.cli import UserError
 from utils.files import atomic_write
 
-# Okabe and Ito's colours are told apart by colour-blind readers, too.
-COLOURS = (
-    *("#000000", "#D55E00", "#0072B2", "#009E73"),
-    *("#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F"),
-)
-MARKERS = ("o", "X", "^", "s", "D", "v", "P", "*", "<", ">", "p", "h", "8", "d")
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (7, 3)))
 # A regression line through fewer runs would be noise.
 MIN_RUNS_FOR_LINE = 10
+# Percent. Balanced accuracy is 50 by chance, and so is the mean CAC of both classes. An axis that
+# starts at the lowest value would exaggerate.
+CHANCE, LOWEST = 50, 45
 
 
 def plan_figures(groups, source):
@@ -27,17 +41,16 @@ def plan_figures(groups, source):
 
     Figures with embeddings need the folder of the runs; without it they are not planned.
     """
-    groups, style = first_probes(groups), line_styles(groups)
+    groups = first_probes(groups)
     plans = {
-        "accuracy.png": lambda: accuracy_figure(groups, style),
-        "saa_cac.png": lambda: saa_cac_figure(groups, style),
-        "cac_accuracy.png": lambda: cac_accuracy_figure(groups, style),
+        "accuracy.png": lambda: accuracy_figure(groups),
+        "saa_cac.png": lambda: saa_cac_figure(groups),
+        "cac_accuracy.png": lambda: cac_accuracy_figure(groups),
     }
     if not source.is_dir():
         return plans
     overviews, embeddings = {}, {}
-    for dataset in dict.fromkeys(group.dataset for group in groups):
-        members = [group for group in groups if group.dataset == dataset]
+    for dataset, members in split_by_dataset(groups).items():
         overviews[f"overview_{dataset}.png"] = lambda m=members: overview_figure(m, source)
         embeddings[f"embeddings_{dataset}.png"] = lambda m=members: embeddings_figure(m, source)
     return overviews | plans | embeddings
@@ -47,84 +60,38 @@ def save_figures(plans, out):
     """Draw and save the figures. Returns their names, and a note for each that was not drawn."""
     names, notes = [], []
     for name, draw in plans.items():
-        figure = draw()
-        if figure is None:
-            notes.append(f"{name}: not drawn, nothing was measured for it")
-            continue
-        with atomic_write(out / name) as tmp:
-            figure.savefig(tmp, dpi=100)
+        with matplotlib.rc_context(RC):
+            figure = draw()
+            if figure is None:
+                notes.append(f"{name}: not drawn, no run has what it shows")
+                continue
+            with atomic_write(out / name) as tmp:
+                figure.savefig(tmp, dpi=100)
         names.append(name)
     return names, notes
 
 
-def line_styles(groups):
-    """Return {name: colour, marker and line}; a plain method looks the same in every report.
-
-    What was not trained is grey.
-    """
-    names = dict.fromkeys([*METHODS, *(group.name for group in groups)])
-    floors = {
-        group.name: {"color": "0.5", "marker": "+x"[FLOORS.index(group.method)], "ls": ":"}
-        for group in groups
-        if group.method in FLOORS
-    }
-    styles = {
-        name: {
-            "color": COLOURS[i % len(COLOURS)],
-            "marker": MARKERS[i % len(MARKERS)],
-            "ls": LINES[i % len(LINES)],
-        }
-        for i, name in enumerate(names)
-    }
-    return styles | floors
-
-
-def panel_grid(count, columns, width, height):
-    """Return a figure and its `count` panels; width and height of one panel in inches."""
-    rows = -(-count // columns)
-    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for ax in axes[count:]:
-        ax.remove()
-    return figure, axes[:count]
-
-
-def add_legend(figure):
-    """Put one legend for all panels below the figure, and make room for it."""
-    handles = legend_handles(figure)
-    columns = int(figure.get_figwidth() * 11 // (max(map(len, handles)) + 8))
-    columns = max(1, min(len(handles), columns))
-    rows = -(-len(handles) // columns)
-    figure.set_figheight(figure.get_figheight() + 0.24 * max(0, rows - 3))
-    looks = {"ncols": columns, "frameon": False, "handlelength": 3.2, "numpoints": 1}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", **looks)
-
-
-def legend_handles(figure):
-    """Return {label: handle} of all panels."""
-    panels = [ax.get_legend_handles_labels() for ax in figure.axes]
-    return {name: handle for panel in panels for handle, name in zip(*panel, strict=True)}
-
-
-# lines --------------------------------------------------------------------------------------------
-
-
-def line_plot_groups(groups):
-    """Return the Groups that line figures show.
-
-    A variant that was run at one of several ratios would be a lone dot: the tables have it.
-    """
-    ratios = {}
+def split_by_dataset(groups):
+    """Return {data set: its Groups}."""
+    found = {}
     for group in groups:
-        for key in (group.dataset, (group.dataset, group.name)):
-            ratios.setdefault(key, set()).add(group.ratio)
-    return [
-        group
-        for group in groups
-        if group.is_plain
-        or len(ratios[group.dataset, group.name]) > 1
-        or len(ratios[group.dataset]) == 1
-    ]
+        found.setdefault(group.dataset, []).append(group)
+    return found
+
+
+def test_images_text(groups):
+    """Name how many test images the numbers rest on: ", 361 test images", or "" if unknown."""
+    counts = {row["test_images"] for group in groups for row in group.rows} - {None}
+    return f", {' or '.join(map(str, sorted(counts)))} test images" if counts else ""
+
+
+def score_limits(groups):
+    """Return the limits of a percent axis: from LOWEST, or below all values, to 100."""
+    values = [v for group in groups for v in group.cells["balanced_accuracy"].values]
+    return min([LOWEST, *(value - 2 for value in values)]), 101
+
+
+# lines over the ratios ----------------------------------------------------------------------------
 
 
 def known_groups(groups, key):
@@ -132,105 +99,159 @@ def known_groups(groups, key):
     return [g for g in groups if g.minority_percent is not None and finite_cell(g, key)]
 
 
-def line_panel(ax, groups, key, style):
-    """Draw mean and deviation over seeds, and each seed as a dot; one line per method."""
-    names = list(dict.fromkeys(group.name for group in groups))
+def line_groups(groups, key):
+    """Return {method: its Groups, from rare to balanced} of the methods with several ratios.
+
+    Variants of a method stand in the rows and tables.
+    """
+    lines = {}
+    for group in sorted(known_groups(groups, key), key=lambda group: group.minority_percent):
+        if group.is_plain:
+            lines.setdefault(full_name(group), []).append(group)
+    return {name: points for name, points in lines.items() if len(points) > 1}
+
+
+def accuracy_figure(groups):
+    """Draw balanced accuracy: a row per method at one ratio, and lines over the ratios."""
+    groups = [group for group in groups if not group.scored_by.startswith("fine-tuned")]
+    groups = [group for group in groups if finite_cell(group, "balanced_accuracy")]
+    datasets = split_by_dataset(groups)
+    if not datasets:
+        return None
+    members = {dataset: widest_ratio(found) for dataset, found in datasets.items()}
+    has_lines = any(line_groups(found, "balanced_accuracy") for found in datasets.values())
+    heights = [row_height(rows) for rows in members.values() for _ in range(1 + has_lines)]
+    figure, axes = panel_grid(heights, 1 + has_lines, 6.8)
+    figure.suptitle("Mean and standard deviation over n seeds; small dots: single seeds")
+    axes = np.reshape(axes, (len(datasets), -1))
+    for (ax, *others), (dataset, rows) in zip(axes, members.items(), strict=True):
+        score_rows(ax, rows)
+        ax.set_title(f"{dataset} {rows[0].ratio}{test_images_text(rows)}")
+        lines = line_groups(datasets[dataset], "balanced_accuracy")
+        for line_ax in others:
+            if not lines:
+                line_ax.remove()
+                continue
+            line_panel(line_ax, lines, "balanced_accuracy", score_limits(groups))
+            line_ax.set(title=f"{dataset}, all ratios", ylabel="balanced test accuracy (%)")
+            line_ax.axhline(CHANCE, color=INK, lw=0.8, ls=":")
+    return figure
+
+
+def line_panel(ax, lines, key, limits, has_names=True):
+    """Draw mean and deviation over seeds, and each seed as a dot. lines: of line_groups."""
+    leading = leading_methods(points[0] for points in lines.values())
     # Methods stand side by side, so that error bars do not cover each other.
-    step = min(1.1, 1.5 ** (1 / max(len(names), 1)))
-    for i, name in enumerate(names):
-        points = [group for group in groups if group.name == name]
-        points.sort(key=lambda group: group.minority_percent)
-        cells = [finite_cell(group, key) for group in points]
-        shift = step ** (i - (len(names) - 1) / 2)
-        x = np.array([group.minority_percent for group in points]) * shift
-        looks = {"capsize": 3, "lw": 1.4, "ms": 6, "mfc": "white", "mew": 1.4, **style[name]}
+    step = min(1.1, 1.5 ** (1 / len(lines)))
+    ends = []
+    for i, (name, points) in enumerate(lines.items()):
+        cells = [group.cells[key] for group in points]
+        x = [g.minority_percent * step ** (i - (len(lines) - 1) / 2) for g in points]
+        looks = {"capsize": 2, "lw": 1.6, "ms": 6, **marker_looks(points[0], leading)}
         means, stds = [cell.mean for cell in cells], [cell.std or 0 for cell in cells]
-        ax.errorbar(x, means, stds, label=name, **looks)
+        is_leading = points[0].method in leading
+        ax.errorbar(x, means, stds, label=name, zorder=3 if is_leading else 2, **looks)
         for share, cell in zip(x, cells, strict=True):
-            shares = [share * step**0.45] * len(cell.values)
-            ax.plot(shares, cell.values, ".", color=style[name]["color"], ms=4)
-    set_share_axis(ax, sorted({group.minority_percent for group in groups}))
+            dots = [share * step**0.45] * len(cell.values)
+            ax.plot(dots, cell.values, ".", color=looks["color"], ms=3)
+        ends.append((x[-1], means[-1], name, looks["color"]))
+    ax.set_ylim(*limits)
+    set_share_axis(ax, sorted({g.minority_percent for p in lines.values() for g in p}), has_names)
+    if has_names:
+        name_line_ends(ax, ends)
 
 
-def set_share_axis(ax, shares):
+def set_share_axis(ax, shares, has_names):
     # Ticks that are closer would overprint.
     ticks = [b for a, b in zip([0, *shares], shares, strict=False) if b > 1.3 * a]
     ax.set_xscale("log")
     ax.set_xticks(ticks, [f"{share:.3g}" for share in ticks])
     ax.set_xticks([], minor=True)
-    if shares:
-        ax.set_xlim(shares[0] / 1.5, shares[-1] * 1.5)
-    ax.set_xlabel("minority share of training images (%, log)")
-    ax.grid(alpha=0.3)
+    # The names of the lines take two fifths of the axis.
+    right = max(1.5, (shares[-1] / shares[0]) ** 0.65) if has_names else 1.5
+    ax.set_xlim(shares[0] / 1.5, shares[-1] * right)
+    ax.set_xlabel("minority share of training images (%)")
 
 
-def accuracy_figure(groups, style):
-    """Draw balanced accuracy against imbalance, a panel per data set."""
-    groups = [group for group in groups if not group.scored_by.startswith("fine-tuned")]
-    groups = line_plot_groups(known_groups(groups, "balanced_accuracy"))
-    datasets = list(dict.fromkeys(group.dataset for group in groups))
-    if not datasets:
-        return None
-    columns = min(3, len(datasets))
-    figure, axes = panel_grid(len(datasets), columns, 5.4 if columns < 3 else 4.6, 4.2)
-    for ax, dataset in zip(axes, datasets, strict=True):
-        members = [group for group in groups if group.dataset == dataset]
-        line_panel(ax, members, "balanced_accuracy", style)
-        ax.set(title=dataset, ylabel="balanced test accuracy (%)")
-    add_legend(figure)
-    return figure
+def name_line_ends(ax, ends):
+    """Write the names of lines beside their ends, moved apart where they would overprint."""
+    height = ax.get_window_extent().height / ax.figure.dpi * 72  # points
+    gap = 12 * np.ptp(ax.get_ylim()) / height
+    right = max(x for x, *_ in ends)
+    heights = move_apart([y for _, y, *_ in ends], gap)
+    for (x, y, name, colour), name_y in zip(ends, heights, strict=True):
+        arrow = {"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 0, "shrinkB": 4}
+        looks = {"color": colour, "va": "center", "fontsize": 9, "arrowprops": arrow}
+        ax.annotate(name, (x, y), (right * 1.35, name_y), **looks)
 
 
-def saa_cac_figure(groups, style):
-    """Draw SAA and CAC of both classes against imbalance, a row per data set."""
-    groups = line_plot_groups(known_groups(encoder_groups(groups), "saa_minority"))
-    datasets = list(dict.fromkeys(group.dataset for group in groups))
-    if not datasets:
-        return None
+def move_apart(values, gap):
+    """Return values moved so that neighbours differ by `gap` at least; their mean stays."""
+    order = np.argsort(values)
+    placed = np.array(values, dtype=float)[order]
+    for i in range(1, len(placed)):
+        placed[i] = max(placed[i], placed[i - 1] + gap)
+    moved = np.empty_like(placed)
+    moved[order] = placed - placed.mean() + np.mean(values)
+    return moved
+
+
+def saa_cac_figure(groups):
+    """Draw SAA and CAC of both classes over the ratios, a row per data set with several."""
     keys = ("saa_minority", "saa_majority", "cac_minority", "cac_majority")
-    figure, axes = panel_grid(4 * len(datasets), 4, 3.5, 3.3)
+    datasets = {
+        name: found
+        for name, found in split_by_dataset(encoder_groups(groups)).items()
+        if all(line_groups(found, key) for key in keys)
+    }
+    if not datasets:
+        return None
     panels = [(dataset, key) for dataset in datasets for key in keys]
-    for i, (ax, (dataset, key)) in enumerate(zip(axes, panels, strict=True)):
-        if key.endswith("majority"):
-            # Both classes of a metric share one scale.
-            ax.sharey(axes[i - 1])
-        members = [group for group in groups if group.dataset == dataset]
-        line_panel(ax, known_groups(members, key), key, style)
+    figure, axes = panel_grid([3.3] * len(panels), 4, 4)
+    for ax, (dataset, key) in zip(axes, panels, strict=True):
+        # The names stand once in each row.
+        lines = line_groups(datasets[dataset], key)
+        line_panel(ax, lines, key, (-2, 102), has_names=key == keys[-1])
         metric, side = key.split("_")
         ax.set(title=f"{dataset}: {metric.upper()}, {side}", ylabel=f"{metric.upper()} (%)")
-    add_legend(figure)
     return figure
 
 
 # dots ---------------------------------------------------------------------------------------------
 
 
-def cac_accuracy_figure(groups, style):
+def cac_accuracy_figure(groups):
     """Draw CAC against balanced probe accuracy: a dot per run, with the least-squares line."""
     points = cac_points(groups)
-    datasets = list(dict.fromkeys(point[0] for point in points))
-    if not datasets:
+    if not points:
         return None
-    panels = {name: [point for point in points if point[0] == name] for name in datasets}
-    if len(datasets) > 1:
-        panels = {"all runs": points} | panels
-    columns = min(3, len(panels))
-    figure, axes = panel_grid(len(panels), columns, 5.4 if columns < 3 else 4.6, 4.4)
-    for ax, (title, members) in zip(axes, panels.items(), strict=True):
-        for name in dict.fromkeys(point[1] for point in members):
-            x, y = np.array([point[2:] for point in members if point[1] == name]).T
-            looks = {"mfc": "none", "mew": 1.4, "ms": 7, **style[name], "ls": ""}
-            ax.plot(x, y, label=name, **looks)
-        x, y = np.array([point[2:] for point in members]).T
-        ax.set_title(f"{title}, n = {len(members)}: {draw_line(ax, x, y)}")
+    panels = split_by_dataset([group for group, *_ in points])
+    leading = leading_methods(group for group, *_ in points)
+    figure, axes = panel_grid([4.4] * len(panels), min(3, len(panels)), 4.8)
+    for ax, dataset in zip(axes, panels, strict=True):
+        members = [point for point in points if point[0].dataset == dataset]
+        for group, x, y in members:
+            looks = marker_looks(group, leading) | {"ls": "", "ms": 6}
+            is_named = group.is_plain and group.method in [*leading, *FLOORS]
+            name = full_name(group) if is_named else "others"
+            ax.plot([x], [y], label=name, zorder=2 if name == "others" else 3, **looks)
+        x, y = np.array([point[1:] for point in members]).T
+        ax.set_title(f"{dataset}, n = {len(members)} runs: {draw_line(ax, x, y)}")
         ax.set(xlabel="CAC, mean of both classes (%)", ylabel="balanced probe accuracy (%)")
-        ax.grid(alpha=0.3)
-    add_legend(figure)
+        ax.set(xlim=(min(LOWEST, x.min() - 2), 101), ylim=(min(LOWEST, y.min() - 2), 101))
+        for line in (ax.axhline, ax.axvline):
+            line(CHANCE, color=INK, lw=0.8, ls=":")
+    handles = {}
+    for ax in axes:
+        for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    columns = min(3 * len(panels), 6)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
     return figure
 
 
 def cac_points(groups):
-    """Return (data set, name, mean CAC, balanced accuracy) of every probed run."""
+    """Return (Group, mean CAC, balanced accuracy) of every probed run."""
     points = []
     for group in groups:
         for row in group.rows if group.scored_by.startswith("linear probe") else ():
@@ -238,19 +259,19 @@ def cac_points(groups):
             names = ("cac_minority", "cac_majority", "balanced_accuracy")
             measured = [values[name] for name in names]
             if all(isinstance(v, (int, float)) and np.isfinite(v) for v in measured):
-                points.append((group.dataset, group.name, np.mean(measured[:2]), measured[2]))
+                points.append((group, np.mean(measured[:2]), measured[2]))
     return points
 
 
 def draw_line(ax, x, y):
     """Draw the least-squares line through enough runs. Returns its R², or why there is none."""
     if len(x) < MIN_RUNS_FOR_LINE:
-        return f"no line, fewer than {MIN_RUNS_FOR_LINE} runs"
+        return f"no line, fewer than {MIN_RUNS_FOR_LINE}"
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return "no line, all values equal"
     slope, intercept, r2 = fit_line(x, y)
     ends = np.array([x.min(), x.max()])
-    ax.plot(ends, slope * ends + intercept, color="0.4", lw=1.2)
+    ax.plot(ends, slope * ends + intercept, color=INK, lw=1.2)
     return f"R² = {r2:.2f}"
 
 
@@ -261,183 +282,110 @@ def fit_line(x, y):
     return slope, intercept, 1 - residual / np.sum((y - y.mean()) ** 2)
 
 
-# embeddings ---------------------------------------------------------------------------------------
+# rows: a method each ------------------------------------------------------------------------------
 
 
-def load_embedding(group, source):
-    """Return (row, xy, is_minority, axis limit) of the lowest seed with a picture, or None."""
-    for row in sorted(group.rows, key=lambda row: row["seed"]):
-        path = Path(source) / row["path"] / "embedding.npz"
-        if path.exists():
-            try:
-                with np.load(path, allow_pickle=False) as file:
-                    is_minority = file["labels"] == int(file["minority"])
-                    return row, file["xy"], is_minority, float(file["limit"])
-            except Exception:  # numpy and zipfile report damage in many ways
-                hint = "delete it and run evaluate_metrics.py again"
-                raise UserError(f"{path}: not an embedding; {hint}") from None
-    return None
+def row_height(groups):
+    """Return the height in inches of a panel with a row per Group."""
+    return max(2.4, 1.1 + 0.27 * len(groups))
 
 
-def embedding_panel(ax, found):
-    """Draw test images in two dimensions: the majority as pale dots, the minority on top."""
-    ax.set(xticks=[], yticks=[])
-    if found is None:
-        ax.text(0.5, 0.5, "not run", ha="center", va="center", transform=ax.transAxes, color="0.5")
-        ax.spines[:].set_visible(False)
+def score_rows(ax, groups):
+    """Draw the balanced accuracy of each Group in a row of its own, in its method's colour."""
+    leading = leading_methods(groups)
+    for y, group in enumerate(groups):
+        draw_row(ax, y, group, "balanced_accuracy", marker_looks(group, leading) | {"ls": ""})
+    name_rows(ax, groups)
+    ax.axvline(CHANCE, color=INK, lw=0.8, ls=":")
+    found = [group for group in groups if finite_cell(group, "balanced_accuracy")]
+    ax.set_xlim(score_limits(found))
+    ax.set_xlabel("balanced test accuracy (%), dotted: chance")
+
+
+def class_rows(ax, groups, metric):
+    """Draw SAA or CAC of both classes, a row per Group; the minority has triangles."""
+    for y, group in enumerate(groups):
+        looks = {"color": MAJORITY, "marker": "o", "ls": ""}
+        draw_row(ax, y + 0.13, group, f"{metric}_majority", looks)
+        looks = {"color": MINORITY, "marker": "^", "ls": ""}
+        draw_row(ax, y - 0.13, group, f"{metric}_minority", looks)
+    name_rows(ax, groups)
+    ax.set(xlim=(-2, 102), xlabel=f"{metric.upper()} (%)")
+
+
+def draw_row(ax, y, group, key, looks):
+    """Draw mean, deviation and seeds at height y, or the words that stand in their place."""
+    cell = finite_cell(group, key)
+    if cell is None:
+        text = cell_text(group.cells[key], group.n, 1)
+        ax.text(0.02, y, text, transform=ax.get_yaxis_transform(), va="center", color=REST)
         return
-    row, xy, is_minority, limit = found
-    if np.isfinite(limit):
-        ax.set(xlim=(-limit, limit), ylim=(-limit, limit))
-    size = np.clip(4000 / len(xy), 2, 14)
-    ax.scatter(*xy[~is_minority].T, s=size, c="#9ecae1", marker="o", lw=0, label="majority")
-    ax.scatter(*xy[is_minority].T, s=1.3 * size, c="#a50f15", marker="^", lw=0, label="minority")
-    # t-SNE magnifies a collapse: the reader needs its name.
-    texts = f"seed {row['seed']}", row.get("metrics_picture")
-    ax.set_xlabel(", ".join(filter(None, texts)), fontsize=8)
+    ax.errorbar(cell.mean, y, xerr=cell.std or 0, ms=6, capsize=2, lw=1.4, zorder=3, **looks)
+    if len(cell.values) > 1:
+        ax.plot(cell.values, [y + 0.18] * len(cell.values), ".", color=looks["color"], ms=3)
 
 
-def add_embedding_legend(figure):
-    handles = legend_handles(figure)
-    looks = {"ncols": 2, "frameon": False, "markerscale": 2.5}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", **looks)
-
-
-def embeddings_figure(groups, source):
-    """Draw the embeddings of one data set side by side: a row per ratio, a column per method."""
-    groups = line_plot_groups(encoder_groups(groups))
-    found = {(g.ratio, g.label): load_embedding(g, source) for g in groups}
-    found = {key: value for key, value in found.items() if value}
-    if not found:
-        return None
-    ratios = list(dict.fromkeys(ratio for ratio, _ in found))
-    # Methods stand in their order, whichever ratio has them first.
-    groups.sort(key=lambda group: sort_key(group.rows[0])[4:])
-    labels = list(dict.fromkeys(g.label for g in groups if (g.ratio, g.label) in found))
-    figure, axes = panel_grid(len(ratios) * len(labels), len(labels), 2.5, 2.5)
-    panels = [(ratio, label) for ratio in ratios for label in labels]
-    for ax, (ratio, label) in zip(axes, panels, strict=True):
-        embedding_panel(ax, found.get((ratio, label)))
-        if ratio == ratios[0]:
-            ax.set_title(textwrap.fill(label, 24), fontsize=10)
-        if label == labels[0]:
-            ax.set_ylabel(ratio, fontsize=10)
-    figure.suptitle(
-        f"{groups[0].dataset}: test images in the embedding, two dimensions", fontsize=11
-    )
-    add_embedding_legend(figure)
-    return figure
+def name_rows(ax, groups):
+    names = [f"{textwrap.shorten(full_name(g), 60)}, n {g.n}" for g in groups]
+    ax.set_yticks(range(len(groups)), names)
+    ax.set_ylim(len(groups) - 0.4, -0.6)
 
 
 # overview -----------------------------------------------------------------------------------------
 
 
-def overview_groups(groups):
-    """Return one Group per method of a data set, at the ratio with the most methods.
-
-    Of several such ratios the most imbalanced is taken. Variants stand in only where the plain
-    method was not run.
-    """
+def widest_ratio(groups):
+    """Return the Groups of the ratio with the most methods; of several, the most imbalanced."""
     ratios = {}
-    for group in encoder_groups(groups):
-        if group.method != "raw pixels":
-            ratios.setdefault(group.ratio, []).append(group)
-    members = min(
+    for group in groups:
+        ratios.setdefault(group.ratio, []).append(group)
+    return min(
         ratios.values(),
         key=lambda found: (-len({g.method for g in found}), found[0].minority_percent or 101),
-        default=[],
     )
-    plain = {group.method for group in members if group.is_plain}
-    return [group for group in members if group.is_plain or group.method not in plain]
 
 
 def overview_figure(groups, source):
-    """Draw embeddings above, and bars of SAA, CAC and balanced accuracy below."""
-    groups = overview_groups(groups)
-    found = [load_embedding(group, source) for group in groups]
-    bars = {
-        ("saa_minority", "saa_majority"): "SAA (%)",
-        ("cac_minority", "cac_majority"): "CAC (%)",
-        ("balanced_accuracy",): "balanced test accuracy (%)",
-    }
-    measured = {keys for keys in bars if any(finite_cell(group, keys[0]) for group in groups)}
-    bars = {keys: title for keys, title in bars.items() if keys in measured}
-    has_embeddings = any(value is not None for value in found)
-    if not has_embeddings and not bars:
+    """Draw embeddings above, and rows of SAA, CAC and balanced accuracy below."""
+    groups = widest_ratio(encoder_groups(groups))
+    embeddings = {full_name(g): (g, load_embedding(g, source)) for g in groups}
+    embeddings = {name: found for name, found in embeddings.items() if found[1]}
+    has_scores = any(finite_cell(group, "balanced_accuracy") for group in groups)
+    has_metrics = any(finite_cell(group, "cac_minority") for group in groups)
+    if not (embeddings or has_scores or has_metrics):
         return None
-    columns = min(6, len(groups))
-    # The bars of many methods stand one diagram below the other.
-    bar_rows = len(bars) if len(groups) > 6 else 1
-    heights = [2.9 * -(-len(groups) // columns)] * has_embeddings + [3.3 * bar_rows] * bool(bars)
-    figure = Figure(figsize=(max(10, 2.5 * columns), sum(heights) + 0.4), layout="constrained")
+    columns = min(COLUMNS, len(embeddings))
+    heights = [2.9 * -(-len(embeddings) // columns)] if embeddings else []
+    heights.append(row_height(groups))
+    figure = Figure(figsize=(13, sum(heights) + 0.4), layout="constrained")
     figure.suptitle(overview_title(groups), fontsize=13)
     boxes = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    if has_embeddings:
-        draw_overview_embeddings(boxes[0], groups, found, columns)
-    if bars:
-        axes = boxes[-1].subplots(bar_rows, len(bars) // bar_rows, squeeze=False).flat
-        for ax, (keys, title) in zip(axes, bars.items(), strict=True):
-            bar_panel(ax, groups, keys, title)
+    if embeddings:
+        draw_overview_embeddings(boxes[0], embeddings, columns)
+    panels = boxes[-1].subplots(1, 3, sharey=True, width_ratios=(1, 1, 1.3))
+    class_rows(panels[0], groups, "saa")
+    class_rows(panels[1], groups, "cac")
+    score_rows(panels[2], groups)
     return figure
 
 
 def overview_title(groups):
     group, share = groups[0], groups[0].minority_percent
-    images = next(
-        (row["test_images"] for g in groups for row in g.rows if row["test_images"]), None
-    )
-    return (
-        f"{group.dataset} {group.ratio}"
-        + ("" if share is None else f": {share:.3g} % of the training images are minority")
-        + (f", {images} test images" if images else "")
-    )
+    known = "" if share is None else f": {share:.3g} % of the training images are minority"
+    return f"{group.dataset} {group.ratio}{known}{test_images_text(groups)}"
 
 
-def draw_overview_embeddings(box, groups, found, columns):
-    axes = list(box.subplots(-(-len(groups) // columns), columns, squeeze=False).flat)
-    for ax in axes[len(groups) :]:
+def draw_overview_embeddings(box, embeddings, columns):
+    """Draw the embedding of each method on one scale, with the distance from the collapse."""
+    axes = list(box.subplots(-(-len(embeddings) // columns), columns, squeeze=False).flat)
+    for ax in axes[len(embeddings) :]:
         ax.remove()
-    for ax, group, embedding in zip(axes, groups, found, strict=False):
-        embedding_panel(ax, embedding)
-        ax.set_title(textwrap.fill(group.name, 24), fontsize=10)
+    common = common_limit(found for _, found in embeddings.values())
+    for ax, (name, (group, found)) in zip(axes, embeddings.items(), strict=False):
+        embedding_panel(ax, found, common)
+        ax.set_title(textwrap.fill(name, 24), fontsize=10)
         if gap := finite_cell(group, "below_collapse"):
             side = "below" if gap.mean >= 0 else "above"
             text = f"{ax.get_xlabel()}\nfinal loss {abs(gap.mean):.3f} {side} collapse"
             ax.set_xlabel(text.strip(), fontsize=8)
-    add_embedding_legend(box)
-
-
-def bar_panel(ax, groups, keys, title):
-    """Draw bars of the mean, a cluster per method and a bar per key, and each seed as a dot."""
-    looks = [{"color": "#a50f15"}, {"color": "#9ecae1", "hatch": "//"}]
-    looks = looks if len(keys) > 1 else [{"color": "#bdbdbd"}]
-    width = 0.8 / len(keys)
-    for j, key in enumerate(keys):
-        # An empty bar carries the label of the legend.
-        ax.bar([0], [0], width, lw=0.7, edgecolor="black", label=key.split("_")[-1], **looks[j])
-        for i, group in enumerate(groups):
-            x = i + (j - (len(keys) - 1) / 2) * width
-            draw_bar(ax, x, width, group, key, looks[j])
-    if keys == ("balanced_accuracy",):
-        ax.axhline(50, color="black", lw=0.8, ls=":")  # chance
-    ax.set_xticks(range(len(groups)), [textwrap.fill(g.name, 14) for g in groups], fontsize=8)
-    ax.set(ylabel=title, xlim=(-0.6, len(groups) - 0.4))
-    ax.margins(y=0.12)
-    if len(keys) > 1:
-        looks = {"frameon": False, "fontsize": 8, "ncols": 2, "borderpad": 0}
-        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), **looks)
-
-
-def draw_bar(ax, x, width, group, key, looks):
-    """Draw one bar with its seeds, or the words that stand in its place."""
-    cell = finite_cell(group, key)
-    if cell is None:
-        text = cell_text(group.cells[key], group.n, 1)
-        place = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 8, "color": "0.4"}
-        ax.text(x, 0.02, text, transform=ax.get_xaxis_transform(), **place)
-        return
-    ax.bar(x, cell.mean, width, edgecolor="black", lw=0.7, **looks)
-    shifts = width / 4 * np.linspace(-1, 1, len(cell.values) + 2)[1:-1]
-    ax.plot(x + shifts, cell.values, "o", ms=4, mfc="white", mec="black", mew=0.8)
-    place = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
-    ax.annotate(f"{cell.mean:.1f}", (x, max(cell.values)), (0, 5), **place)
+    add_class_legend(box)

@@ -9,8 +9,6 @@ import sys
 import numpy as np
 import pytest
 from conftest import one_line, run_script
-from matplotlib.image import imread
-from sklearn.linear_model import LinearRegression
 
 import report
 from reporting import figures, tables
@@ -240,8 +238,6 @@ def test_of_two_equally_frequent_values_both_are_named(tmp_path):
     # An option that one run leaves off is never usual.
     paco = {"c": "paco", "d": "paco (alpha 0.05, randaugment)"}
     assert labels == {"a": "sbcl (code)", "b": "sbcl (paper)", **paco}
-    shown = figures.overview_groups(tables.group_by_seed(collect(tmp_path)))
-    assert [group.label for group in shown] == ["sbcl (code)", "sbcl (paper)", "paco"]
 
 
 def test_a_setting_tried_at_one_ratio_is_not_usual_however_often(tmp_path):
@@ -256,11 +252,6 @@ def test_a_setting_tried_at_one_ratio_is_not_usual_however_often(tmp_path):
         ("99-1", changed, 4),
         ("50-50", "supcon", 1),
     ]
-    shown = figures.line_plot_groups(groups)
-    assert [(g.ratio, g.label) for g in shown] == [("99-1", "supcon"), ("50-50", "supcon")]
-    make_run(tmp_path, "supcon", 0, "50-50", folder="short", warmup_epochs=2)
-    # Two ratios make a line.
-    assert len(figures.line_plot_groups(tables.group_by_seed(collect(tmp_path)))) == 4
 
 
 def test_untrained_networks_have_one_label_and_raw_pixels_another(tmp_path):
@@ -288,7 +279,7 @@ def test_untrained_networks_have_one_label_and_raw_pixels_another(tmp_path):
     assert found["untrained"].cells["final_loss"] == NOT_APPLICABLE
     assert found["raw pixels"].cells["saa_minority"] == NOT_APPLICABLE
     points = figures.cac_points(found.values())
-    assert "raw pixels" not in {name for _, name, *_ in points} and len(points) == 1
+    assert [group.name for group, *_ in points] == ["supcon"]
     text = markdown(tmp_path)
     assert "* untrained: arch resnet18, batch size 256, feature map 1," in text
     assert f"python linear_probe.py runs/{path.name}" in text
@@ -603,31 +594,6 @@ def test_the_terminal_table_is_aligned_markdown(tmp_path):
     assert "97.0 ± 0.0" in rows[-1] and "not run" in rows[-2]
 
 
-def test_line_fit_against_scikit_learn():
-    rng = np.random.default_rng(1)
-    x = rng.uniform(50, 90, 25)
-    y = 0.7 * x + rng.normal(0, 5, 25)
-    model = LinearRegression().fit(x[:, None], y)
-    expected = model.coef_[0], model.intercept_, model.score(x[:, None], y)
-    assert figures.fit_line(x, y) == pytest.approx(expected)
-    assert figures.fit_line(x, y)[2] == pytest.approx(np.corrcoef(x, y)[0, 1] ** 2)
-
-
-def test_no_regression_line_through_fewer_than_10_runs(tmp_path):
-    points = [(60 + 3 * i, 0.6 + 0.02 * i + 0.03 * (i % 3)) for i in range(10)]
-    for seed, (cac, probe) in enumerate(points):
-        make_run(tmp_path, seed=seed, cac=[cac - 5, cac + 5], probe=probe)
-        if seed >= 8:
-            groups = tables.group_by_seed(collect(tmp_path))
-            figure = figures.cac_accuracy_figure(groups, figures.line_styles(groups))
-            (ax,) = figure.axes
-            n = seed + 1
-            r2 = np.corrcoef(*np.array(points).T)[0, 1] ** 2
-            text = "no line, fewer than 10 runs" if n < 10 else f"R² = {r2:.2f}"
-            assert ax.get_title() == f"digits, n = {n}: {text}"
-            assert len(ax.get_lines()) == (1 if n < 10 else 2)
-
-
 def test_the_natural_ratio_is_placed_by_its_counts(tmp_path):
     path = make_run(tmp_path, ratio="natural", probe=0.6, minority=0, subset="../subset.json")
     (row,) = collect(tmp_path)
@@ -637,69 +603,6 @@ def test_the_natural_ratio_is_placed_by_its_counts(tmp_path):
     write(path.parent / "subset.json", {"counts": counts})
     (row,) = collect(tmp_path)
     assert row["minority_percent"] == 25 and row["test_images"] == 20
-
-
-def test_figures_are_drawn_and_not_blank(tmp_path, monkeypatch, capsys):
-    rng = np.random.default_rng(0)
-    for ratio, method, seed in [
-        (ratio, method, seed)
-        for ratio in ("99-1", "50-50")
-        for method in ("supcon", "supmin")
-        for seed in range(2)
-    ]:
-        saa, cac = list(rng.uniform(0, 50, 2)), list(rng.uniform(50, 90, 2))
-        options = {"saa": saa, "cac": cac, "embedding": seed == 1, "probe": rng.uniform(0.5, 0.9)}
-        make_run(tmp_path, method, seed, ratio, **options)
-    make_run(tmp_path, "ce", 0, finetune=0.7)
-    call(monkeypatch, tmp_path)
-    text = (tmp_path / "report/report.md").read_text(encoding="utf-8")
-    printed = capsys.readouterr().out
-    for name in ("overview_digits", "accuracy", "saa_cac", "cac_accuracy", "embeddings_digits"):
-        pixels = imread(tmp_path / "report" / f"{name}.png")
-        assert min(pixels.shape[:2]) > 200 and pixels[..., :3].std() > 0.05, name
-        assert f"({name}.png)" in text and f"{name}.png" in printed
-    assert not [path for path in (tmp_path / "report").iterdir() if path.name.startswith(".")]
-
-
-def test_figures_without_data_are_named(tmp_path, monkeypatch, capsys, no_figures):
-    make_run(tmp_path, probe=0.6)
-    call(monkeypatch, tmp_path)
-    printed = capsys.readouterr().out
-    drawn = {path.name for path in (tmp_path / "report").glob("*.png")}
-    assert drawn == {"overview_digits.png", "accuracy.png"}
-    for name in ("saa_cac.png", "cac_accuracy.png", "embeddings_digits.png"):
-        assert f"{name}: not drawn" in printed
-
-
-def test_lines_hold_the_means_and_every_seed(tmp_path):
-    for ratio, values in (("99-1", (0.5, 0.6)), ("50-50", (0.9, 0.7))):
-        for seed, value in enumerate(values):
-            make_run(tmp_path, "supmin", seed, ratio, probe=value)
-    groups = tables.group_by_seed(collect(tmp_path))
-    (ax,) = figures.accuracy_figure(groups, figures.line_styles(groups)).axes
-    lines = [line.get_ydata() for line in ax.get_lines()]
-    for expected in ([55, 80], [50, 60], [90, 70]):
-        assert any(len(y) == 2 and np.allclose(y, expected) for y in lines)
-    assert ax.containers[0].lines[0].get_xdata() == pytest.approx([1, 50])
-
-
-def test_the_overview_takes_the_ratio_with_most_methods(tmp_path):
-    make_run(tmp_path, "supcon", ratio="99.9-0.1", probe=0.5)
-    for method in ("supmin", "supcon"):
-        make_run(tmp_path, method, probe=0.6, saa=[1, 1])
-        make_run(tmp_path, method, ratio="50-50", probe=0.9)
-    groups = figures.overview_groups(tables.group_by_seed(collect(tmp_path)))
-    assert [(g.ratio, g.label) for g in groups] == [("99-1", "supcon"), ("99-1", "supmin")]
-    title = "digits 99-1: 1 % of the training images are minority, 100 test images"
-    assert figures.overview_title(groups) == title
-
-
-def test_the_embedding_is_that_of_the_lowest_seed_with_one(tmp_path):
-    for seed in (0, 3, 10):
-        make_run(tmp_path, seed=seed, embedding=seed > 0)
-    (group,) = tables.group_by_seed(collect(tmp_path))
-    row, xy, is_minority, _ = figures.load_embedding(group, tmp_path)
-    assert row["seed"] == 3 and xy.shape == (40, 2) and is_minority.sum() == 20
 
 
 @pytest.mark.parametrize("name", ["config.json", "probe.json", "embedding.npz"])
