@@ -10,7 +10,9 @@ with its neighbours (arXiv:2503.17024): they tell a collapse from a tight class.
 A run is measured on two augmented views of its test split, in two spaces: "projection", the sphere
 on which the loss acts, and "encoder", the encoder's features scaled to unit length. --embeddings
 takes an .npz file with z [V, n, D] or [n, D] and labels [n] of 0 and 1; z is used as it is.
-Writes metrics.json, embedding.png (a 2-D map) and embedding.npz.
+Writes metrics.json, embedding.png (a 2-D map), embedding.npz and neighbours.csv: SAA and CAC of
+every image and, after linear_probe.py or finetune.py, p, its probability of the rare class. A run
+also gets hard_examples.png: images that are wrong, alone, or twins with different labels.
 The metrics are importable: from evaluate_metrics import class_alignment_consistency
 """
 
@@ -24,7 +26,9 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from common import build_model, embed, load_run
-from datasets.subset import load_subset
+from datasets.image_audit import read_test_probabilities, write_image_audit
+from datasets.pack import read_index
+from datasets.subset import Subset, load_subset
 from reporting.embedding import plot_embedding
 from utils.arrays import load_arrays
 from utils.cli import ArgumentParser, UserError, number_from, print_next, run_main
@@ -130,6 +134,20 @@ def class_alignment_consistency(z, labels, neighborhood=0.05):
     k = count_neighbors(neighborhood, len(rows))
     labels = labels.repeat(len(z))  # [M]
     return 100 * _class_means(_neighbor_agreement(rows, labels, k), labels)
+
+
+def image_alignment(z, labels, neighborhood=0.05):
+    """Return SAA and CAC of every image: the means over its views, float64 [n] each, in percent.
+
+    z [V, n, D], labels int [n]; neighborhood: of class_alignment_consistency. SAA is None for one
+    view. The mean over the images of a class is the metric of that class.
+    """
+    z, labels, rows = validate_embeddings(z, labels)
+    k, image = count_neighbors(neighborhood, len(rows)), torch.arange(z.shape[1], device=z.device)
+    groups = [(image, 1), (labels, k)] if len(z) > 1 else [(labels, k)]
+    shares = [_neighbor_agreement(rows, group.repeat(len(z)), k) for group, k in groups]
+    *saa, cac = (100 * share.unflatten(0, z.shape[:2]).mean(dim=0) for share in shares)
+    return saa[0] if saa else None, cac
 
 
 def gaussian_potential(z, labels):
@@ -334,6 +352,9 @@ class Embeddings:
     classes: list  # two names, index = label
     minority: int  # label of the rare class
     views: int
+    files: list  # n names
+    probabilities: dict = field(default_factory=dict)  # of the minority, by file name
+    subset: Subset | None = None  # of a run
     # {space: (z [V, n, D], evaluation view [n, D])}; a run's are computed only if needed
     spaces: dict = field(default_factory=dict)
 
@@ -358,11 +379,23 @@ def evaluate_run(run, args, device):
     head = load_head(run, config, encoder)
     labels = torch.from_numpy(subset.labels[subset.splits["test"]])
     title = f"{subset.name} {subset.ratio}, {config.get('method', config.get('loss'))}"
-    embeddings = Embeddings(run, title, labels, subset.classes, subset.minority, views=2)
-    settings = {"split": "test", "batch_size": args.batch_size}
+    *_, names = read_index(subset.path.with_name("index.csv"))
+    probabilities, checksum = read_test_probabilities(run)
+    embeddings = Embeddings(
+        source=run,
+        title=title,
+        labels=labels,
+        classes=subset.classes,
+        minority=subset.minority,
+        views=2,
+        files=[names[row] for row in subset.splits["test"]],
+        probabilities=probabilities,
+        subset=subset,
+    )
+    settings = {"split": "test", "batch_size": args.batch_size, "predictions_sha256": checksum}
     settings |= evaluation_settings(embeddings, args) | {"encoder_sha256": module_sha256(encoder)}
     out = args.out or run
-    if not metrics_are_current(out / "metrics.json", settings):
+    if not metrics_are_current(out, settings):
         lock_folder(out, "-metrics")
         embeddings.spaces = embed_test_split(encoder, head, subset, args, device)
         write_metrics(out, embeddings, settings, args, device)
@@ -375,7 +408,7 @@ def evaluate_file(args, device):
     settings = evaluation_settings(embeddings, args)
     settings |= {"split": None, "embeddings_sha256": sha256(path)}
     out = args.out or path.with_name(f"{path.stem}_metrics")
-    if not metrics_are_current(out / "metrics.json", settings):
+    if not metrics_are_current(out, settings):
         lock_folder(out, "-metrics")
         write_metrics(out, embeddings, settings, args, device)
 
@@ -427,8 +460,16 @@ def load_embeddings(path, smoke):
         kept = torch.cat([(labels == c).nonzero().squeeze(1)[:32] for c in (0, 1)]).sort().values
         z, labels = z[:, kept], labels[kept]
     minority = int(labels.sum() * 2 <= len(labels))
-    spaces = {"embeddings": (z, z[0])}
-    return Embeddings(path, path.stem, labels, ["class 0", "class 1"], minority, len(z), spaces)
+    return Embeddings(
+        source=path,
+        title=path.stem,
+        labels=labels,
+        classes=["class 0", "class 1"],
+        minority=minority,
+        views=len(z),
+        files=list(range(len(labels))),
+        spaces={"embeddings": (z, z[0])},
+    )
 
 
 def evaluation_settings(embeddings, args):
@@ -446,23 +487,32 @@ def evaluation_settings(embeddings, args):
     return settings | options | {"n": n, "neighbors": k}
 
 
-def metrics_are_current(path, settings):
+def output_files(out, settings):
+    names = ["metrics.json", "neighbours.csv"]
+    names += ["hard_examples.png"] if settings["split"] else []
+    names += ["embedding.png", "embedding.npz"] if settings["picture"] != "none" else []
+    return [out / name for name in names]
+
+
+def metrics_are_current(out, settings):
     """Compare metrics.json with the settings. UserError: it holds an evaluation of other values."""
+    path = out / "metrics.json"
     if not path.exists():
         return False
     old = read_json(path, "delete it to measure again")
     changed = [key for key, value in settings.items() if old.get(key) != value]
-    # a new picture loses nothing
-    if set(changed) - {"picture"}:
+    # a new picture loses nothing, nor do new predictions
+    if set(changed) - {"picture", "predictions_sha256"}:
         others = ", ".join(changed)
         raise UserError(f"{path}: made with other {others}; delete it or choose another --out")
-    if not changed:
+    is_current = not changed and all(file.exists() for file in output_files(out, settings))
+    if is_current:
         print(f"finished already: {path}")
-    return not changed
+    return is_current
 
 
 def write_metrics(out, embeddings, settings, args, device):
-    """Compute the metrics in every space; write metrics.json and the picture of the first space."""
+    """Compute the metrics in every space; write the files. Pictures show the first space."""
     try:
         values = {
             space: compute_metrics(z.to(device), embeddings.labels, args.neighborhood, space)
@@ -471,17 +521,19 @@ def write_metrics(out, embeddings, settings, args, device):
     except ValueError as error:
         raise UserError(f"{embeddings.source}: {error}") from None
     space = next(iter(values))
-    files = [out / "metrics.json"]
+    z, _ = embeddings.spaces[space]
+    scores = image_alignment(z.to(device), embeddings.labels, args.neighborhood)
+    write_image_audit(out, embeddings, *scores)
     if args.picture != "none":
         plot_embedding(out, embeddings, values[space], args)
-        files += [out / "embedding.png", out / "embedding.npz"]
     result = {**values[space], "space": space}
     if "encoder" in values:
         result["encoder"] = values["encoder"]
     others = [run for run in args.runs if run != embeddings.source]
-    write_json(files[0], {**result, **settings, "provenance": provenance(device, exclude=others)})
+    record = {**result, **settings, "provenance": provenance(device, exclude=others)}
+    write_json(out / "metrics.json", record)
     print_table(values, embeddings, settings["n"])
-    print("wrote", *files, sep="\n  ")
+    print("wrote", *output_files(out, settings), sep="\n  ")
 
 
 def print_table(values, embeddings, n):

@@ -1,5 +1,6 @@
 """Sheets of thumbnails with captions, such as the contact sheet of a subset."""
 
+import itertools
 import warnings
 
 import numpy as np
@@ -33,18 +34,20 @@ def draw_sheet(path, title, lines, images, sizes):
     lines: [(caption, [(row of `images`, text of at most two lines, or "")])], at most COLUMNS
     thumbnails each; images uint8 [M, S, S, C]; sizes [M, 2]: true height and width.
     """
-    has_text = any(text for _, tiles in lines for _, text in tiles)
-    pitch = GAP + TILE + TEXT * has_text
-    sheet = Image.new("RGB", (COLUMNS * TILE, GAP + len(lines) * pitch), "white")
+    heights = [
+        GAP + TILE * bool(tiles) + TEXT * any(text for _, text in tiles) for _, tiles in lines
+    ]
+    sheet = Image.new("RGB", (COLUMNS * TILE, GAP + sum(heights)), "white")
     figure = Figure(figsize=(sheet.width / 100, sheet.height / 100), dpi=100)
 
     def write(text, x, y, size):
+        text = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
         place = x / sheet.width, 1 - y / sheet.height
         figure.text(*place, text, fontsize=size, va="center", parse_math=False)
 
     write(title, 4, GAP / 2, 8)
-    for line, (caption, tiles) in enumerate(lines):
-        top = GAP + line * pitch
+    tops = itertools.accumulate(heights, initial=GAP)
+    for top, (caption, tiles) in zip(tops, lines, strict=False):
         write(caption, 4, top + GAP / 2, 8)
         for column, (row, text) in enumerate(tiles):
             sides = np.rint((TILE - 4) * sizes[row] / sizes[row].max())

@@ -188,7 +188,7 @@ SUBSET_KEYS = set(
 )
 FILES = (
     set("checkpoint.pt encoder.pt curves.png probe.pt predictions.csv".split())
-    | set("embedding.png embedding.npz".split())
+    | set("embedding.png embedding.npz neighbours.csv hard_examples.png".split())
     | set("finetune/checkpoint.pt finetune/encoder.pt finetune/classifier.pt".split())
     | KEYS.keys()
     | LOG_KEYS.keys()

@@ -10,21 +10,25 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, LargestTensor, one_line, oracle, run_script
+from conftest import ROOT, LargestTensor, one_line, oracle, real_data, run_script
 
 import evaluate_metrics
 from common import ContrastiveModel, embed, load_subset
+from datasets.image_audit import find_equal_pictures, find_near_twins
+from datasets.pack import read_index
 from evaluate_metrics import (
     class_alignment_consistency,
     class_alignment_distance,
     entropy_uniformity,
     gaussian_potential,
+    image_alignment,
     sample_alignment_accuracy,
     sample_alignment_distance,
 )
 from utils.cli import UserError
-from utils.files import sha256, write_json
+from utils.files import read_table, sha256, write_json
 from utils.runs import make_generator, save_tensors
+from utils.scores import write_predictions
 
 METRICS = (
     sample_alignment_distance,
@@ -139,6 +143,22 @@ def test_rows_worked_by_hand():
         gaussian_potential(z, labels), [math.exp(-2), math.exp(-32)], rtol=1e-10
     )
     assert class_alignment_consistency(z, labels, 1).tolist() == [100, 50]
+
+
+@pytest.mark.parametrize(
+    "z, labels", [cloud(), cloud(3, n=40), (torch.ones(2, 9, 2), [0, 1, 1] * 3)]
+)
+def test_images_average_to_the_metrics_of_their_class(z, labels):
+    labels = torch.as_tensor(labels)
+    for neighborhood in (0.1, 5):
+        saa, cac = image_alignment(z, labels, neighborhood)
+        for values, metric in (
+            (saa, sample_alignment_accuracy(z, labels)),
+            (cac, class_alignment_consistency(z, labels, neighborhood)),
+        ):
+            means = [values[labels == c].mean() for c in (0, 1)]
+            np.testing.assert_allclose(means, metric, rtol=1e-12)
+    assert image_alignment(z[:1], labels, 5)[0] is None
 
 
 def test_entropy_of_two_occupied_points():
@@ -266,6 +286,9 @@ def read(path):
     return json.loads(path.read_text())
 
 
+NAMES_OF_IMAGES = [f"=cmd{i}.png" for i in range(36)]
+
+
 def make_subset(folder):
     """Write a subset of 36 random images of 16 px; class "few" has label 0, "many" label 1."""
     folder.mkdir(parents=True)
@@ -276,7 +299,8 @@ def make_subset(folder):
         table = csv.writer(file)
         table.writerow(["row", "split", "label", "class", "width", "height", "source"])
         table.writerows(
-            [i, "", label, ["few", "many"][label], 16, 16, ""] for i, label in enumerate(labels)
+            [i, "", label, ["few", "many"][label], 16, 16, NAMES_OF_IMAGES[i]]
+            for i, label in enumerate(labels)
         )
     splits = {"train": list(range(6)), "val": list(range(6, 12)), "test": list(range(12, 36))}
     counts = {
@@ -371,6 +395,64 @@ def test_a_run_gets_metrics_and_a_picture(run, tmp_path, monkeypatch, capsys):
     assert not Path("five/embedding.png").exists() and read(run / "metrics.json") == found
 
 
+def test_every_image_is_audited(run, monkeypatch, capsys):
+    def audit():
+        call(monkeypatch, run, "--picture", "none", "--device", "cpu")
+        header, rows = read_table(run / "neighbours.csv")
+        assert header == ["file", "label", "saa", "cac", "p"]
+        return [dict(zip(header, row, strict=True)) for row in rows]
+
+    images = audit()
+    assert [image["file"] for image in images] == NAMES_OF_IMAGES[12:]
+    assert "\n'=cmd12.png,0," in (run / "neighbours.csv").read_text()
+    found = read(run / "metrics.json")
+    for c in (0, 1):
+        group = [image for image in images if image["label"] == str(c)]
+        assert np.mean([float(image["saa"]) for image in group]) == pytest.approx(
+            found["saa"][c] / 100
+        )
+        assert np.mean([float(image["cac"]) for image in group]) == pytest.approx(found["cac"][c])
+    assert {image["p"] for image in images} == {""}
+
+    p = np.linspace(0, 1, 23)
+    predictions = {"val": ([12], [0.5]), "test": (range(13, 36), p)}
+    write_predictions(run / "probe_predictions.csv", NAMES_OF_IMAGES, [0] * 36, predictions)
+    assert [image["p"] for image in audit()] == ["", *map(str, p.tolist())]
+    assert "finished already" not in capsys.readouterr().out
+    for name in ("neighbours.csv", "hard_examples.png"):
+        (run / name).unlink()
+        audit()
+        assert "finished already" not in capsys.readouterr().out and (run / name).exists()
+    audit()
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_near_twins_are_the_nearest_pairs_of_two_classes():
+    features = np.array([[0.0], [10], [20], [0.1], [0.2], [10.5], [29]])
+    is_rare = np.arange(7) < 3
+    assert find_near_twins(features, is_rare, 2) == [0, 3, 1, 5]
+    assert find_near_twins(features, is_rare, 9) == [0, 3, 1, 5, 2, 6]
+
+
+def test_equal_pictures_with_different_labels_are_found_across_splits(tmp_path):
+    subset = make_subset(tmp_path / "subset")
+    subset.images = subset.images.copy()
+    assert find_equal_pictures(subset, subset.labels) == []
+    subset.images[[14, 21]] = subset.images[0]  # labels 1 and 0; row 0 is of train, label 0
+    assert find_equal_pictures(subset, subset.labels) == [0, 14]
+    subset.sizes[14] = 17, 16
+    assert find_equal_pictures(subset, subset.labels) == []
+
+
+def test_the_twin_of_breastmnist_is_found(make, tmp_path):
+    make("breastmnist", "--data-root", real_data("breastmnist.npz").parent, "--size", 28)
+    subset = load_subset(tmp_path / "subsets/breastmnist/natural.json")
+    *_, names = read_index(tmp_path / "subsets/breastmnist/index.csv")
+    pair = find_equal_pictures(subset, subset.labels)
+    assert [names[row].partition("/")[2] for row in pair] == ["train/115", "test/76"]
+    assert subset.labels[pair].tolist() == [0, 1]
+
+
 def test_a_supervised_run_is_measured_at_the_encoder(run, monkeypatch):
     config = read(run / "config.json")
     del config["projection_dim"]
@@ -401,7 +483,10 @@ def test_embeddings_of_any_model(tmp_path, monkeypatch):
     for name, metric in zip(NAMES, METRICS, strict=True):
         np.testing.assert_allclose(found[name], metric(z, labels), rtol=1e-9)
     assert found["minority"] == 1 and found["views"] == 2
-    assert (tmp_path / "mine_metrics" / "embedding.png").exists()
+    files = {"metrics.json", "embedding.png", "embedding.npz", "neighbours.csv"}
+    assert {path.name for path in (tmp_path / "mine_metrics").glob("[!.]*")} == files
+    _, rows = read_table(tmp_path / "mine_metrics" / "neighbours.csv")
+    assert [row[0] for row in rows] == list(map(str, range(30)))
 
 
 def test_collapsed_embeddings_of_one_view(tmp_path, monkeypatch, capsys):

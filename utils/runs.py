@@ -20,6 +20,7 @@ from utils.files import atomic_write, lock_folder, name_errors, read_json, read_
 RUN_FILES = (
     *("config.json", "log.jsonl", "checkpoint.pt", "encoder.pt", "curves.png", "not-finite.json"),
     *("probe.json", "probe.pt", "metrics.json", "embedding.png", "embedding.npz"),
+    *("neighbours.csv", "hard_examples.png"),
     *("finetune.json", "classifier.pt", "predictions.csv", "probe_predictions.csv"),
 )
 DELETE_OR_MOVE = "delete it, or choose another folder with --out"
