@@ -9,6 +9,7 @@ import numpy as np
 
 from datasets import DATASETS
 from reporting.styles import METHOD_STYLES
+from utils.archs import CIFAR_RESNETS
 from utils.cli import UserError
 from utils.files import read_json, read_log
 
@@ -42,8 +43,6 @@ LOSS_SETTINGS = (
 )
 # Stands for the checksum of training rows that were drawn with the seed of each run.
 PER_SEED = "drawn per seed"
-# The networks that had a cifar stem before there was --stem.
-CIFAR_ARCHS = tuple(f"resnet{depth}" for depth in (8, 14, 20, 32, 44, 56))
 # Switches that are on by default. A switch is a setting only if it is not at its default.
 DEFAULT_ON = ("augment", "encoder_augment")
 # Settings that are compared between methods, too.
@@ -160,7 +159,10 @@ def read_archive(path):
 
 def make_row(run):
     """Flatten one run. Raises UserError when its results belong to different encoders."""
-    config, probes = run["config"], named_probes(run)
+    config = run["config"]
+    trials = smoke_results(run)
+    run = {key: value for key, value in run.items() if key not in trials}
+    probes = named_probes(run)
     row = {
         **{key: value for key, value in config.items() if key != "subset"},
         "method": row_method(config),
@@ -172,6 +174,7 @@ def make_row(run):
         "minority_percent": minority_percent(config, run["train_counts"]),
         **log_values(run["log"], config),
         **seeds(run),
+        **({"smoke_results": trials} if trials else {}),
     }
     results = {name: run[name] for name in ("metrics", "finetune") if name in run}
     results |= {probe_prefix(name): probe for name, probe in probes.items()}
@@ -184,6 +187,13 @@ def make_row(run):
         row[f"{split}_minority"] = counts.get(config["minority"])
     check_encoder(run)
     return row
+
+
+def smoke_results(run):
+    """Name what was measured with --smoke on a run that is no smoke run: it does not count."""
+    if run["config"].get("smoke"):
+        return []
+    return [name for name in RESULTS if run.get(name, {}).get("smoke")]
 
 
 def run_kind(config):
@@ -232,7 +242,8 @@ def run_settings(run):
 def old_network_settings(run):
     """Return what the config.json of a run lacks that is older than --stem and --recipe."""
     config = run["config"]
-    is_cifar = config["arch"] in CIFAR_ARCHS
+    # Only these networks had a cifar stem before there was --stem.
+    is_cifar = config["arch"] in CIFAR_RESNETS
     return {
         "stem": "cifar" if is_cifar else "imagenet",
         "feature_map": -(-config["size"] // (4 if is_cifar else 32)),
@@ -243,8 +254,8 @@ def old_network_settings(run):
 def named_probes(run):
     """Return {name: probe} of the linear probes, the default one first.
 
-    Of two probes with one name, that of probe.json counts. A moved probe of an earlier encoder or
-    of a smoke run does not count.
+    Of two probes with one name, that of probe.json counts. A moved probe of an earlier encoder
+    does not count.
     """
     found, latest = {}, run.get("probe")
     for key in PROBES:
@@ -255,8 +266,7 @@ def named_probes(run):
 
 
 def is_same_encoder(moved, latest):
-    same = moved.get("encoder_sha256") == latest.get("encoder_sha256")
-    return same and not moved.get("smoke")
+    return moved.get("encoder_sha256") == latest.get("encoder_sha256")
 
 
 def probe_name(probe):
@@ -392,29 +402,38 @@ def sort_key(row):
 def add_labels(rows):
     """Set row["label"]: the method and, in brackets, the settings that set the run apart.
 
-    A setting is named unless it has the usual value among the comparable runs. Two runs of one
-    table with the same label have the same settings. row["finetune_label"] names a fine-tuning.
+    A setting is named unless it has the usual value among the comparable runs; smoke runs do not
+    make a value usual. Two runs of one table with the same label have the same settings.
+    row["finetune_label"] names a fine-tuning.
     """
     names = {key for row in rows for key in row["settings"]}
     names = sorted(names, key=lambda key: (key not in ("variant", "encoder_method"), key))
     comparable = defaultdict(list)
     for row in rows:
-        for key in names:
+        for key in () if row.get("smoke") else names:
             comparable[comparable_runs(row, key)].append(row)
     usual = {group: usual_value(group[-1], members) for group, members in comparable.items()}
     for row in rows:
-        named = [key for key in names if setting_json(row, key) != usual[comparable_runs(row, key)]]
+        named = [key for key in names if is_unusual(row, key, usual)]
         texts = ", ".join(setting_text(key, row["settings"].get(key)) for key in named)
         row["label"] = row["method"] + (f" ({texts})" if texts else "")
     add_finetune_labels([row for row in rows if row["kind"] == "contrastive"])
 
 
+def is_unusual(row, key, usual):
+    value = setting_json(row, key)
+    return value != usual.get(comparable_runs(row, key), value)
+
+
 def comparable_runs(row, key):
-    """Return the key of the runs that share the usual value of a setting; it ends with `key`."""
+    """Return the key of the runs that share the usual value of a setting; it ends with `key`.
+
+    The settings of untrained networks are compared among themselves: they train for one epoch.
+    """
     if key == "rows_sha256":
         return row["dataset"], row["ratio"], key
-    is_absent = row["method"] == "untrained" and key in LOSS_SETTINGS
-    if key in SHARED_SETTINGS and row["kind"] != "re-trained" and not is_absent:
+    is_shared = row["kind"] != "re-trained" and row["method"] != "untrained"
+    if key in SHARED_SETTINGS and is_shared:
         return row["dataset"], row["kind"], key
     return row["dataset"], row["method"], row.get("encoder_method"), key
 
@@ -428,7 +447,7 @@ def usual_value(key, rows):
     ratios = defaultdict(list)
     for row in rows:
         ratios[setting_json(row, key)].append(row["ratio"])
-    if key == "smoke" or "null" in ratios:
+    if "null" in ratios:
         return "null"
     if key == "encoder_method":
         return '"ce"'

@@ -6,6 +6,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
+from reporting.styles import MAJORITY, MINORITY
 from utils.files import atomic_write
 
 # Points of the picture, at most: t-SNE of more takes longer than all metrics.
@@ -15,14 +16,15 @@ MAX_PLOT_POINTS = 3000
 def plot_embedding(out, embeddings, metrics, args):
     """Draw the evaluation views of the first space in two dimensions.
 
-    Writes embedding.png and embedding.npz: xy float32 [n, 2], labels, minority, map ("t-SNE" or
-    "PCA"), limit of the axes.
+    Writes embedding.png and embedding.npz: xy float32 [n, 2], labels, images (place of each point
+    in the test split), minority, map ("t-SNE" or "PCA"), limit of the axes.
     """
     space, (_, rows) = next(iter(embeddings.spaces.items()))
     rows, labels, minority = rows.numpy(), embeddings.labels.numpy(), embeddings.minority
     pairs = [metrics[name] for name in ("saa", "cac")]
     saa, cac = (f"{p[minority]:.0f} / {p[1 - minority]:.0f}" if p else "-" for p in pairs)
     title = f"{embeddings.title}, {space}\nSAA {saa} %, CAC {cac} % (minority / majority)"
+    chosen = np.arange(len(rows))
     if len(rows) > MAX_PLOT_POINTS:
         generator = np.random.default_rng(args.seed)
         chosen = np.sort(generator.choice(len(rows), MAX_PLOT_POINTS, replace=False))
@@ -33,7 +35,7 @@ def plot_embedding(out, embeddings, metrics, args):
     # the axes of a PCA map show the rows' length: a collapse is one dot. t-SNE has no scale
     length = np.linalg.norm(rows, axis=1).mean()
     limit = 1.05 * max(length, np.abs(xy).max()) if method == "PCA" else np.inf
-    arrays = dict(labels=labels, minority=minority, map=method, limit=limit)
+    arrays = dict(labels=labels, images=chosen, minority=minority, map=method, limit=limit)
     with atomic_write(out / "embedding.npz") as tmp, open(tmp, "wb") as file:
         np.savez(file, xy=xy.astype(np.float32), **arrays)
     names = [f"{name} ({(labels == c).sum()})" for c, name in enumerate(embeddings.classes)]
@@ -46,8 +48,8 @@ def draw_scatter(xy, labels, names, minority, limit, title):
     """Return a figure with one dot per image, the minority on top. limit: inf for t-SNE."""
     figure = Figure(figsize=(6, 6), layout="constrained")
     axes = figure.subplots()
-    majority_style = dict(c="#9ec5e8", marker="o", s=14, linewidths=0)
-    minority_style = dict(c="#8b0000", marker="^", s=30, linewidths=0.5, edgecolors="w")
+    majority_style = dict(c=MAJORITY, marker="o", s=14, linewidths=0)
+    minority_style = dict(c=MINORITY, marker="^", s=30, linewidths=0.5, edgecolors="w")
     for c, style in ((1 - minority, majority_style), (minority, minority_style)):
         axes.scatter(*xy[labels == c].T, label=names[c], **style)
     axes.set(title=title, aspect="equal", xlabel="PCA 1", ylabel="PCA 2")

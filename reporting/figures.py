@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from reporting.collect import FLOORS
-from reporting.embeddings import (
+from reporting.maps import (
     COLUMNS,
     add_class_legend,
     common_limit,

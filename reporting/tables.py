@@ -76,10 +76,10 @@ class Group:
 
 
 def group_by_seed(rows):
-    """Return the Groups of the finished runs, in the order of the rows."""
+    """Return the Groups of the finished runs without --smoke, in the order of the rows."""
     members = {}
     for row in rows:
-        if row["state"] == "finished":
+        if row["state"] == "finished" and not row.get("smoke"):
             for scored_by in scoring_protocols(row):
                 names = row["dataset"], row["ratio"], row["label"], settings_json(row), scored_by
                 members.setdefault(names, []).append(row)
@@ -109,13 +109,7 @@ def scoring_protocols(row):
     metrics = []
     if row.get("metrics_neighborhood", 0.05) != 0.05:
         metrics.append(f"CAC neighborhood {row['metrics_neighborhood']:g}")
-    if row.get("metrics_smoke") and not row.get("smoke"):
-        metrics.append("metrics smoke")
-    found = {}
-    for prefix, name in sources.items():
-        smoke = ["smoke"] if row.get(f"{prefix}_smoke") and not row.get("smoke") else []
-        found[", ".join([name, *smoke, *metrics])] = prefix
-    return found
+    return {", ".join([name, *metrics]): prefix for prefix, name in sources.items()}
 
 
 def row_values(row, scored_by):
@@ -462,7 +456,7 @@ def excluded_runs(rows):
             notes.append(f"{row['path']}: {row['state']} (same settings and seed), not counted")
     smoke = [row["path"] for row in rows if is_smoke(row)]
     if smoke:
-        notes.append(f"made with --smoke, numbers mean nothing ({len(smoke)}): {', '.join(smoke)}")
+        notes.append(f"made with --smoke, left out ({len(smoke)}): {', '.join(smoke)}")
     subsets = {f"{r['dataset']} {r['ratio']}" for r in rows if r["minority_percent"] is None}
     if subsets:
         names = ", ".join(sorted(subsets))
@@ -472,8 +466,7 @@ def excluded_runs(rows):
 
 def is_smoke(row):
     """Whether the run or one of its results was made with --smoke."""
-    names = ("metrics", "finetune", *row["probes"])
-    return bool(row.get("smoke") or any(row.get(f"{name}_smoke") for name in names))
+    return bool(row.get("smoke") or row.get("smoke_results"))
 
 
 def unlinked_finetunings(folder):

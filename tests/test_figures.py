@@ -8,7 +8,7 @@ from test_report import call, make_run, no_figures  # noqa: F401 (a fixture)
 
 import finetune
 import pretrain
-from reporting import embeddings, figures, tables
+from reporting import figures, maps, tables
 from reporting.collect import collect
 from reporting.styles import METHOD_STYLES, leading_methods
 
@@ -173,5 +173,5 @@ def test_the_embedding_is_that_of_the_lowest_seed_with_one(tmp_path):
     for seed in (0, 3, 10):
         make_run(tmp_path, seed=seed, embedding=seed > 0)
     (group,) = tables.group_by_seed(collect(tmp_path))
-    row, xy, is_minority, _ = embeddings.load_embedding(group, tmp_path)
+    row, xy, is_minority, _ = maps.load_embedding(group, tmp_path)
     assert row["seed"] == 3 and xy.shape == (40, 2) and is_minority.sum() == 20

@@ -431,10 +431,17 @@ def test_other_ways_of_measuring_are_never_averaged(tmp_path):
     # metrics.json is about the encoder before fine-tuning.
     cells = found["fine-tuned, weighted_ce, all"].cells
     assert cells["saa_minority"] == NOT_APPLICABLE
-    tuned = {"loss": "ce", "train": "head", "augment": True, "head": "mlp", "smoke": True}
+    tuned = {"loss": "ce", "train": "head", "augment": True, "head": "mlp"}
     write(path / "finetune.json", {**tuned, "test": scores(0.5)})
     found = {g.scored_by for g in groups_of(tmp_path).values()}
-    assert "fine-tuned, ce, head, head mlp, smoke, CAC neighborhood 5" in found
+    assert "fine-tuned, ce, head, head mlp, CAC neighborhood 5" in found
+    # What --smoke measured on a real run does not count, and is named.
+    write(path / "finetune.json", {**tuned, "test": scores(0.5), "smoke": True})
+    found = {g.scored_by for g in groups_of(tmp_path).values()}
+    assert not any("head mlp" in name for name in found)
+    assert tables.excluded_runs(collect(tmp_path))[0].endswith(
+        "left out (1): digits/99-1/supcon/seed2"
+    )
 
 
 def test_every_probe_of_a_run_has_a_row(tmp_path):
@@ -484,11 +491,11 @@ def test_unfinished_repeated_and_smoke_runs_are_listed(tmp_path, capsys, monkeyp
     for note in (
         "not finished (1): digits/99-1/supcon/seed1",
         "digits/99-1/supcon/seed0: repeats copy",
-        "made with --smoke, numbers mean nothing (1): digits/99-1/supmin/seed0",
+        "made with --smoke, left out (1): digits/99-1/supmin/seed0",
     ):
         assert note in printed
         assert f"* {note}" in (tmp_path / "report/report.md").read_text(encoding="utf-8")
-    assert "| supmin (smoke) |" in printed
+    assert "| supmin" not in printed
     assert printed.splitlines()[-1] == f"next: python report.py {tmp_path} --claims"
 
 

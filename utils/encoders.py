@@ -9,11 +9,11 @@ import torch.nn as nn
 import torchvision
 from torchvision.models.resnet import BasicBlock
 
+from utils.archs import CIFAR_RESNETS
 from utils.cli import UserError
 from utils.files import read_json
 from utils.runs import load_tensors, module_sha256
 
-CIFAR_RESNETS = {f"resnet{depth}": depth for depth in (8, 14, 20, 32, 44, 56)}
 STEMS = ("auto", "imagenet", "cifar")
 SMALL_IMAGE = 32  # pixels; up to this side, --stem auto is cifar
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
