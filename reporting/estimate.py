@@ -21,7 +21,8 @@ def count_images(subset, command):
     """Return the training images times epochs of a command; 0 where its subset is missing."""
     if not subset.exists():
         return 0
-    epochs = re.findall(r"--epochs[ =](\d+)", command)
+    training = command.split("&&")[0]
+    epochs = re.findall(r"--epochs[ =](\d+)", training)
     counts = json.loads(subset.read_text())["counts"]["train"]
     return sum(counts.values()) * int(epochs[-1] if epochs else 100)
 
