@@ -25,6 +25,7 @@ from tqdm import tqdm
 from datasets.augment import (  # noqa: F401
     RECIPES,
     augment,
+    augment_views,
     center_crops,
     center_view,
     color_jitter,
@@ -480,7 +481,7 @@ def embed(network, subset, rows, device, batch_size=256, views=0, generator=None
     for positions, images in tqdm(reader(batches), **progress):
         if views:
             recipe = subset.augmentation(), subset.size, generator
-            x = torch.stack([augment(images, sizes[positions], *recipe) for _ in range(views)])
+            x = augment_views(images, sizes[positions], *recipe, [False] * views)
         else:
             x = center_view(images, sizes[positions], subset.size)[None]
         output = network(normalize(x.flatten(0, 1), subset.mean, subset.std))

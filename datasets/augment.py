@@ -42,37 +42,61 @@ RECIPES = {
     "none": {},
 }
 
+TINY = torch.finfo(torch.float32).tiny
+
 
 def augment(images, sizes, recipe, size, generator, randaugment=False, shard=slice(None)):
-    """Draw one augmented view of each image.
+    """Draw one augmented view of each image, float32 [B, C, size, size]; see augment_views."""
+    return augment_views(images, sizes, recipe, size, generator, [randaugment], shard)[0]
+
+
+def augment_views(images, sizes, recipe, size, generator, randaugment, shard=slice(None)):
+    """Draw V augmented views of each image.
 
     images: uint8 [B, C, S, S], squeezed squares; sizes: int [N, 2], height and width of all N
     images of the batch. Parameters are drawn for all N, and `shard` selects the B given images, so
     that ranks that share a batch draw the same. recipe: a key of RECIPES, or parameters as there.
-    randaugment: apply RandAugment at the end. Returns float32 [B, C, size, size] in [0, 1].
+    randaugment: V bools, whether a view gets RandAugment at the end.
+    Returns float32 [V, B, C, size, size] in [0, 1].
     """
-    p, n = RECIPES[recipe] if isinstance(recipe, str) else recipe, len(sizes)
+    p, views = RECIPES[recipe] if isinstance(recipe, str) else recipe, len(randaugment)
     if not p:
-        return center_view(images, sizes[shard], size)
-    boxes = draw_crops(sizes, p["area"], generator)[shard]
-    flips = (torch.rand(n, generator=generator) < p["p_flip"])[shard]
-    jitter = draw_jitter(n, p["jitter"], p["p_jitter"], generator)
-    jitter = {name: values[shard] for name, values in jitter.items()}
-    gray = (torch.rand(n, generator=generator) < p["p_gray"])[shard]
-    sizes = sizes[shard]
+        return center_view(images, sizes[shard], size).expand(views, -1, -1, -1, -1)
+    drawn, seeds = [], []
+    for is_strong in randaugment:
+        drawn.append(draw_view(sizes, p, generator))
+        seeds.append(int(torch.randint(2**62, (), generator=generator)) if is_strong else None)
+    # All views in one call: view-major rows [V * B].
+    drawn = {name: torch.cat([view[name][shard] for view in drawn]) for name in drawn[0]}
+    boxes, flips, gray, angles = (drawn.pop(name) for name in ("boxes", "flips", "gray", "angles"))
+    x, n, sizes = images / 255, len(sizes), sizes[shard]
     if p["degrees"]:
         # The cardiac order: flip, rotate, jitter the whole image, then crop.
-        angles = ((torch.rand(n, generator=generator) * 2 - 1) * p["degrees"])[shard]
-        x = color_jitter(rotate(images / 255, sizes, angles, flips), **jitter)
-        x = crop_resize(x, boxes, sizes, size)
+        x, sizes = x.repeat(views, 1, 1, 1), sizes.repeat(views, 1)
+        x = crop_resize(color_jitter(rotate(x, sizes, angles, flips), **drawn), boxes, sizes, size)
     else:
-        x = color_jitter(crop_resize(images / 255, boxes, sizes, size, flips), **jitter)
+        x = color_jitter(crop_resize(x, boxes, sizes, size, flips), **drawn)
     if p["p_gray"]:
         x = torch.where(to_device(gray, x)[:, None, None, None], grayscale(x), x)
-    return apply_randaugment(x, generator, n, shard) if randaugment else x
+    x = x.unflatten(0, (views, -1))
+    for view, seed in enumerate(seeds):
+        if seed is not None:
+            x[view] = apply_randaugment(x[view], seed, n, shard)
+    return x
 
 
-def apply_randaugment(x, generator, n, shard, operations=2, magnitude=10):
+def draw_view(sizes, p, generator):
+    """Draw the parameters of one view of each image; p: as an entry of RECIPES."""
+    n = len(sizes)
+    boxes = draw_crops(sizes, p["area"], generator)
+    flips = torch.rand(n, generator=generator) < p["p_flip"]
+    jitter = draw_jitter(n, p["jitter"], p["p_jitter"], generator)
+    gray = torch.rand(n, generator=generator) < p["p_gray"]
+    angles = torch.rand(n, generator=generator) * 2 - 1 if p["degrees"] else torch.zeros(n)
+    return dict(boxes=boxes, flips=flips, gray=gray, angles=angles * p["degrees"], **jitter)
+
+
+def apply_randaugment(x, seed, n, shard, operations=2, magnitude=10):
     """Apply torchvision's RandAugment image by image, which is slow.
 
     x [B, C, H, W] in [0, 1]: the images that `shard` selects from a batch of n.
@@ -81,7 +105,7 @@ def apply_randaugment(x, generator, n, shard, operations=2, magnitude=10):
     transform = RandAugment(num_ops=operations, magnitude=magnitude)
     # torchvision draws from the global generator of the CPU.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        torch.manual_seed(seed)
         pixels = (x * 255).round().to(torch.uint8)
         # A single pixel stands for each image of another rank, so that all ranks draw the same.
         images = [pixels[:0].new_zeros(x.shape[1], 1, 1)] * n
@@ -144,21 +168,27 @@ def center_crops(sizes, size, margin=0.15):
 
 
 def crop_resize(x, boxes, sizes, size, flips=None, inside=True):
-    """Crop every image to its box and resize it, antialiased bilinear, by two matrix products.
+    """Crop every image to its boxes and resize them, antialiased bilinear, by two matrix products.
 
-    x float [B, C, S, S], squeezed squares of images of `sizes` [B, 2]; boxes [B, 4] top, left,
-    height, width in pixels of the original; flips bool [B] or None: left-right after the crop.
-    inside: only pixels of the box count, as when a crop is cut out first; otherwise pixels around
-    it count, too, as when the whole image is resized first. Returns [B, C, size, size]. For
-    images that are stored at their own size this equals torchvision's resized_crop.
+    x float [B, C, S, S], squeezed squares of images of `sizes` [B, 2]; boxes [V * B, 4], V crops of
+    each image, view-major: top, left, height, width in pixels of the original; flips bool [V * B]
+    or None: left-right after the crop. inside: only pixels of the box count, as when a crop is cut
+    out first; otherwise pixels around it count, too, as when the whole image is resized first.
+    Returns [V * B, C, size, size]. For images that are stored at their own size this equals
+    torchvision's resized_crop.
     """
-    side = x.shape[-1]
-    boxes = to_device(boxes * side / sizes.repeat(1, 2), x)  # original -> stored pixels
-    rows = _resize_weights(boxes[:, 0], boxes[:, 2], size, side, inside)  # [B, size, S]
+    (n, channels, side), views = x.shape[:3], len(boxes) // len(x)
+    # original -> stored pixels
+    boxes = to_device(boxes * side / sizes.repeat(views, 2), x)
+    rows = _resize_weights(boxes[:, 0], boxes[:, 2], size, side, inside)  # [V * B, size, S]
     columns = _resize_weights(boxes[:, 1], boxes[:, 3], size, side, inside)
     if flips is not None:
         columns = torch.where(to_device(flips, x)[:, None, None], columns.flip(1), columns)
-    return rows[:, None] @ x @ columns[:, None].transpose(2, 3)
+    # The rows of all views in one product, in the layout of the packed file: [B, S, S * C].
+    rows = rows.unflatten(0, (views, n)).transpose(0, 1).flatten(1, 2)
+    x = (rows @ x.permute(0, 2, 3, 1).flatten(2)).view(n, views, size, side, channels)
+    x = x.permute(1, 0, 4, 2, 3).reshape(views * n, channels * size, side)
+    return (x @ columns.transpose(1, 2)).unflatten(1, (channels, size))
 
 
 def _resize_weights(start, length, size, side, inside):
@@ -215,44 +245,69 @@ def color_jitter(x, order, brightness, contrast, saturation, hue):
     of 0 brightness, 1 contrast, 2 saturation, 3 hue; factors [B], 1 for no change; hue [B] as a
     share of the colour circle, 0 for no change. Equals torchvision's adjust_* functions.
     """
-    factors = torch.stack([brightness, contrast, saturation, torch.ones_like(hue)], 1)
-    factors = factors.gather(1, order)  # [B, 4], in the order of each image
-    for step in range(4):
-        kind = order[:, step, None, None, None]
-        f = to_device(factors[:, step, None, None, None], x)
-        is_contrast, is_saturation = to_device(kind == 1, x), to_device(kind == 2, x)
-        gray = grayscale(x)
-        # Blend with the mean grey, with the grey image, or with black for brightness.
-        blend = gray.mean(dim=(1, 2, 3), keepdim=True) * is_contrast + gray * is_saturation
-        # f * x is a new tensor, so the argument is not modified in place.
-        x = (f * x).add_((1 - f) * blend).clamp_(0, 1)
-        shifted = ((order[:, step] == 3) & (hue != 0)).nonzero().squeeze(1)
-        if x.shape[1] == 3 and len(shifted):
-            rows = to_device(shifted, x)
-            x.index_copy_(0, rows, shift_hue(x[rows], to_device(hue[shifted], x)))
-    return x
+    factors = torch.stack([brightness, contrast, saturation, hue], 1)  # [B, 4]
+    is_changed = factors != torch.tensor([1.0, 1.0, 1.0, 0.0])
+    # Step by step, images of the same next operation are changed together; 4: no operation.
+    order = torch.where(is_changed.gather(1, order), order, len(ADJUST))
+    counts = F.one_hot(order, len(ADJUST) + 1).sum(0).tolist()  # of images: [4 steps, 5]
+    factors, by_operation = to_device(factors, x), to_device(order.argsort(0), x)
+    changed = x.clamp(0, 1)
+    for step, count in enumerate(counts):
+        groups = by_operation[:, step].split(count)[: len(ADJUST)]
+        for operation, group in enumerate(groups):
+            if len(group):
+                f = factors[group, operation, None, None, None]
+                images = ADJUST[operation](x.index_select(0, group), f)
+                changed.index_copy_(0, group, images)
+        x = changed
+    return changed
+
+
+def adjust_brightness(x, factor):
+    return (factor * x).clamp_(0, 1)
+
+
+def adjust_contrast(x, factor):
+    mean = grayscale(x).mean(dim=(1, 2, 3), keepdim=True)
+    return (factor * x).add_((1 - factor) * mean).clamp_(0, 1)
+
+
+def adjust_saturation(x, factor):
+    return (factor * x).add_((1 - factor) * grayscale(x)).clamp_(0, 1)
+
+
+def shift_hue(x, shift):
+    """Turn the hue of images [B, C, H, W] in [0, 1] by shift, a share of the colour circle.
+
+    shift [B] or [B, 1, 1, 1]. One channel has no hue and stays.
+    """
+    if x.shape[1] == 1:
+        return x
+    r, g, b = x.unbind(1)  # [B, H, W]
+    value = r.maximum(g).maximum(b)
+    chroma = value - r.minimum(g).minimum(b)
+    # The largest channel decides the sector. As factors 0 and 1: torch.where is slow on the CPU.
+    not_r, not_g = (value - r).ceil_(), (value - g).ceil_()
+    not_r_but_g, not_r_nor_g = not_r * (1 - not_g), not_r * not_g
+    sector = (g - b).mul_(1 - not_r).add_((b - r).mul_(not_r_but_g)).add_((r - g).mul_(not_r_nor_g))
+    sector = sector.div_(chroma.clamp(min=TINY)).add_(2 * not_r_but_g + 4 * not_r_nor_g)
+    offset = to_device(torch.tensor([5.0, 3.0, 1.0]), x)[:, None, None]
+    k = (offset + sector[:, None]).add_(6 * shift.view(-1, 1, 1, 1))
+    # k modulo 6; the operator % is slow.
+    k.sub_((k / 6).floor_().mul_(6))
+    return value[:, None] - torch.minimum(k, 4 - k).clamp_(0, 1).mul_(chroma[:, None])
+
+
+# Operations of color_jitter, in the order of its numbers.
+ADJUST = (adjust_brightness, adjust_contrast, adjust_saturation, shift_hue)
 
 
 def grayscale(x):
     """Return the luma (ITU-R 601) of [B, C, H, W] as [B, 1, H, W]."""
     if x.shape[1] == 1:
         return x
-    weights = to_device(torch.tensor([0.2989, 0.587, 0.114], dtype=x.dtype), x)
-    return (x * weights[:, None, None]).sum(1, keepdim=True)
-
-
-def shift_hue(x, shift):
-    """Turn the hue of RGB images [B, 3, H, W] by shift [B], a share of the colour circle."""
-    r, g, b = x.unbind(1)  # [B, H, W]
-    value = r.maximum(g).maximum(b)
-    chroma = value - r.minimum(g).minimum(b)
-    c = torch.where(chroma == 0, 1, chroma)
-    sector = torch.where(
-        value == r, (g - b) / c, torch.where(value == g, 2 + (b - r) / c, 4 + (r - g) / c)
-    )
-    offset = to_device(torch.tensor([5.0, 3.0, 1.0]), x)[:, None, None]
-    k = (offset + sector[:, None] + 6 * shift[:, None, None, None]) % 6
-    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+    r, g, b = x.split(1, dim=1)
+    return (0.2989 * r).add_(0.587 * g).add_(0.114 * b)
 
 
 def normalize(x, mean, std):
@@ -260,5 +315,5 @@ def normalize(x, mean, std):
     mean, std = (
         to_device(torch.tensor(values, dtype=x.dtype), x)[:, None, None] for values in (mean, std)
     )
-    x = (x - mean) / std
+    x = (x - mean).div_(std)
     return x.expand(-1, 3, -1, -1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from datasets.augment import augment, center_view, normalize
+from datasets.augment import augment_views, center_view, normalize
 from utils.cli import UserError
 from utils.distributed import local_slice
 from utils.runs import make_generator
@@ -45,22 +45,12 @@ class BatchLoader:
         """uint8 [n, C, S, S] of this rank and sizes [N, 2] of all -> [V, n, 3, size, size]."""
         subset, shard = self.subset, local_slice()
         if self.augmented:
-            views = [
-                augment(
-                    images,
-                    sizes,
-                    subset.augmentation(),
-                    subset.size,
-                    generator,
-                    view in self.randaugment_views,
-                    shard,
-                )
-                for view in range(self.views)
-            ]
+            strong = [view in self.randaugment_views for view in range(self.views)]
+            size, recipe = subset.size, subset.augmentation()
+            x = augment_views(images, sizes, recipe, size, generator, strong, shard).flatten(0, 1)
         else:
-            views = [center_view(images, sizes[shard], subset.size)] * self.views
-        x = normalize(torch.cat(views), subset.mean, subset.std)
-        return x.unflatten(0, (self.views, -1))
+            x = center_view(images, sizes[shard], subset.size).repeat(self.views, 1, 1, 1)
+        return normalize(x, subset.mean, subset.std).unflatten(0, (self.views, -1))
 
 
 class EpochBatches:

@@ -19,6 +19,7 @@ import pretrain
 from common import (
     RECIPES,
     augment,
+    augment_views,
     center_crops,
     center_view,
     color_jitter,
@@ -284,6 +285,20 @@ def test_parts_of_a_batch_are_seen_as_in_the_whole(recipe, strong):
             view, whole[part], atol=1.01 / 255 if strong else 1e-5, rtol=0
         )  # RandAugment rounds to 8 bit
         assert torch.equal(other.get_state(), generator.get_state())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_views_made_together_are_those_made_one_by_one(recipe):
+    """In the layout of the packed file, too; to the last bit."""
+    images, sizes = photos(8, 24, 24), torch.randint(20, 60, (8, 2), generator=make_generator(0))
+    one_by_one, together = make_generator(1), make_generator(1)
+    expected = torch.stack(
+        [augment(images, sizes, recipe, 16, one_by_one, strong) for strong in (False, True, False)]
+    )
+    packed = images.contiguous(memory_format=torch.channels_last)
+    views = augment_views(packed, sizes, recipe, 16, together, [False, True, False])
+    assert torch.equal(views, expected)
+    assert torch.equal(together.get_state(), one_by_one.get_state())
 
 
 # --------------------------------------------------------------------------------------------------
