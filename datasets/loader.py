@@ -11,6 +11,8 @@ from utils.cli import UserError
 from utils.distributed import local_slice
 from utils.runs import make_generator
 
+READERS = 4  # threads that read images
+
 
 @dataclass
 class Batch:
@@ -80,47 +82,81 @@ class EpochBatches:
 class ImageReader:
     """Read packed uint8 images of some rows, one batch at a time, onto the device.
 
-    On CUDA the images stay resident if they fill less than half of the free memory. Otherwise a
-    thread reads, pins and copies one batch ahead.
+    On CUDA the images stay resident if they fill less than half of the free memory. Otherwise
+    threads read one batch ahead, and it is copied while the GPU computes.
     """
 
     def __init__(self, images, rows, device):
         """images: uint8 [M, S, S, C], an array or memory map; rows: int [n]."""
-        self.images, self.rows, self.device = images, np.asarray(rows), device
+        # Views of a plain array are made faster than views of a memory map.
+        self.images, self.rows, self.device = np.asarray(images), np.asarray(rows), device
         n_bytes = int(np.prod(images.shape[1:])) * len(self.rows)
         self.resident = None
         if device.type == "cuda" and n_bytes < torch.cuda.mem_get_info(device)[0] / 2:
             shape = len(self.rows), *images.shape[1:]
-            self.resident = torch.empty(shape, dtype=torch.uint8, device=device)
+            resident = torch.empty(shape, dtype=torch.uint8, device=device)
             # In blocks, so that the host never holds all images.
-            for start in range(0, len(self.rows), 1024):
-                block = images[self.rows[start : start + 1024]]
-                self.resident[start : start + 1024] = torch.from_numpy(block)
+            for block, read in self(np.array_split(np.arange(len(rows)), len(rows) // 1024 + 1)):
+                resident[block[0] : block[-1] + 1] = read.permute(0, 2, 3, 1)
+            self.resident = resident
 
     def __call__(self, batches, shard=slice(None)):
         """Yield (positions, uint8 [b, C, S, S]) for each array of positions in `batches`.
 
-        shard: the slice of each batch whose images are read.
+        shard: the slice of each batch whose images are read. The images are a view of [b, S, S, C];
+        on the CPU their memory is written again once the next batch is asked for.
         """
         if self.resident is not None:
             for positions in batches:
                 index = torch.as_tensor(positions[shard]).to(self.device, non_blocking=True)
                 yield positions, self.resident[index].permute(0, 3, 1, 2)
             return
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            futures = [pool.submit(self._read, batches[0][shard])] if len(batches) else []
+        rows = [self.rows[positions[shard]] for positions in batches]
+        shape = max(map(len, rows), default=0), *self.images.shape[1:]
+        # Threads fill one buffer while the images of the other one are in use.
+        buffers = [HostBuffer(shape, self.device) for _ in range(2)]
+        with ThreadPoolExecutor(READERS) as pool:
+            reads = buffers[0].start_read(self.images, rows[0], pool) if rows else []
             for i, positions in enumerate(batches):
-                images = futures.pop().result()
+                for read in reads:
+                    read.result()
+                images = buffers[i % 2].copy_to_device(len(rows[i]))
                 if i + 1 < len(batches):
-                    futures.append(pool.submit(self._read, batches[i + 1][shard]))
-                yield positions, images
+                    reads = buffers[1 - i % 2].start_read(self.images, rows[i + 1], pool)
+                yield positions, images.permute(0, 3, 1, 2)
 
-    def _read(self, positions):
-        # Channels first is cheap to copy as bytes, and dear as floats later.
-        batch = torch.from_numpy(self.images[self.rows[positions]]).permute(0, 3, 1, 2).contiguous()
-        if self.device.type == "cuda":
-            return batch.pin_memory().to(self.device, non_blocking=True)
-        return batch
+
+class HostBuffer:
+    """Memory of the host for the images of a batch; pinned for CUDA, with a stream for copies."""
+
+    def __init__(self, shape, device):
+        self.device, is_cuda = device, device.type == "cuda"
+        self.images = torch.empty(shape, dtype=torch.uint8, pin_memory=is_cuda)
+        self.stream = torch.cuda.Stream(device) if is_cuda else None
+
+    def start_read(self, images, rows, pool):
+        """Let threads copy rows of `images` here, in the order of the file; return the futures."""
+        shards = np.array_split(np.argsort(rows), READERS)
+        return [pool.submit(self._read, images, rows, shard) for shard in shards]
+
+    def _read(self, images, rows, positions):
+        if self.stream is not None:
+            # The last batch of this buffer must have left it.
+            self.stream.synchronize()
+        target = self.images.numpy()
+        for i in positions:
+            target[i] = images[rows[i]]
+
+    def copy_to_device(self, n):
+        """Return the first n images on the device; on the CPU they are no copy."""
+        if self.stream is None:
+            return self.images[:n]
+        with torch.cuda.stream(self.stream):
+            images = self.images[:n].to(self.device, non_blocking=True)
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self.stream)
+        images.record_stream(current)
+        return images
 
 
 def check_batch_size(batch_size, rows, subset):
