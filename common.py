@@ -8,6 +8,7 @@ V*N views are rows, view-major: row = view * N + image.
 """
 
 import math
+import numbers
 import os
 import time
 from contextlib import contextmanager, nullcontext
@@ -43,8 +44,8 @@ from utils.cli import UserError, run_main
 from utils.contrast_kernel import chunked_contrastive_loss, flatten_views
 from utils.distributed import at_least_float32, gather_views, rank, sum_gradients, world_size
 from utils.encoders import IMAGENET_MEAN, IMAGENET_STD, build_encoder
-from utils.files import read_json, write_json
-from utils.runs import load_strict, load_tensors
+from utils.files import read_json
+from utils.runs import check_finite, load_strict, load_tensors
 
 cli = run_main
 
@@ -84,17 +85,10 @@ class ContrastiveModel(nn.Module):
         return self.encoder(x.flatten(0, -4)).unflatten(0, x.shape[:-3])
 
     def encode_chunks(self, x):
-        def contexts():
-            return nullcontext(), preserve_buffers(self.encoder)
-
+        options = dict(use_reentrant=False, preserve_rng_state=False)
+        options["context_fn"] = lambda: (nullcontext(), preserve_buffers(self.encoder))
         for images in x.split(self.chunk // world_size(), dim=-4):
-            yield checkpoint(
-                self.encode,
-                images,
-                use_reentrant=False,
-                preserve_rng_state=False,
-                context_fn=contexts,
-            )
+            yield checkpoint(self.encode, images, **options)
 
     def project(self, features):  # [..., dim] -> [..., projection_dim], unit vectors
         # In float32 under autocast, too: bf16 is too coarse for embeddings near a collapse.
@@ -251,16 +245,16 @@ def supcon_loss(z, labels, temperature=0.07):
 def supmin_loss(z, labels, minority, temperature=0.07, supervised_majority=None):
     """Supervised Minority: SupCon for minority anchors, NT-Xent for majority anchors.
 
-    Equation (1) with P(i) = all other views of the minority class if i belongs to it, otherwise
-    the other views of the image of i.
+    Equation (1) with P(i) = all other views of the class of i if that is a minority class, else the
+    other views of the image of i.
 
-    z [N, V, D] unit vectors, V >= 2; labels int [N]; minority: label of the rare class.
-    supervised_majority: bool [N] or None, the majority images that are also each other's positives
-    (draw_supervised_majority); all of them gives SupCon. Returns a scalar (nats).
-    Source: arXiv:2503.17024.
+    z [N, V, D] unit vectors, V >= 2; labels int [N]; minority: label of the rare class, or several.
+    supervised_majority: bool [N] or None, the majority images that are also positives of each other
+    within their class (draw_supervised_majority); all of them gives SupCon. Returns a scalar
+    (nats). Source: arXiv:2503.17024, for one minority class.
     """
     labels = check_labels(z, labels)
-    supervised = labels == minority  # [N]
+    supervised = is_minority(labels, minority)  # [N]
     if supervised_majority is not None:
         supervised = supervised | check_labels(z, supervised_majority).bool()
     # Every other image is a group of its own.
@@ -271,21 +265,23 @@ def supmin_loss(z, labels, minority, temperature=0.07, supervised_majority=None)
 def suppro_loss(z, labels, prototypes, temperature=0.07, margin=1.0):
     """Supervised Prototypes: NT-Xent plus attraction to the fixed prototype of the own class.
 
-    P(i) = the other views of the same image and, while cos(z_i, p_own) <= cos(z_i, p_other) +
+    P(i) = the other views of the same image and, while cos(z_i, p_own) <= max cos(z_i, p_other) +
     margin, the own prototype. Antipodal prototypes thus attract until cos(z_i, p_own) = margin / 2:
     0.5 by default, the paper's threshold. Prototypes stand in no denominator and get no gradient,
     so the loss can be negative, and its collapse value differs.
 
-    z [N, V, D] unit vectors, V >= 2; labels int [N] in {0, 1}; prototypes [2, D], row = class;
-    margin: a float, or one per class. Returns a scalar (nats). Source: arXiv:2503.17024.
+    z [N, V, D] unit vectors, V >= 2; labels int [N]; prototypes [C, D], row = class, as of
+    simplex_prototypes; margin: a float, or one per class. Returns a scalar (nats).
+    Source: arXiv:2503.17024, for two classes.
     """
     labels = check_labels(z, labels).repeat(z.shape[1])  # [V*N]
     rows = flatten_views(z)  # [V*N, D]
     prototypes = prototypes.detach().to(rows)
-    own_cosine = (rows * prototypes[labels]).sum(1)  # [V*N]
-    other_cosine = (rows * prototypes[1 - labels]).sum(1)
+    cosines = (rows[:, None] * prototypes).sum(2)  # [V*N, C]
+    own_cosine = cosines.gather(1, labels[:, None]).squeeze(1)
+    other_cosine = cosines.scatter(1, labels[:, None], -torch.inf).amax(1)
     margins = torch.as_tensor(margin, dtype=rows.dtype).to(rows.device, non_blocking=True)
-    attracted = own_cosine <= other_cosine + margins.expand(2)[labels]
+    attracted = own_cosine <= other_cosine + margins.expand(len(prototypes))[labels]
     group = torch.arange(len(z), device=z.device)
     return contrastive_loss(z, group, temperature, attracted.to(rows), own_cosine)
 
@@ -295,6 +291,14 @@ def check_labels(z, labels):
     if labels.shape != z.shape[:1]:
         raise ValueError(f"{len(z)} images need labels [{len(z)}], not {list(labels.shape)}")
     return labels.long()
+
+
+def is_minority(labels, minority):
+    """Return bool [N], true for images of the minority: a label, or the labels of several."""
+    if isinstance(minority, numbers.Integral):
+        return labels == minority
+    minority = torch.as_tensor([*minority]).to(labels.device, non_blocking=True)
+    return torch.isin(labels, minority)
 
 
 def collapse_value(images, views=2):
@@ -309,7 +313,7 @@ def draw_supervised_majority(labels, minority, ratio, generator):
     """
     if not 0 <= ratio <= 1:
         raise ValueError(f"the ratio of supervised majority images is from 0 to 1, not {ratio}")
-    majority = (labels != minority).nonzero().squeeze(1)
+    majority = (~is_minority(labels, minority)).nonzero().squeeze(1)
     order = torch.randperm(len(majority), generator=generator, device=generator.device)
     drawn = torch.zeros_like(labels, dtype=torch.bool)
     drawn[majority[order.to(labels.device)[: int(ratio * len(majority))]]] = True
@@ -318,15 +322,33 @@ def draw_supervised_majority(labels, minority, ratio, generator):
 
 def antipodal_prototypes(dim, generator):
     """Return a random unit vector and its opposite, [2, dim], row = class."""
-    p = F.normalize(torch.randn(dim, generator=generator, device=generator.device), dim=0)
-    return torch.stack([p, -p])
+    return simplex_prototypes(2, dim, generator)
+
+
+def simplex_prototypes(classes, dim, generator):
+    """Return C random unit vectors with cosine -1/(C-1) to each other, [C, dim], row = class.
+
+    They are the corners of a regular simplex. Raises ValueError if it does not fit: dim < C - 1.
+    """
+    if not 2 <= classes <= dim + 1:
+        raise ValueError(f"{classes} prototypes need 2 or more, and {classes - 1} dimensions")
+    drawn = torch.randn(classes - 1, dim, generator=generator, device=generator.device)
+    axes, prototypes = torch.zeros_like(drawn), drawn.new_zeros(classes, dim)
+    for c, direction in enumerate(drawn):
+        axes[c] = F.normalize(direction - axes.T @ (axes @ direction), dim=0)
+        # Along this axis, corner c is opposite to all corners after it.
+        after = classes - 1 - c
+        height = math.sqrt(classes / (classes - 1) * after / (after + 1))
+        prototypes[c] += height * axes[c]
+        prototypes[c + 1 :] -= height / after * axes[c]
+    return prototypes
 
 
 def class_weights(counts):
-    """Return inverse class frequencies that sum to 1: w_c = (1/n_c) / (1/n_0 + 1/n_1), [2]."""
+    """Return inverse class frequencies that sum to 1: w_c = (1/n_c) / sum_k (1/n_k), [C]."""
     counts = torch.as_tensor(counts, dtype=torch.get_default_dtype())
-    if counts.shape != (2,) or (counts <= 0).any():
-        raise ValueError(f"class weights need two positive counts, not {counts.tolist()}")
+    if counts.ndim != 1 or len(counts) < 2 or (counts <= 0).any():
+        raise ValueError(f"class weights need a positive count per class, not {counts.tolist()}")
     return (1 / counts) / (1 / counts).sum()
 
 
@@ -432,31 +454,6 @@ def train_one_epoch(loss_of_batch, batches, optimizer, amp, folder):
     stats = {"loss": mean_loss, "lr": optimizer.param_groups[0]["lr"], "seconds": round(seconds, 3)}
     stats["images_per_s"] = round(images / seconds, 1)
     return stats | ({"skipped_steps": skipped} if amp.mode == "fp16" else {})
-
-
-def check_finite(losses, optimizer, batches, folder):
-    """Raise UserError if a loss or a weight is not finite, and name the images of that step.
-
-    The step before is named, too: its gradient may be the cause.
-    """
-    # The sum of a weight is quicker to check than its entries.
-    weights = [p.detach().sum() for group in optimizer.param_groups for p in group["params"]]
-    if bool(losses.isfinite().all() & torch.stack(weights).isfinite().all()):
-        return
-    bad = (~losses.isfinite()).nonzero()
-    step = int(bad[0]) if len(bad) else len(losses) - 1
-    rows = {
-        str(i + 1): batches.loader.rows[batches.positions[i]].tolist()
-        for i in (step - 1, step)
-        if i >= 0
-    }
-    if rank() == 0:
-        place = {"epoch": batches.epoch + 1, "step": step + 1}
-        write_json(Path(folder) / "not-finite.json", {**place, "rows": rows})
-    raise UserError(
-        f"{folder}: the loss is not finite in epoch {batches.epoch + 1}, step {step + 1}; images "
-        "in not-finite.json; try a lower --lr or --amp off with another --out"
-    )
 
 
 # --------------------------------------------------------------------------------------------------

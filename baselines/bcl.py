@@ -1,5 +1,7 @@
 """BCL: the denominator averages the classes, and each class has a learned centre."""
 
+from functools import reduce
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -19,24 +21,24 @@ def bcl_loss(z, labels, centres, temperature=0.07):
 
     B_c(i): the views of class c without i, and the centre of c; y: the class of i. Centres are no
     anchors; they represent a class that the batch lacks.
-    z [N, V, D] unit vectors; labels int [N]; centres [2, D] unit vectors, row = class, with
+    z [N, V, D] unit vectors; labels int [N]; centres [C, D] unit vectors, row = class, with
     gradient. Returns a scalar (nats). Source: Zhu et al. 2022, arXiv:2207.09052.
     """
     check_labels(z, labels)
     with torch.autocast(z.device.type, enabled=False):
         rows = flatten_views(z)
-        s = rows @ torch.cat([rows, centres.to(rows)]).T / temperature  # [V*N, V*N + 2]
-    centre_labels = torch.arange(2, device=labels.device)
-    column_labels = torch.cat([labels.repeat(z.shape[1]), centre_labels])  # [V*N + 2]
+        s = rows @ torch.cat([rows, centres.to(rows)]).T / temperature  # [V*N, V*N + C]
+    centre_labels = torch.arange(len(centres), device=labels.device)
+    column_labels = torch.cat([labels.repeat(z.shape[1]), centre_labels])  # [V*N + C]
     others = ~torch.eye(*s.shape, dtype=torch.bool, device=s.device)
     log_means = []
-    for c in (0, 1):
+    for c in range(len(centres)):
         members = others & (column_labels == c)
         log_sum = s.masked_fill(~members, -torch.inf).logsumexp(1)
         log_means.append(log_sum - members.sum(1).to(s).log())
     positives = others & (column_labels[: len(s), None] == column_labels[None, :])
     pulled = (s * positives).sum(1) / positives.sum(1)
-    return (torch.logaddexp(*log_means) - pulled).mean()
+    return (reduce(torch.logaddexp, log_means) - pulled).mean()
 
 
 class BCL(Method):
@@ -54,7 +56,7 @@ class BCL(Method):
         super().__init__(model, subset, training)
         norm = {"layernorm": nn.LayerNorm, "batchnorm": nn.BatchNorm1d}[variant]
         dim = model.encoder.dim
-        self.classifier = CosineClassifier(dim)
+        self.classifier = CosineClassifier(dim, classes=len(subset.classes))
         self.centre_head = nn.Sequential(
             nn.Linear(dim, dim), norm(dim), nn.ReLU(), nn.Linear(dim, model.dim)
         )

@@ -21,8 +21,8 @@ def paco_loss(
               / (beta + alpha |P(i)|)
 
     K(i): all other views and the queue; y: the class of i; P(i): the rows of K(i) of class y.
-    z [N, 2, D] unit vectors; labels int [N]; logits [N, A, 2] of the first A views, the anchors.
-    A = 1 is PaCo: the second view is a key without gradient. A = 2 is GPaCo. prior [2];
+    z [N, 2, D] unit vectors; labels int [N]; logits [N, A, C] of the first A views, the anchors.
+    A = 1 is PaCo: the second view is a key without gradient. A = 2 is GPaCo. prior [C];
     queue [K, D] and queue_labels int [K] without gradient, K >= 0; alpha: a float, or one per
     class. Returns the mean of L_i, a scalar (nats).
     Sources: Cui et al. 2021, arXiv:2107.12028; GPaCo: Cui et al. 2023, arXiv:2209.12400.
@@ -30,7 +30,7 @@ def paco_loss(
     check_labels(z, labels)
     if z.shape[1] != 2 or logits.ndim != 3 or logits.shape[1] not in (1, 2):
         shapes = f"z {list(z.shape)} and logits {list(logits.shape)}"
-        raise ValueError(f"paco_loss needs z [N, 2, D] and logits [N, 1 or 2, 2], not {shapes}")
+        raise ValueError(f"paco_loss needs z [N, 2, D] and logits [N, 1 or 2, C], not {shapes}")
     anchor_views = logits.shape[1]
     if anchor_views == 1:
         z = torch.stack([z[:, 0], z[:, 1].detach()], dim=1)
@@ -38,7 +38,7 @@ def paco_loss(
         rows = flatten_views(z)
         columns = torch.cat([rows, queue.detach().to(rows)])  # [2N + K, D]
         s = rows[: anchor_views * len(z)] @ columns.T / temperature  # [A*N, 2N + K]
-    o = at_least_float32(logits).transpose(0, 1).flatten(0, 1) + prior.to(s).log()  # [A*N, 2]
+    o = at_least_float32(logits).transpose(0, 1).flatten(0, 1) + prior.to(s).log()  # [A*N, C]
     others = ~torch.eye(*s.shape, dtype=torch.bool, device=s.device)
     y = labels.long().repeat(anchor_views)  # [A*N]
     positives = others & (y[:, None] == torch.cat([labels.repeat(2), queue_labels])[None, :])
@@ -46,7 +46,8 @@ def paco_loss(
     if gamma:
         log_sum = s.masked_fill(~others, -torch.inf).logsumexp(1)
         log_z = torch.logaddexp(log_z, log_sum + math.log(gamma))
-    alpha = torch.as_tensor(alpha, dtype=s.dtype).to(s.device, non_blocking=True).expand(2)[y]
+    alpha = torch.as_tensor(alpha, dtype=s.dtype).to(s.device, non_blocking=True)
+    alpha = alpha.expand(len(prior))[y]
     pulled = beta * o.gather(1, y[:, None]).squeeze(1) + alpha * (s * positives).sum(1)
     return (log_z - pulled / (beta + alpha * positives.sum(1))).mean()
 
@@ -63,13 +64,14 @@ class PaCo(Method):
 
     def __init__(self, model, subset, training, variant, alpha, queue, randaugment):
         super().__init__(model, subset, training)
-        self.centres = nn.Linear(model.encoder.dim, 2)
+        self.centres = nn.Linear(model.encoder.dim, len(subset.classes))
         self.queue = Queue(queue, model.dim, training.generator)
         self.key_encoder = MomentumEncoder(model) if variant == "paco" else None
         self.register_buffer("prior", class_prior(subset))
         # E[|P|]: the other view of the image, and the rows of its class.
         expected = 1 + self.prior * (2 * training.batch_size - 2 + queue)
-        self.register_buffer("alpha", 0.4 / expected if alpha is None else torch.full((2,), alpha))
+        constant = torch.full_like(self.prior, alpha or 0)
+        self.register_buffer("alpha", 0.4 / expected if alpha is None else constant)
         self.log_fields = {"alpha": [float(f"{a:.3g}") for a in self.alpha.tolist()]}
         self.randaugment_views = (0,) if randaugment else ()
 

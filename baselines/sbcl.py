@@ -12,7 +12,7 @@ from utils.runs import make_generator
 
 
 def sbcl_loss(
-    z, labels, subclasses, temperature=0.1, coarse_temperatures=(0.1, 0.1), beta=0.25, fine_scale=1
+    z, labels, subclasses, temperature=0.1, coarse_temperatures=0.1, beta=0.25, fine_scale=1
 ):
     """Subclass-balancing contrastive learning: SupCon on sub-classes and, weakly, on classes.
 
@@ -23,7 +23,7 @@ def sbcl_loss(
     but with the other views of the image; P(i): those of the class in D(i). Tc: the coarse
     temperature of the anchor's class.
     z [N, V, D] unit vectors; labels, subclasses int [N], where two classes may use the same ids;
-    coarse_temperatures: two numbers, one per class. Returns a scalar (nats).
+    coarse_temperatures: a float, or one per class. Returns a scalar (nats).
     Source: Hou et al. 2023, arXiv:2306.15925.
     """
     check_labels(z, labels)
@@ -42,16 +42,17 @@ def sbcl_loss(
     coarse_weights = uniform_weights(same_class & outside, rows.dtype)
     coarse_temperatures = torch.as_tensor(coarse_temperatures, dtype=rows.dtype)
     coarse_temperatures = coarse_temperatures.to(device, non_blocking=True)
-    anchor_temperature = coarse_temperatures[labels.long().repeat(views), None]  # [V*N, 1]
+    if coarse_temperatures.ndim:
+        coarse_temperatures = coarse_temperatures[labels.long().repeat(views), None]  # [V*N, 1]
     fine = weighted_contrast(cosines / temperature, others, fine_weights)
-    coarse = weighted_contrast(cosines / anchor_temperature, outside, coarse_weights)
+    coarse = weighted_contrast(cosines / coarse_temperatures, outside, coarse_weights)
     return (fine_scale * fine + beta * coarse).mean()
 
 
 def count_subclasses(counts, smallest=10):
     """Return the number of sub-classes of each class: max(1, floor(n_c / M)), a list.
 
-    M = max(n_min, smallest). counts: n_c, two numbers.
+    M = max(n_min, smallest). counts: n_c, one number per class.
     """
     size = max(min(counts), smallest)
     return [max(1, n // size) for n in counts]
@@ -78,9 +79,9 @@ def cosine_kmeans(x, clusters, generator, steps=35, tolerance=1e-3):
 
 
 def class_spreads(z, labels):
-    """Return phi_c = mean distance of a class from its mean / log(n_c + 10), [2]; z [n, D]."""
+    """Return phi_c = mean distance of a class from its mean / log(n_c + 10), [C]; z [n, D]."""
     spreads = []
-    for c in (0, 1):
+    for c in range(int(labels.max()) + 1):
         members = z[labels == c]
         distance = (members - members.mean(0)).norm(dim=1).mean()
         spreads.append(distance / math.log(len(members) + 10))
@@ -88,7 +89,7 @@ def class_spreads(z, labels):
 
 
 def scale_temperatures(spreads, subclass_counts, variant):
-    """Return each class's coarse temperature divided by T, [2].
+    """Return each class's coarse temperature divided by T, [C].
 
     "paper": exp(phi_c / mean phi). "code": phi_c / mean phi, with phi clipped between its 20th and
     80th percentiles; 1 for a class with a single sub-class.
@@ -118,7 +119,8 @@ class SBCL(Method):
         self.subset, self.rows = subset, subset.splits["train"]
         self.subclass_counts = count_subclasses(subset.train_counts())
         self.register_buffer("subclasses", torch.from_numpy(subset.labels[self.rows]))
-        self.register_buffer("coarse_temperatures", torch.full((2,), training.temperature))
+        temperatures = torch.full((len(subset.classes),), training.temperature)
+        self.register_buffer("coarse_temperatures", temperatures)
         self.is_warmup, self.log_fields = False, {"subclasses": self.subclass_counts}
 
     def start_epoch(self, epoch, model):

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 
 from common import check_labels
 from utils.contrast_kernel import flatten_views
-from utils.distributed import at_least_float32
 
 
 def mark_equal_pairs(values, views):
@@ -28,7 +27,7 @@ def compute_similarities(z, labels, positives, temperature, queue=None, targets=
     """Return s_ij [R, M] of R anchors and M columns, and the contrast sets D(i), bool [R, M].
 
     Without a queue, anchors and columns are all V*N views. With queue [K, D], anchors are the first
-    views; columns are the second view of the image, the key, and the queue. targets [2, D] add two
+    views; columns are the second view of the image, the key, and the queue. targets [C, D] add C
     columns at the end. positives: bool [R, M], without the targets; only its shape is checked.
     Raises ValueError for another shape of labels or positives.
     """
@@ -39,8 +38,8 @@ def compute_similarities(z, labels, positives, temperature, queue=None, targets=
             cosines = anchors @ anchors.T
             contrast = ~torch.eye(len(anchors), dtype=torch.bool, device=z.device)
         else:
-            anchors, keys = at_least_float32(z[:, 0]), at_least_float32(z[:, 1].detach())
-            own_key = (anchors * keys).sum(1, keepdim=True)
+            anchors, keys = flatten_views(z[:, :2]).chunk(2)
+            own_key = (anchors * keys.detach()).sum(1, keepdim=True)
             cosines = torch.cat([own_key, anchors @ queue.detach().to(anchors).T], dim=1)
             contrast = torch.ones_like(cosines, dtype=torch.bool)
         if positives.shape != cosines.shape:
@@ -64,7 +63,7 @@ def uniform_weights(mask, dtype):
 
 
 def class_prior(subset):
-    """Return the shares of the two classes among the training images, float32 [2]."""
+    """Return the shares of the classes among the training images, float32 [C]."""
     counts = torch.tensor(subset.train_counts(), dtype=torch.float32)
     return counts / counts.sum()
 

@@ -8,11 +8,11 @@ from utils.distributed import at_least_float32
 
 
 class CosineClassifier(nn.Module):
-    """Logits scale * cos(f, w_c) without bias, as in LDAM and BCL: f [B, D] -> [B, 2]."""
+    """Logits scale * cos(f, w_c) without bias, as in LDAM and BCL: f [B, D] -> [B, C]."""
 
-    def __init__(self, dim, scale=30.0):
+    def __init__(self, dim, scale=30.0, classes=2):
         super().__init__()
-        weight = torch.rand(2, dim) * 2 - 1
+        weight = torch.rand(classes, dim) * 2 - 1
         self.weight, self.scale = nn.Parameter(F.normalize(weight, dim=1)), scale
 
     def forward(self, features):
@@ -22,9 +22,9 @@ class CosineClassifier(nn.Module):
 
 
 def ldam_margins(counts, max_margin=0.5):
-    """Return the margins of LDAM, m_c = max_margin * (n_c / n_min)^(-1/4), [2].
+    """Return the margins of LDAM, m_c = max_margin * (n_c / n_min)^(-1/4), [C].
 
-    counts: n_c, two numbers. Source: Cao et al. 2019, arXiv:1906.07413.
+    counts: n_c, one number per class. Source: Cao et al. 2019, arXiv:1906.07413.
     """
     counts = torch.as_tensor(counts, dtype=torch.get_default_dtype())
     return max_margin * (counts / counts.min()) ** -0.25
@@ -33,32 +33,32 @@ def ldam_margins(counts, max_margin=0.5):
 def ldam_loss(cosines, targets, margins, scale=30.0, weights=None):
     """LDAM: cross entropy of scale * (cos_c - m_c [c = y]); the own class must win by m_y.
 
-    cosines [B, 2] in [-1, 1]: logits of CosineClassifier / its scale; targets int [B]; margins [2];
-    weights [2] or None. The weighted sum is divided by the sum of the weights in the batch. Returns
+    cosines [B, C] in [-1, 1]: logits of CosineClassifier / its scale; targets int [B]; margins [C];
+    weights [C] or None. The weighted sum is divided by the sum of the weights in the batch. Returns
     a scalar (nats). Source: Cao et al. 2019, arXiv:1906.07413.
     """
     cosines, targets = at_least_float32(cosines), targets.long()
-    adjusted = scale * (cosines - F.one_hot(targets, 2) * margins.to(cosines))
+    adjusted = scale * (cosines - F.one_hot(targets, cosines.shape[1]) * margins.to(cosines))
     weights = None if weights is None else weights.to(cosines)
     return F.cross_entropy(adjusted, targets, weight=weights)
 
 
 def effective_number_weights(counts, beta=0.9999):
-    """Return class weights (1 - beta) / (1 - beta^n_c), scaled to sum to 2, [2].
+    """Return class weights (1 - beta) / (1 - beta^n_c), scaled to sum to C, [C].
 
     They are nearly proportional to 1/n_c while n_c << 1/(1 - beta).
     Source: Cui et al. 2019, arXiv:1901.05555.
     """
     counts = torch.as_tensor(counts, dtype=torch.float64)
     weights = (1 - beta) / (1 - beta**counts)
-    return (2 * weights / weights.sum()).to(torch.get_default_dtype())
+    return (len(weights) * weights / weights.sum()).to(torch.get_default_dtype())
 
 
 def logit_adjusted_loss(logits, targets, prior):
     """Logit adjustment with tau = 1, or balanced softmax: cross entropy of logits + log prior.
 
     At test time the logits are used without the prior.
-    logits [B, 2]; targets int [B]; prior [2]: shares of the training images. Returns a scalar
+    logits [B, C]; targets int [B]; prior [C]: shares of the training images. Returns a scalar
     (nats). Sources: Menon et al. 2021, arXiv:2007.07314; Ren et al. 2020, arXiv:2007.10740.
     """
     logits = at_least_float32(logits)
@@ -66,7 +66,7 @@ def logit_adjusted_loss(logits, targets, prior):
 
 
 def tau_normalized(weight, tau):
-    """Return the rows w_c / ||w_c||^tau of a classifier's weight [2, D].
+    """Return the rows w_c / ||w_c||^tau of a classifier's weight [C, D].
 
     The caller drops the bias. With two classes the rows get opposite gradients, so their norms stay
     as they began. The method then does little more than drop the bias.
@@ -84,7 +84,8 @@ class LearnableScale(nn.Module):
 
     def __init__(self, classifier):
         super().__init__()
-        self.classifier, self.scale = classifier.requires_grad_(False), nn.Parameter(torch.ones(2))
+        self.classifier = classifier.requires_grad_(False)
+        self.scale = nn.Parameter(torch.ones(classifier.out_features))
 
-    def forward(self, features):  # [B, D] -> [B, 2]
+    def forward(self, features):  # [B, D] -> [B, C]
         return self.classifier(features) * self.scale

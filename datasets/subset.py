@@ -23,9 +23,10 @@ class Subset:
     path: Path
     name: str  # data set
     ratio: str  # "99-1": percent of majority and minority in train; or "natural"
-    classes: list  # two names, index = label
-    minority: int  # label of the rare class
-    counts: dict  # {"train": {"0": n, "1": n}, ...}
+    classes: list  # names, index = label
+    minority: int  # label of the rarest class
+    tail: list  # labels of the rare classes; of two classes, the minority alone
+    counts: dict  # {"train": {"0": n, "1": n, ...}, ...}
     splits: dict  # {"train": int array of rows, ...}
     images: np.ndarray  # uint8 [M, S, S, C], memory-mapped, every image squeezed to a square
     labels: np.ndarray  # int64 [M]
@@ -39,7 +40,7 @@ class Subset:
     flip: bool = True  # whether augmented views are flipped left-right
 
     def train_counts(self):
-        return [self.counts["train"]["0"], self.counts["train"]["1"]]
+        return [self.counts["train"][str(c)] for c in range(len(self.classes))]
 
     def change_views(self, size=None, recipe=None, no_flip=False):
         """Change what the network sees, as --size, --recipe and --no-flip do."""
@@ -54,9 +55,9 @@ class Subset:
     def limit_for_smoke(self, per_class=16):
         """Keep at most `per_class` rows of each class in every split, for --smoke."""
         for split, rows in self.splits.items():
-            kept = [rows[self.labels[rows] == c][:per_class] for c in (0, 1)]
+            kept = [rows[self.labels[rows] == c][:per_class] for c in range(len(self.classes))]
             self.splits[split] = np.sort(np.concatenate(kept))
-            self.counts[split] = {str(c): len(kept[c]) for c in (0, 1)}
+            self.counts[split] = {str(c): len(kept_rows) for c, kept_rows in enumerate(kept)}
         return self
 
 
@@ -87,6 +88,7 @@ def load_subset(path, verify=True):
             ratio=record["ratio"],
             classes=record["classes"],
             minority=record["minority"],
+            tail=record.get("tail", [record["minority"]]),
             counts=record["counts"],
             splits=splits,
             images=np.load(files["images_sha256"], mmap_mode="r", allow_pickle=False),
@@ -115,7 +117,7 @@ def check_rows(subset):
     if len(np.unique(rows)) != len(rows) or rows.min() < 0 or rows.max() >= len(subset.images):
         raise ValueError("rows of its splits overlap or are out of range")
     for split in SPLITS:
-        counts = np.bincount(subset.labels[subset.splits[split]], minlength=2)
+        counts = np.bincount(subset.labels[subset.splits[split]], minlength=len(subset.classes))
         if {str(c): int(n) for c, n in enumerate(counts)} != subset.counts[split]:
             raise ValueError(f"rows and counts of {split} disagree")
     if subset.recipe not in RECIPES:

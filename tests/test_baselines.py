@@ -29,8 +29,15 @@ from baselines import (
 from baselines.sbcl import class_spreads, cosine_kmeans, count_subclasses
 from baselines.shared import MomentumEncoder, Queue
 from baselines.supervised import CosineClassifier
-from baselines.tsc import is_swap_better
-from common import Training, antipodal_prototypes, collapse_value, ntxent_loss, supcon_loss
+from baselines.tsc import assign_targets
+from common import (
+    Training,
+    antipodal_prototypes,
+    collapse_value,
+    ntxent_loss,
+    simplex_prototypes,
+    supcon_loss,
+)
 
 KCL_TSC = oracle("kcl_tsc.npz")
 Z, Y = fixture_f5()
@@ -57,7 +64,7 @@ LOGITS = torch.tensor(
 )
 PRIOR = torch.tensor([0.6, 0.4])
 
-SUBSET = SimpleNamespace(train_counts=lambda: [990, 10])
+SUBSET = SimpleNamespace(classes=["a", "b"], train_counts=lambda: [990, 10])
 MODEL = nn.Linear(1, 1)  # stands in for a network of these dimensions
 MODEL.dim, MODEL.encoder = 8, SimpleNamespace(dim=16)
 
@@ -238,7 +245,7 @@ def test_tsc_without_targets_equals_kcl(monkeypatch):
     z, labels = random_batch()
     positives = draw_k_positives(labels, 2, 3, rng())
     # Targets with s = -1e4 / T add nothing to a denominator.
-    z, targets = F.pad(z, (0, 1), value=1.0), F.pad(torch.zeros(2, 8), (0, 1), value=-1e4)
+    z, targets = F.pad(z, (0, 1), value=0.1), F.pad(torch.zeros(2, 8), (0, 1), value=-1e5)
     without = tsc_loss(z, labels, targets.double(), positives, variant="paper")
     assert_close(without, kcl_loss(z, labels, positives), 1e-9)
 
@@ -261,16 +268,16 @@ def test_tsc_centroids_are_float32_under_autocast():
 
 def test_tsc_assignment_equals_a_search_over_permutations():
     generator = rng()
-    for _ in range(50):
-        centroids = F.normalize(torch.randn(2, 5, generator=generator), dim=1)
-        targets = antipodal_prototypes(5, generator)
+    for classes in (2, 2, 2, 2, 3, 4) * 5:
+        centroids = F.normalize(torch.randn(classes, 5, generator=generator), dim=1)
+        targets = simplex_prototypes(classes, 5, generator)
 
         def total(order, centroids=centroids, targets=targets):
-            return sum(float(centroids[c] @ targets[order[c]]) for c in (0, 1))
+            return sum(float(centroids[c] @ targets[t]) for c, t in enumerate(order))
 
-        best = max([(0, 1), (1, 0)], key=total)
-        assert is_swap_better(centroids, targets).item() == (best == (1, 0))
-    assert not is_swap_better(torch.zeros(2, 5), targets)
+        best = max(itertools.permutations(range(classes)), key=total)
+        assert tuple(assign_targets(centroids, targets)) == best
+        assert list(assign_targets(torch.zeros_like(targets), targets)) == list(range(classes))
 
 
 # SBCL ---------------------------------------------------------------------------------------------

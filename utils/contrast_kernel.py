@@ -9,14 +9,28 @@ import torch
 from utils.distributed import at_least_float32
 
 CHUNK = 256
+UNIT_TOLERANCE = 0.05  # of a squared length; half precision needs 0.02
+UNIT_LENGTH = "embeddings need unit length (F.normalize(z, dim=-1))"
 
 
 def flatten_views(z):
-    """[N, V, D] -> [V*N, D], view-major, in float32 or better."""
+    """[N, V, D] -> [V*N, D], view-major, in float32 or better.
+
+    Raises ValueError unless the rows have unit length; on a GPU the check waits for nothing, and
+    a failed one ends the process. Rows of zeros pass: F.normalize leaves them.
+    """
     if z.ndim != 3 or z.shape[0] < 1 or z.shape[1] < 2:
         shape = list(z.shape)
         raise ValueError(f"embeddings must be [images, 2 or more views, dimensions], not {shape}")
-    return at_least_float32(z).transpose(0, 1).flatten(0, 1)
+    rows = at_least_float32(z).transpose(0, 1).flatten(0, 1)
+    square = rows.detach().square().sum(1)
+    # A row with NaN passes, too: the training loop reports it with its images.
+    is_wrong = ((square - 1).abs() > UNIT_TOLERANCE) & (square > 0)
+    if rows.is_cuda:
+        torch._assert_async(~is_wrong.any(), UNIT_LENGTH)
+    elif is_wrong.any():
+        raise ValueError(f"{UNIT_LENGTH}, one has {square[is_wrong][0].sqrt():.3g}")
+    return rows
 
 
 def chunked_contrastive_loss(rows, group, temperature, attracted, own_cosine):

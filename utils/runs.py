@@ -122,6 +122,28 @@ class Run:
         )
 
 
+def check_finite(losses, optimizer, batches, folder):
+    """Raise UserError if a loss or a weight is not finite, and name the images of that step.
+
+    The step before is named, too: its gradient may be the cause.
+    """
+    # The sum of a weight is quicker to check than its entries.
+    weights = [p.detach().sum() for group in optimizer.param_groups for p in group["params"]]
+    if bool(losses.isfinite().all() & torch.stack(weights).isfinite().all()):
+        return
+    bad = (~losses.isfinite()).nonzero()
+    step = int(bad[0]) if len(bad) else len(losses) - 1
+    if rank() == 0:
+        steps = range(max(0, step - 1), step + 1)
+        rows = {str(i + 1): batches.loader.rows[batches.positions[i]].tolist() for i in steps}
+        place = {"epoch": batches.epoch + 1, "step": step + 1}
+        write_json(Path(folder) / "not-finite.json", {**place, "rows": rows})
+    raise UserError(
+        f"{folder}: the loss is not finite in epoch {batches.epoch + 1}, step {step + 1}; images "
+        "in not-finite.json; try a lower --lr or --amp off with another --out"
+    )
+
+
 def provenance(device, exclude=()):
     """Return what a number needs beside it: command, versions, commit, hardware.
 

@@ -1,0 +1,231 @@
+"""More than two classes: losses against double loops, simplex, subsets, the chain of scripts."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from baselines import bcl_loss, draw_k_positives, kcl_loss, paco_loss, sbcl_loss, tsc_loss
+from baselines.shared import class_prior
+from common import (
+    antipodal_prototypes,
+    class_weights,
+    draw_supervised_majority,
+    ntxent_loss,
+    simplex_prototypes,
+    supcon_loss,
+    supmin_loss,
+    suppro_loss,
+)
+
+T = 0.2
+LABELS = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 1, 0])
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def batch(labels=LABELS, views=2, dim=6, seed=0):
+    z = torch.randn(len(labels), views, dim, generator=rng(seed), dtype=torch.float64)
+    return F.normalize(z, dim=2), labels
+
+
+def loop_loss(z, positives, extra=lambda i, v: ()):
+    """Equation (1) by double loops. positives(i, v, j, w): is view w of image j one of view v of i?
+
+    extra(i, v): vectors that are positives but stand in no denominator.
+    """
+    views = [(i, v) for i in range(z.shape[0]) for v in range(z.shape[1])]
+    losses = []
+    for i, v in views:
+        others = [(j, w) for j, w in views if (j, w) != (i, v)]
+        s = {(j, w): float(z[i, v] @ z[j, w]) / T for j, w in others}
+        log_sum = math.log(sum(math.exp(value) for value in s.values()))
+        pulled = [s[j, w] for j, w in others if positives(i, v, j, w)]
+        pulled += [float(z[i, v] @ p) / T for p in extra(i, v)]
+        losses.append(log_sum - sum(pulled) / len(pulled))
+    return sum(losses) / len(losses)
+
+
+def test_supcon_and_ntxent_equal_double_loops_with_three_classes():
+    z, y = batch()
+    same_class = loop_loss(z, lambda i, v, j, w: y[i] == y[j])
+    assert supcon_loss(z, y, T).item() == pytest.approx(same_class, rel=1e-12)
+    same_image = loop_loss(z, lambda i, v, j, w: i == j)
+    assert ntxent_loss(z, T).item() == pytest.approx(same_image, rel=1e-12)
+
+
+@pytest.mark.parametrize("tail", [{1, 2}, [2, 1], (2,), torch.tensor([1, 2])], ids=str)
+def test_supmin_supervises_a_set_of_tail_classes(tail):
+    z, y = batch()
+    members = {int(c) for c in tail}
+
+    def positives(i, v, j, w):
+        return i == j or (int(y[i]) in members and y[i] == y[j])
+
+    expected = loop_loss(z, positives)
+    assert supmin_loss(z, y, tail, T).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_supmin_of_one_class_in_a_set_equals_its_label_and_of_all_classes_supcon():
+    z, y = batch()
+    assert torch.equal(supmin_loss(z, y, {2}, T), supmin_loss(z, y, 2, T))
+    assert torch.equal(supmin_loss(z, y, {0, 1, 2}, T), supcon_loss(z, y, T))
+
+
+def test_the_supervised_majority_is_drawn_outside_the_tail():
+    drawn = draw_supervised_majority(LABELS, {1, 2}, 1.0, rng())
+    assert torch.equal(drawn, LABELS == 0)
+    assert draw_supervised_majority(LABELS, {2}, 0.5, rng()).sum() == 4
+
+
+@pytest.mark.parametrize("margin", [0.1, 1.0, [0.0, 0.5, 1.5]], ids=str)
+def test_suppro_attracts_up_to_the_margin_over_the_best_other_prototype(margin):
+    z, y = batch()
+    prototypes = simplex_prototypes(3, 6, rng(1)).double()
+    margins = margin if isinstance(margin, list) else [margin] * 3
+
+    def extra(i, v):
+        cosines = [float(z[i, v] @ p) for p in prototypes]
+        best_other = max(cosine for c, cosine in enumerate(cosines) if c != y[i])
+        return [prototypes[y[i]]] if cosines[y[i]] <= best_other + margins[y[i]] else []
+
+    expected = loop_loss(z, lambda i, v, j, w: i == j, extra)
+    assert suppro_loss(z, y, prototypes, T, margin).item() == pytest.approx(expected, rel=1e-9)
+    attracted = sum(len(extra(i, v)) for i in range(len(z)) for v in (0, 1))
+    assert 0 < attracted < 20 or margin == 1.0
+
+
+@pytest.mark.parametrize(("classes", "dim"), [(2, 1), (2, 8), (3, 2), (4, 3), (10, 9), (10, 128)])
+def test_prototypes_are_the_corners_of_a_simplex(classes, dim):
+    p = simplex_prototypes(classes, dim, rng(3)).double()
+    expected = torch.full((classes, classes), -1 / (classes - 1), dtype=torch.float64)
+    torch.testing.assert_close(p @ p.T, expected.fill_diagonal_(1), rtol=0, atol=2e-6)
+    torch.testing.assert_close(p.sum(0), torch.zeros(dim).double(), rtol=0, atol=2e-6)
+
+
+def test_two_prototypes_are_a_random_unit_vector_and_its_opposite():
+    p = F.normalize(torch.randn(128, generator=rng(5)), dim=0)
+    assert torch.equal(antipodal_prototypes(128, rng(5)), torch.stack([p, -p]))
+    assert torch.equal(simplex_prototypes(2, 128, rng(5)), torch.stack([p, -p]))
+
+
+def test_a_simplex_needs_room():
+    with pytest.raises(ValueError, match="4 prototypes need .* 3 dimensions"):
+        simplex_prototypes(4, 2, rng())
+
+
+def test_class_weights_are_inverse_frequencies():
+    torch.testing.assert_close(class_weights([1, 2, 4]), torch.tensor([4.0, 2, 1]) / 7)
+    with pytest.raises(ValueError, match="positive count per class"):
+        class_weights([3, 0, 5])
+
+
+def test_kcl_and_tsc_equal_double_loops_with_three_classes():
+    z, y = batch()
+    n, drawn = len(z), draw_k_positives(LABELS, 2, 2, rng())
+    is_drawn = lambda i, v, j, w: bool(drawn[v * n + i, w * n + j])  # noqa: E731
+    expected = loop_loss(z, is_drawn)
+    assert kcl_loss(z, y, drawn, T).item() == pytest.approx(expected, rel=1e-12)
+
+    targets, losses = simplex_prototypes(3, 6, rng(1)).double(), []
+    views = [(i, v) for i in range(n) for v in (0, 1)]
+    for i, v in views:
+        others = [(j, w) for j, w in views if (j, w) != (i, v)]
+        columns = [z[j, w] for j, w in others] + list(targets)
+        log_sum = math.log(sum(math.exp(float(z[i, v] @ column) / T) for column in columns))
+        positives = [z[j, w] for j, w in others if is_drawn(i, v, j, w)] + [targets[y[i]]]
+        losses.append(log_sum - sum(float(z[i, v] @ p) / T for p in positives) / len(positives))
+    expected = sum(losses) / len(losses)
+    assert tsc_loss(z, y, targets, drawn, T).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_bcl_averages_each_of_three_classes_in_the_denominator():
+    z, y = batch()
+    centres = F.normalize(torch.randn(3, 6, generator=rng(2), dtype=torch.float64), dim=1)
+    rows = [(z[i, v], int(y[i])) for v in (0, 1) for i in range(len(z))]
+    losses = []
+    for a, (anchor, label) in enumerate(rows):
+        members = {c: [centres[c]] for c in range(3)}
+        for b, (row, c) in enumerate(rows):
+            if b != a:
+                members[c].append(row)
+        s = {c: [float(anchor @ m) / T for m in members[c]] for c in members}
+        denominator = sum(sum(map(math.exp, s[c])) / len(s[c]) for c in s)
+        losses.append(math.log(denominator) - sum(s[label]) / len(s[label]))
+    expected = sum(losses) / len(losses)
+    assert bcl_loss(z, y, centres, T).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_paco_equals_double_loops_with_three_classes():
+    z, y = batch()
+    logits = torch.randn(len(z), 1, 3, generator=rng(4), dtype=torch.float64)
+    queue = F.normalize(torch.randn(5, 6, generator=rng(6), dtype=torch.float64), dim=1)
+    queue_labels, prior = torch.tensor([0, 1, 2, -1, 2]), torch.tensor([0.5, 0.3, 0.2])
+    alpha, losses = [0.1, 0.2, 0.3], []
+    for i in range(len(z)):
+        rows = [(z[j, v], int(y[j])) for v in (0, 1) for j in range(len(z)) if (j, v) != (i, 0)]
+        rows += list(zip(queue, queue_labels.tolist(), strict=True))
+        s = [(float(z[i, 0] @ row) / T, label) for row, label in rows]
+        o = [float(logits[i, 0, c]) + math.log(prior[c]) for c in range(3)]
+        log_z = math.log(sum(map(math.exp, o)) + sum(math.exp(value) for value, _ in s))
+        own = [value - log_z for value, label in s if label == y[i]]
+        a = alpha[y[i]]
+        losses.append(-(o[y[i]] - log_z + a * sum(own)) / (1 + a * len(own)))
+    value = paco_loss(z, y, logits, prior, queue, queue_labels, T, alpha)
+    assert value.item() == pytest.approx(sum(losses) / len(losses), rel=1e-6)
+
+
+def test_sbcl_without_subclasses_is_supcon_and_its_coarse_term_follows_the_class():
+    z, y = batch()
+    temperatures = torch.tensor([0.1, 0.2, 0.4], dtype=torch.float64)
+    images = torch.arange(len(z))
+    # Each image a sub-class of its own: the fine term is NT-Xent, the coarse one SupCon by class.
+    value = sbcl_loss(z, y, images, T, temperatures, beta=1.0)
+    coarse = []
+    rows = [(i, v) for i in range(len(z)) for v in (0, 1)]
+    for i, v in rows:
+        t = float(temperatures[y[i]])
+        s = {(j, w): float(z[i, v] @ z[j, w]) / t for j, w in rows if (j, w) != (i, v)}
+        pulled = [s[j, w] for j, w in s if y[j] == y[i]]
+        coarse.append(math.log(sum(map(math.exp, s.values()))) - sum(pulled) / len(pulled))
+    expected = ntxent_loss(z, T).item() + sum(coarse) / len(coarse)
+    assert value.item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["ntxent", "supcon", "supmin", "suppro", "kcl", "bcl", "queue"])
+def test_embeddings_that_are_not_of_unit_length_are_an_error(loss):
+    z, y = batch()
+    p = simplex_prototypes(3, 6, rng()).double()
+    drawn = draw_k_positives(y, 2, 2, rng())
+    first = torch.ones(len(z), 2, dtype=torch.bool)
+    losses = {
+        "ntxent": lambda z: ntxent_loss(z, T),
+        "supcon": lambda z: supcon_loss(z, y, T),
+        "supmin": lambda z: supmin_loss(z, y, 2, T),
+        "suppro": lambda z: suppro_loss(z, y, p, T),
+        "kcl": lambda z: kcl_loss(z, y, drawn, T),
+        "bcl": lambda z: bcl_loss(z, y, p, T),
+        "queue": lambda z: kcl_loss(z, y, first, T, p[:1]),
+    }
+    assert losses[loss](z).isfinite()
+    assert losses[loss](z.bfloat16()).isfinite()
+    for wrong in (2 * z, z * torch.linspace(0.5, 1, len(z))[:, None, None]):
+        with pytest.raises(ValueError, match="need unit length"):
+            losses[loss](wrong)
+
+
+def test_a_row_of_zeros_is_what_normalisation_leaves_of_a_dead_network():
+    z, y = batch()
+    z[0] = 0
+    assert supcon_loss(z, y, T).isfinite()
+
+
+def test_the_class_prior_has_an_entry_per_class():
+    class Subset:
+        def train_counts(self):
+            return [5, 3, 2]
+
+    torch.testing.assert_close(class_prior(Subset()), torch.tensor([0.5, 0.3, 0.2]))
