@@ -18,119 +18,42 @@ import argparse
 import math
 import os
 import sys
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
-
-import numpy as np
 
 from datasets import DATASETS, describe_missing, find_all
 from datasets.contact_sheet import draw_contact_sheet
 from datasets.pack import count_workers, mean_std, open_packed, pack_images, scan_images
-from datasets.source import DRAW_TEST, DRAW_TRAIN, DRAW_VAL, SPLITS
+from datasets.ratios import RATIOS, choose_tail, draw_all_ratios, long_tail_name, parse_ratio
+from datasets.source import SPLITS
 from utils.cli import ArgumentParser, UserError, command_line, number_from, print_next, run_main
 from utils.files import lock_folder, read_json, sha256, write_json
 
-RATIOS = ("99-1", "95-5", "50-50", "natural")
 DEFAULT_BATCH_SIZE = 256  # of pretrain.py
 FEW = 10  # images of the rare class in a split: fewer give a warning
 # flags that decide the content of a subset
 SETTINGS = "dataset size store_size grayscale seed patient minority majority".split()
 
 
-def ratio_counts(class_sizes, ratios):
-    """Count the images kept per class: min(floor(m * ratio_c), n_c), m the smallest class.
-
-    The total is about m at every ratio. class_sizes: images per class; ratios: share per class,
-    sum 1. Computed in double precision, as the reference does: 100 * 0.29 gives 28.
-    """
-    smallest = min(class_sizes)
-    return [min(math.floor(smallest * r), n) for r, n in zip(ratios, class_sizes, strict=True)]
-
-
-def parse_ratio(text):
-    """Parse '99-1' as ('99-1', 0.99, 0.01), 'natural' as ('natural', None, None)."""
-    if text == "natural":
-        return text, None, None
-    try:
-        major, minor = (Decimal(percent) for percent in text.split("-"))
-        if not (major + minor == 100 and major >= minor >= 0):
-            raise ValueError
-    except (ValueError, InvalidOperation):
-        raise UserError(
-            f"--ratios {text}: give percent of majority and minority in train, as 99-1, or natural"
-        ) from None
-    name = "-".join(format(percent.normalize(), "f") for percent in (major, minor))
-    return name, float(major / 100), float(minor / 100)
-
-
-def draw_rows(labels, split, ratio, minority, balance, seed):
-    """Draw the rows of one ratio: {"train": sorted rows, "val": ..., "test": ...}.
-
-    Every ratio takes the head of one permutation per class, so that the ratios are nested.
-    """
-    _, major, minor = parse_ratio(ratio)
-    drawn = {}
-    for name, stream in zip(SPLITS, (DRAW_TRAIN, DRAW_VAL, DRAW_TEST), strict=True):
-        members = [np.flatnonzero((split == name) & (labels == c)) for c in (0, 1)]
-        counts = [len(rows) for rows in members]
-        if name == "train" and ratio != "natural":
-            counts = ratio_counts(counts, [minor, major] if minority == 0 else [major, minor])
-        elif name != "train" and balance:
-            counts = [min(counts)] * 2
-        rows = [
-            np.random.default_rng([seed, stream, c]).permutation(members[c])[: counts[c]]
-            for c in (0, 1)
-        ]
-        drawn[name] = np.sort(np.concatenate(rows)).astype(np.int64)
-    return drawn
-
-
-def draw_all_ratios(source, labels, split, args):
-    """Draw the rows of --ratios: (label of the minority, {ratio: rows}).
-
-    A ratio that leaves no image of a class is left out; if it was asked for, it raises UserError.
-    """
-    for name in SPLITS:
-        for c in (0, 1):
-            if not ((split == name) & (labels == c)).any():
-                raise UserError(
-                    f"{args.data_root}: no image of {source.classes[c]} in {name}; every split "
-                    "needs both classes: add images, or sort them into train/, val/ and test/"
-                )
-    minority = source.minority
-    if minority is None:
-        minority = int(np.bincount(labels[split == "train"], minlength=2).argmin())
-    # of the user's own images, the natural ratio comes first
-    default = ("natural", *RATIOS[:3]) if args.dataset == "folder" else RATIOS
-    drawn = {}
-    for ratio in args.ratios or default:
-        rows = draw_rows(labels, split, ratio, minority, source.balance, args.seed)
-        counts = np.bincount(labels[rows["train"]], minlength=2)
-        if counts.min() > 0:
-            drawn[ratio] = rows
-        elif args.ratios:
-            name = source.classes[counts.argmin()]
-            raise UserError(
-                f"--ratios {ratio}: leaves no training image of {name}; give it a larger share"
-            )
-    return minority, drawn
-
-
 def make_records(args, source, packed, settings, minority, drawn):
     """Make {ratio: content of <ratio>.json} from the packed images; adds notes to the source."""
-    entry = DATASETS[args.dataset]
+    entry, n_classes = DATASETS[args.dataset], len(source.classes)
     sums, leaks, notes = scan_images(packed, count_workers(source, args.workers))
     source.notes += notes
     checksums = sha256(packed.images_path), sha256(packed.index_path)
     records = {}
     for ratio, rows in drawn.items():
         mean, std = mean_std(sums[rows["train"]], packed.shape[1] * packed.shape[2])
+        counts = {split: count_classes(packed.labels[rows[split]], n_classes) for split in SPLITS}
+        rare = {"minority": minority}
+        if n_classes > 2:
+            rarest, tail = choose_tail([*counts["train"].values()], source.tail)
+            rare = {"minority": rarest, "tail": tail}
         records[ratio] = {
             "name": args.name,
             "ratio": ratio,
             "classes": source.classes,
-            "minority": minority,
-            "counts": {split: count_classes(packed.labels[rows[split]]) for split in SPLITS},
+            **rare,
+            "counts": counts,
             "size": args.size,
             "recipe": entry.recipe or ("medical" if source.channels == 1 else "natural"),
             "mean": mean,
@@ -168,7 +91,8 @@ def existing_records(folder, settings, skip_bad):
         old = record.get("settings", {})
         # images that were left out are accepted with --skip-bad alone
         now = {**settings, "skipped": old.get("skipped") if skip_bad else 0}
-        differ = [f"{k} {old.get(k)} there, {now[k]} now" for k in now if old.get(k) != now[k]]
+        keys = [key for key in {**old, **now} if old.get(key) != now.get(key)]
+        differ = [f"{key} {old.get(key)} there, {now.get(key)} now" for key in keys]
         if differ:
             raise UserError(
                 f"{folder}: made with other settings ({'; '.join(differ)}); delete it, or choose "
@@ -197,6 +121,7 @@ def open_source(args):
     args.size = args.size or source.side
     args.store_size = args.store_size or source.store_size
     settings = {key: getattr(args, key) for key in SETTINGS}
+    settings |= {key: value for key in ("classes", "tail") if (value := getattr(args, key))}
     settings["source"] = f"{len(source.images)} images, sha256 {source.digest[:16]}"
     return source, Path(args.out) / args.name, settings
 
@@ -303,9 +228,9 @@ def print_summary(args, source, packed, records):
     if published:
         rows["published"] = {s: dict(enumerate(published[s])) for s in SPLITS}
     for name, counts in rows.items():
-        columns = [" / ".join(map(str, counts[split].values())) for split in SPLITS]
-        print(f"{name:<12}" + "".join(f"{column:>16}" for column in columns))
-    found = {s: count_classes(packed.labels[packed.split == s]) for s in SPLITS}
+        columns = [format_counts([*counts[split].values()]) for split in SPLITS]
+        print(f"{name:<12}" + "".join(f" {column:>15}" for column in columns))
+    found = {s: count_classes(packed.labels[packed.split == s], 2) for s in SPLITS}
     if published and any(tuple(found[s].values()) != published[s] for s in SPLITS):
         print("WARNING: the counts of all images are not the published ones")
     lines = [*source.notes, *describe_limits(args, packed.shape[1], records, rare)]
@@ -315,11 +240,18 @@ def print_summary(args, source, packed, records):
     print_list("WARNING: equal pictures in two splits or in both classes", leaks)
 
 
+def format_counts(counts):
+    """Format images per class: both of two classes, else the sum with the least and the most."""
+    if len(counts) == 2:
+        return " / ".join(map(str, counts))
+    return f"{sum(counts)} ({min(counts)}-{max(counts)})"
+
+
 def describe_limits(args, side, records, rare):
     """Describe what limits the results: ratios left out, small images, few of the rare class."""
     lines, record = [], next(iter(records.values()))
     left_out = [ratio for ratio in RATIOS if ratio not in records and not args.ratios]
-    if left_out:
+    if left_out and not args.classes:
         lines.append(f"left out {', '.join(left_out)}: no training image of {rare} would remain")
     # digits are enlarged on purpose
     if record["size"] >= 2 * side and args.dataset != "digits":
@@ -342,8 +274,8 @@ def print_list(title, lines, limit=10):
         print(f"{title} ({len(lines)}):", *lines[:limit], *more[len(lines) <= limit :], sep="\n  ")
 
 
-def count_classes(labels):
-    return {str(c): int((labels == c).sum()) for c in (0, 1)}
+def count_classes(labels, n_classes):
+    return {str(c): int((labels == c).sum()) for c in range(n_classes)}
 
 
 def parse_args():
@@ -367,10 +299,15 @@ def parse_args():
     add = p.add_argument_group("classes, splits, ratios").add_argument
     add("--minority", metavar="A", help="rare class, or A,B; inat21: a taxon (default: the rarer)")
     add("--majority", metavar="B", help="other class, likewise (default: all others)")
+    add("--classes", metavar="A,B,C", help="two or more classes, the most frequent first")
+    text = "rare ones of --classes (default: below half of the mean size)"
+    add("--tail", metavar="A,B", help=text)
     patient = "regular expression; its first group, found in a path, is the patient (for splits)"
     add("--patient", metavar="REGEX", help=patient)
     ratios = f"percent of majority and minority in train (default: {' '.join(RATIOS)})"
     add("--ratios", nargs="+", metavar="A-B", help=ratios)
+    text = "long tail: the first class has N times the images of the last; makes lt<N>.json"
+    add("--imbalance", type=number_from(1, float), metavar="N", help=text)
     add("--seed", type=number_from(0), default=0, metavar="N", help="seed for splits and draws")
     add = p.add_argument_group("output").add_argument
     add("--out", default="subsets", metavar="PATH", help="folder above <dataset>/")
@@ -386,18 +323,25 @@ def check_args(args):
     """Refuse flags that the data set does not accept; fill in size and name."""
     entry = DATASETS.get(args.dataset)
     accepted = {"size", "name", *entry.flags} if entry else {"skip_bad"}
-    for flag in "download skip_bad grayscale minority majority patient size name".split():
+    for flag in "download skip_bad grayscale minority majority classes patient size name".split():
         if getattr(args, flag) and flag not in accepted:
             name = flag.replace("_", "-")
             raise UserError(f"--{name}: {args.dataset} does not take it; leave it out")
     if args.ratios:
         texts = [text for word in args.ratios for text in word.split(",") if text]
         args.ratios = list(dict.fromkeys(parse_ratio(text)[0] for text in texts))
+    if args.imbalance:
+        args.ratios = list(dict.fromkeys([long_tail_name(args.imbalance), *(args.ratios or [])]))
+    if args.classes and (args.minority or args.majority):
+        raise UserError("--classes: names all classes; leave out --minority and --majority")
+    if args.tail and not args.classes:
+        raise UserError("--tail: names rare ones of --classes; add --classes A,B,C")
     if entry:
         args.size = args.size or entry.size
         root = Path(args.data_root).resolve()
         names = {"folder": root.name, "npz": root.stem}
-        args.name = args.name or names.get(args.dataset, args.dataset)
+        suffix = f"-{len(args.classes.split(','))}classes" if args.classes else ""
+        args.name = args.name or names.get(args.dataset, args.dataset) + suffix
         if args.name in ("", ".", "..") or Path(args.name).name != args.name:
             raise UserError(f"--name {args.name}: not a folder name; give its parent with --out")
 

@@ -89,7 +89,7 @@ def inat21(taxa, flags=("skip_bad", "grayscale")):
 
 
 DATASETS = {
-    "digits": DataSet("digits", size=32),
+    "digits": DataSet("digits", size=32, flags=("classes",)),
     "breastmnist": medmnist("breastmnist", train=(147, 399), val=(21, 57), test=(42, 114)),
     "pneumoniamnist": medmnist(
         "pneumoniamnist", train=(1214, 3494), val=(135, 389), test=(234, 390)
@@ -119,12 +119,14 @@ DATASETS = {
         "fashionmnist",
         "natural",
         size=28,
-        flags=("minority", "majority"),
+        flags=("minority", "majority", "classes"),
         get="github.com/zalandoresearch/fashion-mnist or Debian's dataset-fashion-mnist",
         put="its four .gz files",
     ),
-    "npz": DataSet("npz", size=None, flags=("minority", "majority")),
-    "folder": DataSet("folder", flags=("skip_bad", "grayscale", "minority", "majority", "patient")),
+    "npz": DataSet("npz", size=None, flags=("minority", "majority", "classes")),
+    "folder": DataSet(
+        "folder", flags=("skip_bad", "grayscale", "minority", "majority", "classes", "patient")
+    ),
 }
 
 

@@ -18,7 +18,7 @@ COLUMNS = 8
 def draw_contact_sheet(path, title, packed, record):
     """Write a PNG file with some images of every class and split of <ratio>.json."""
     lines = []
-    for split, c in ((split, c) for split in SPLITS for c in (0, 1)):
+    for split, c in itertools.product(SPLITS, range(len(record["classes"]))):
         rows = np.array(record["splits"][split])
         rows = rows[packed.labels[rows] == c]
         plural = "s" * (len(rows) != 1)

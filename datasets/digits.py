@@ -1,11 +1,11 @@
-"""scikit-learn's 8x8 scans of handwritten digits: 0-4 against 5-9. No download."""
+"""scikit-learn's 8x8 scans of handwritten digits: 0-4 against 5-9, or --classes. No download."""
 
 import hashlib
 
 import numpy as np
 from sklearn.datasets import load_digits
 
-from datasets.source import DRAWN, Source, draw_splits
+from datasets.source import DRAWN, Source, draw_splits, ordered_labels
 
 
 def load(args):
@@ -13,13 +13,17 @@ def load(args):
     scans = load_digits()
     # 17 grey levels -> uint8 [1797, 8, 8, 1]
     images = np.rint(scans.images * 255 / 16).astype(np.uint8)[..., None]
-    labels = (scans.target >= 5).astype(np.int64)
+    labels, fields = (scans.target >= 5).astype(np.int64), dict(classes=["0-4", "5-9"])
+    if args.classes:
+        labels, fields = ordered_labels(scans.target, args, {})
+    kept = np.flatnonzero(labels >= 0)
+    images, labels = images[kept], labels[kept]
     return Source(
         images=list(images),
-        names=[f"load_digits/{i}" for i in range(len(images))],
+        names=[f"load_digits/{i}" for i in kept],
         labels=labels,
         split=draw_splits(labels, DRAWN, args.seed),
-        classes=["0-4", "5-9"],
         digest=hashlib.sha256(images.tobytes() + labels.astype(np.uint8).tobytes()).hexdigest(),
         channels=1,
+        **fields,
     )

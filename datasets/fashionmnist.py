@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.source import Source, binary_labels, draw_splits
+from datasets.source import Source, binary_labels, draw_splits, ordered_labels
 from utils.cli import UserError
 
 CLASSES = "T-shirt,trouser,pullover,dress,coat,sandal,shirt,sneaker,bag,ankle boot".split(",")
@@ -28,7 +28,10 @@ def load(args):
     if minority is None:
         minority, majority = MINORITY, majority or MAJORITY
     class_names = {str(c): name for c, name in enumerate(CLASSES)}
-    labels, fields = binary_labels(numbers, minority, majority, class_names, root)
+    if args.classes:
+        labels, fields = ordered_labels(numbers, args, class_names)
+    else:
+        labels, fields = binary_labels(numbers, minority, majority, class_names, root)
     kept = np.flatnonzero(labels >= 0)
     labels, split = labels[kept], split[kept]
     split[split == "train"] = draw_splits(labels[split == "train"], {"val": 10}, args.seed)

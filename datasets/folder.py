@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from datasets.images import IMAGE_SUFFIXES, is_image, list_files, printable
-from datasets.source import DRAWN, SPLITS, choose_classes, draw_splits, file_source
+from datasets.source import (
+    DRAWN,
+    SPLITS,
+    choose_classes,
+    choose_ordered_classes,
+    draw_splits,
+    file_source,
+)
 from utils.cli import UserError
 
 LAYOUT = "<class>/ or train/<class>/, val/<class>/, test/<class>/"
@@ -21,13 +28,13 @@ def load(args):
         raise UserError(f"--data-root {root}: no such folder; put the images there as {LAYOUT}")
     tops = find_split_folders(root)
     names = sorted({folder.name for top in tops.values() for folder in list_folders(top)})
-    classes, minority = choose_class_folders(names, args, root)
+    classes, minority, tail = choose_class_folders(names, args, root)
     found, ignored = list_class_files(tops, classes)
     notes = describe_ignored(ignored, root)
     if not found:
         suffixes = " ".join(IMAGE_SUFFIXES)
         raise UserError("; ".join([f"{root}: no images in its class folders ({suffixes})", *notes]))
-    fields = dict(classes=[name for name, _ in classes], minority=minority, notes=notes)
+    fields = dict(classes=[name for name, _ in classes], minority=minority, tail=tail, notes=notes)
     source = file_source(args, root, found, channels=1 if args.grayscale else 3, **fields)
     patients = find_patients(args.patient, source.images, root) if args.patient else None
     draw_missing_splits(source, tops, patients, args.seed)
@@ -91,12 +98,19 @@ def list_folders(folder):
 
 
 def choose_class_folders(names, args, root):
-    """Choose two classes: [(name, its folders)] sorted by name, label of the minority or None."""
+    """Choose the classes: [(name, its folders)], label of the minority or None, --tail or None.
+
+    Two classes are sorted by name; those of --classes keep its order.
+    """
     known = {name: name for name in names}
+    if args.classes:
+        chosen, tail = choose_ordered_classes(args, known, {})
+        return [(name, [name]) for name in chosen], len(chosen) - 1, tail
     rare, other = choose_classes(known, args.minority, args.majority, f"{root}, as {LAYOUT}")
     rest = "rest" if args.majority is None and len(other) > 1 else "+".join(other)
     classes = sorted([("+".join(rare), rare), (rest, other)])
-    return classes, None if args.minority is None else [m for _, m in classes].index(rare)
+    minority = None if args.minority is None else [m for _, m in classes].index(rare)
+    return classes, minority, None
 
 
 def describe_ignored(files, root):

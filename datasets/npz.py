@@ -10,7 +10,7 @@ import medmnist
 import numpy as np
 
 from datasets.images import MAX_VALUES
-from datasets.source import SPLITS, Source, binary_labels
+from datasets.source import SPLITS, Source, binary_labels, ordered_labels
 from utils.cli import UserError
 from utils.files import sha256
 
@@ -37,12 +37,15 @@ def npz_source(args, path):
         raise damaged(path, error) from None
     # MedMNIST's package names the classes of its own files: {"0": "malignant", ...}
     info = medmnist.INFO.get(re.sub(r"_\d+$", "", path.stem), {"label": {}})
-    binary, fields = binary_labels(labels, args.minority, args.majority, info["label"], path)
-    picks = [pick for pick, label in zip(picks, binary, strict=True) if label >= 0]
+    if args.classes:
+        labels, fields = ordered_labels(labels, args, info["label"])
+    else:
+        labels, fields = binary_labels(labels, args.minority, args.majority, info["label"], path)
+    picks = [pick for pick, label in zip(picks, labels, strict=True) if label >= 0]
     return Source(
         images=NpzImages(path, picks),
         names=[f"{path.name}/{split}/{row}" for split, row in picks],
-        labels=binary[binary >= 0],
+        labels=labels[labels >= 0],
         split=np.array([split for split, _ in picks]),
         digest=sha256(path),
         channels=(*shape, 1)[2],

@@ -25,12 +25,13 @@ class Source:
     names: list  # column `source` of index.csv: path below the data root
     labels: np.ndarray  # int [M]
     split: np.ndarray  # str [M], of SPLITS
-    classes: list  # two names, index = label
+    classes: list  # names, index = label
     digest: str  # sha256 of what was found, to notice other images
     channels: int = 3
     store_size: int | None = None  # largest side stored, pixels; None: that of the images
     side: int | None = None  # longest side of all images, where it is known from one header
     minority: int | None = None  # None: the rarer class of train
+    tail: list | None = None  # labels of --tail
     balance: bool = False  # val and test are cut to their rarest class
     truncated: bool = False  # truncated files are read as far as possible
     notes: list = field(default_factory=list)  # lines to print
@@ -63,18 +64,21 @@ def file_source(args, root, found, groups=None, **fields):
 def draw_splits(labels, percents, seed, groups=None):
     """Draw splits stratified by class; groups, such as patients, are never divided.
 
-    labels: int [M] in {0, 1}; percents: {split: percent of the images}, the rest is train;
-    groups: [M], None for one image each. A group counts as rare if one of its images does.
+    labels: int [M]; percents: {split: percent of the images}, the rest is train; groups: [M], None
+    for one image each. A group counts for the rarest class of its images.
     Returns str [M]. A split exceeds its share of a stratum by at most one group.
     """
     groups = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
     sizes = np.bincount(groups)
-    is_rare = np.zeros(len(sizes), dtype=bool)
-    is_rare[groups[labels == np.bincount(labels, minlength=2).argmin()]] = True
+    counts = np.bincount(labels, minlength=2)
+    rarity = np.empty_like(counts)  # of each class: 0 for the most frequent
+    rarity[counts.argsort(kind="stable")[::-1]] = np.arange(len(counts))
+    group_rarity = np.zeros_like(sizes)
+    np.maximum.at(group_rarity, groups, rarity[labels])
     group_split = np.full(len(sizes), "train", dtype="<U5")
-    for stratum in (0, 1):
+    for stratum in range(len(counts)):
         members = np.random.default_rng([seed, DRAW_SPLIT, stratum]).permutation(
-            np.flatnonzero(is_rare == stratum)
+            np.flatnonzero(group_rarity == stratum)
         )
         # 100 x images before each member, to compare with percent x total
         before = 100 * (np.cumsum(sizes[members]) - sizes[members])
@@ -148,6 +152,45 @@ def binary_labels(labels, minority, majority, names, where):
     neither, both = int((~rare & ~other).sum()), int((rare & other).sum())
     notes = [f"left out: {neither} images of neither class, {both} of both"] * (neither + both > 0)
     return binary, dict(classes=classes, minority=None if minority is None else 0, notes=notes)
+
+
+def choose_ordered_classes(args, known, names):
+    """Choose the members of --classes, in its order, and the labels of --tail, or None.
+
+    known: {class: its description}; names: {class: another name that the flags may use}.
+    """
+    by_name = {name.lower(): c for c, name in names.items()}
+
+    def parse(flag, text):
+        words = [word.strip() for word in text.split(",")]
+        return parse_classes(flag, ",".join(by_name.get(w.lower(), w) for w in words), known)
+
+    classes = parse("--classes", args.classes)
+    if len(classes) < 2:
+        raise UserError(f"--classes {args.classes}: give two or more classes, as A,B,C")
+    if not args.tail:
+        return classes, None
+    tail = parse("--tail", args.tail)
+    if not set(tail) < set(classes):
+        raise UserError(f"--tail {args.tail}: give some of --classes {args.classes}, but not all")
+    return classes, sorted(classes.index(c) for c in tail)
+
+
+def ordered_labels(labels, args, names):
+    """Label numbered classes by their place in --classes, else -1; arguments as binary_labels.
+
+    An image of several of them is -1, too. Returns int [M], and fields of a Source.
+    """
+    numbers = range(labels.shape[1]) if labels.ndim == 2 else np.unique(labels)
+    known = {str(c): f"{c} {names[str(c)]}" if str(c) in names else str(c) for c in numbers}
+    chosen, tail = choose_ordered_classes(args, known, names)
+    columns = [int(c) for c in chosen]
+    is_member = labels[:, columns] == 1 if labels.ndim == 2 else labels[:, None] == columns
+    kept = is_member.sum(1) == 1
+    notes = [f"left out: {(~kept).sum()} images of other classes"] * bool((~kept).any())
+    classes = [names.get(c, c) for c in chosen]
+    fields = dict(classes=classes, minority=len(classes) - 1, tail=tail, notes=notes)
+    return np.where(kept, is_member.argmax(1), -1), fields
 
 
 def read_table(path, columns):

@@ -1,10 +1,14 @@
 """More than two classes: losses against double loops, simplex, subsets, the chain of scripts."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pictures import picture
+from sklearn.datasets import load_digits
 
 from baselines import bcl_loss, draw_k_positives, kcl_loss, paco_loss, sbcl_loss, tsc_loss
 from baselines.shared import class_prior
@@ -12,14 +16,18 @@ from common import (
     antipodal_prototypes,
     class_weights,
     draw_supervised_majority,
+    load_subset,
     ntxent_loss,
     simplex_prototypes,
     supcon_loss,
     supmin_loss,
     suppro_loss,
 )
+from datasets.ratios import choose_tail, long_tail_counts
+from datasets.source import draw_splits
 
 T = 0.2
+RATIOS = ("lt10", "lt1", "natural")
 LABELS = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 1, 0])
 
 
@@ -229,3 +237,91 @@ def test_the_class_prior_has_an_entry_per_class():
             return [5, 3, 2]
 
     torch.testing.assert_close(class_prior(Subset()), torch.tensor([0.5, 0.3, 0.2]))
+
+
+# subsets ------------------------------------------------------------------------------------------
+
+
+def test_a_long_tail_falls_exponentially():
+    assert long_tail_counts([5000] * 10, 100) == [
+        5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50
+    ]  # fmt: skip
+    assert long_tail_counts([5400] * 3, 100) == [5400, 540, 54]
+    assert long_tail_counts([600, 630], 50) == [600, 12]
+    assert long_tail_counts([7, 7, 7], 1) == [7, 7, 7]
+
+
+def test_a_small_class_limits_the_long_tail_and_loses_no_image():
+    for last in range(1, 200):
+        kept = long_tail_counts([10**6, 10**6, last], 100)
+        assert kept[2] == last and kept == sorted(kept, reverse=True)
+
+
+def test_the_tail_is_below_half_of_the_mean_size_and_never_empty():
+    assert choose_tail([5400, 540, 54], None) == (2, [1, 2])
+    assert choose_tail([54, 5400, 540], None) == (0, [0, 2])
+    assert choose_tail([10, 10, 10], None) == (2, [2])
+    assert choose_tail([100, 80, 60], [0]) == (2, [0])
+
+
+def test_splits_are_drawn_within_each_class():
+    labels = np.repeat([0, 1, 2], [700, 200, 100])
+    split = draw_splits(labels, {"test": 20, "val": 10}, seed=0)
+    for c, n in enumerate([700, 200, 100]):
+        drawn = [int((split[labels == c] == name).sum()) for name in ("train", "val", "test")]
+        assert drawn == [7 * n // 10, n // 10, n // 5]
+
+
+def test_a_subset_of_several_classes_records_them_and_its_tail(make):
+    done = make("digits", "--classes", "7,1,4,0", "--imbalance", 10, "--ratios", "lt1,natural")
+    assert "lt10" in done.stdout and "7 / 1 / 4 / 0 (rare)" in done.stdout
+    subsets = {name: load_subset(f"subsets/digits-4classes/{name}.json") for name in RATIOS}
+    subset, balanced = subsets["lt10"], subsets["lt1"]
+    assert subset.classes == ["7", "1", "4", "0"] and subset.minority == 3
+    counts = subset.train_counts()
+    assert counts == long_tail_counts([counts[0]] * 4, 10) and subset.tail == [2, 3]
+    assert len(set(balanced.train_counts())) == 1 and balanced.tail == [3]
+    shown = load_digits().images[load_digits().target == 4][0]
+    row = np.flatnonzero(subset.labels == 2)[0]
+    np.testing.assert_array_equal(subset.images[row, ..., 0], np.rint(shown * 255 / 16))
+    assert set(subset.splits["train"]) <= set(subsets["natural"].splits["train"])
+    make("digits", "--classes", "7,1,4,0", "--verify")
+
+
+def test_two_classes_may_have_a_long_tail_too(make):
+    make("digits", "--imbalance", 50)
+    subset = load_subset("subsets/digits/lt50.json")
+    assert subset.train_counts() == [630, 12] and subset.tail == [1]
+    assert "tail" not in json.loads(subset.path.read_text())
+
+
+def test_the_tail_may_be_named(make):
+    make("digits", "--classes", "3,5,8", "--tail", "3,8", "--ratios", "natural")
+    assert load_subset("subsets/digits-3classes/natural.json").tail == [0, 2]
+
+
+def test_class_folders_are_ordered_as_named(make, tmp_path):
+    for name, n in (("a", 30), ("b", 20), ("c", 40), ("d", 5)):
+        for i in range(n):
+            picture(tmp_path / f"photos/{name}/{i}.png", seed=i)
+    make("folder", "--data-root", "photos", "--size", 16, "--classes", "c,a,b", "--imbalance", 4)
+    subset = load_subset("subsets/photos-3classes/lt4.json")
+    assert subset.classes == ["c", "a", "b"] and subset.train_counts() == [28, 14, 7]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--classes 3", "two or more classes"),
+        ("--classes 3,5,x", "no class 'x'"),
+        ("--classes 3,5,8 --tail 4", "not all"),
+        ("--classes 3,5,8 --tail 3,5,8", "not all"),
+        ("--tail 4", "add --classes"),
+        ("--classes 3,5,8 --ratios 99-1", "use --imbalance or natural"),
+        ("--classes 3,5,8 --imbalance 1000", "leaves no training image of 8"),
+        ("--imbalance 0.5", "from 1 up"),
+        ("--ratios lt0.5", "give percent"),
+    ],
+)
+def test_a_mistake_in_the_classes_is_one_line(refused, words, says):
+    refused("digits", *words.split(), says=[says])

@@ -18,8 +18,8 @@ from PIL import Image, ImageFile
 from torchvision.datasets import INaturalist
 
 from datasets import DATASETS, INAT21_FOLDERS
+from datasets.ratios import ratio_counts
 from datasets.source import DRAWN, SPLITS, draw_splits
-from make_subsets import ratio_counts
 
 
 def write_table(path, rows):

@@ -16,8 +16,8 @@ from sklearn.datasets import load_digits
 import make_subsets
 from common import load_subset
 from datasets import pack
+from datasets.ratios import ratio_counts
 from datasets.source import DRAWN, SPLITS, draw_splits
-from make_subsets import ratio_counts
 
 # protocol.json, data.inat21: class sizes, ratios, counts
 COUNT_EXAMPLES = [
