@@ -23,7 +23,6 @@ from tqdm import tqdm
 from benchmarks.gradient_figure import draw_gradients
 from common import antipodal_prototypes, ntxent_loss, supcon_loss, supmin_loss, suppro_loss
 from utils.cli import ArgumentParser, run_main
-from utils.contrast_kernel import flatten_views
 from utils.files import write_json
 from utils.runs import make_generator, provenance
 
@@ -64,12 +63,17 @@ def draw_embeddings(images, minority, spread, relu=False, seed=0):
     return F.normalize(z, dim=2), (torch.arange(images) < minority).long()
 
 
+def to_rows(x):
+    """Return x [N, V, D] as rows [V*N, D], view-major."""
+    return x.transpose(0, 1).flatten(0, 1)
+
+
 def row_gradients(method, z, labels, temperature):
     """Return G [M, D], rows view-major."""
     z = z.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(LOSSES[method](z, labels, temperature), z)
-    rows = flatten_views(z.detach())
-    gradient = len(rows) * flatten_views(gradient)
+    rows = to_rows(z.detach())
+    gradient = len(rows) * to_rows(gradient)
     return gradient - (gradient * rows).sum(1, keepdim=True) * rows
 
 
@@ -79,7 +83,7 @@ def pair_weights(method, z, labels, temperature):
     G_k = sum_a w_ka t_ka - w_k t_k, with t the tangential parts at z_k of z_a and of the own
     prototype. A negative weight attracts.
     """
-    rows, image = flatten_views(z), torch.arange(len(z)).repeat(z.shape[1])
+    rows, image = to_rows(z), torch.arange(len(z)).repeat(z.shape[1])
     labels = labels.repeat(z.shape[1])
     group = {
         "supcon": labels,
@@ -100,7 +104,7 @@ def majority_shares(method, z, labels, temperature):
 
     It is the sum of the lengths of these pairs' terms, divided by that of all terms.
     """
-    rows, labels = flatten_views(z), labels.repeat(z.shape[1])
+    rows, labels = to_rows(z), labels.repeat(z.shape[1])
     weights, prototype_weight = pair_weights(method, z, labels[: len(z)], temperature)
     terms = weights.abs() * (1 - (rows @ rows.T).square()).clamp(min=0).sqrt()
     own_cosine = (rows * PROTOTYPES[labels]).sum(1)
@@ -138,7 +142,7 @@ def supcon_bound(other_rows, rows, diameter, temperature):
 
 def outward_parts(gradients, z):
     """Return the part [M] of each step -G_k that leads away from the mean of all rows."""
-    rows = flatten_views(z)
+    rows = to_rows(z)
     away = rows - F.normalize(rows.mean(dim=0), dim=0)
     away = away - (away * rows).sum(1, keepdim=True) * rows
     return -(gradients * F.normalize(away, dim=1)).sum(1)
@@ -164,7 +168,7 @@ def measure(spread, images, minority, temperature, relu):
             for name, found in values.items()
             for rows, mask in (("majority", ~is_minority), ("minority", is_minority))
         }
-    diameter = max(float(torch.pdist(flatten_views(z)).max()) for z, _ in draws)
+    diameter = max(float(torch.pdist(to_rows(z)).max()) for z, _ in draws)
     bound = supcon_bound(VIEWS * minority, VIEWS * images, diameter, temperature)
     return results | {"diameter": diameter, "supcon_bound": bound}
 
