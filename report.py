@@ -1,6 +1,7 @@
 """Make tables and figures from every run below a folder, with mean and deviation over seeds.
 
     python report.py runs                                  # tables and figures into runs/report
+    python report.py runs --html                           # and report.html: all in one file
     python report.py runs/evidence --claims --out results  # judge the paper's claims, too
     python report.py --check results                       # compare the tables with their logs
     python report.py --compare RUN_A RUN_B                 # paired by test image and by seed
@@ -17,6 +18,7 @@ from reporting import claims
 from reporting.collect import archive_text, load_runs, make_rows
 from reporting.compare import compare_runs
 from reporting.figures import plan_figures, save_figures
+from reporting.html_report import write_html
 from reporting.tables import (
     csv_text,
     encoder_groups,
@@ -38,6 +40,7 @@ def parse_args():
     add("runs", type=Path, nargs="?", help="folder with runs at any depth, or a runs.jsonl")
     add("--out", type=Path, help="folder for tables and figures (default: RUNS/report)")
     add("--claims", action="store_true", help="judge the paper's claims by these runs, too")
+    add("--html", action="store_true", help="write report.html, too: all in one file")
     check_help = "compare the tables below RESULTS with the runs.jsonl beside them, exit code 1"
     add("--check", type=Path, metavar="RESULTS", help=f"{check_help} where they differ")
     compare_help = "compare two runs, or two folders with seeds, by their predictions.csv"
@@ -45,8 +48,8 @@ def parse_args():
     args = parser.parse_args()
     if sum(map(bool, (args.runs, args.check, args.compare))) != 1 or args.check and args.out:
         raise UserError("give a folder of runs, or --check RESULTS, or --compare A B alone")
-    if args.claims and not args.runs:
-        raise UserError("--claims: needs a folder of runs; leave out --check and --compare")
+    if (args.claims or args.html) and not args.runs:
+        raise UserError("--claims and --html need a folder of runs; leave out the other flags")
     return args
 
 
@@ -80,9 +83,14 @@ def main():
     write_texts(out, {"runs.jsonl": archive_text(head, runs), **texts})
 
     print(terminal_tables(groups), *notes, *excluded_runs(rows), sep="\n")
+    if args.html:
+        notes += excluded_runs(rows)
+        write_html(out, args.runs, runs, rows, groups, plans, notes, command_line())
+        texts["report.html"] = None
     print(f"wrote to {out}: {', '.join([*texts, *figures])}")
-    words = ["--check", str(out)] if is_judged else [str(args.runs), "--claims"]
-    print(f"next: python report.py {shlex.join(words)}")
+    words = [args.runs, "--html", *(["--out", out] if args.out else [])]
+    words = ["--check", out] if is_judged or args.html else words
+    print(f"next: python report.py {shlex.join(map(str, words))}")
 
 
 def compare(args):

@@ -122,7 +122,8 @@ def accuracy_figure(groups):
     has_lines = any(line_groups(found, "balanced_accuracy") for found in datasets.values())
     heights = [row_height(rows) for rows in members.values() for _ in range(1 + has_lines)]
     figure, axes = panel_grid(heights, 1 + has_lines, 6.8)
-    figure.suptitle("Mean and standard deviation over n seeds; small dots: single seeds")
+    note = "Mean and standard deviation over n seeds; small dots: single seeds"
+    figure.supxlabel(note, fontsize=9)
     axes = np.reshape(axes, (len(datasets), -1))
     for (ax, *others), (dataset, rows) in zip(axes, members.items(), strict=True):
         score_rows(ax, rows)
@@ -245,7 +246,7 @@ def cac_accuracy_figure(groups):
     for ax in axes:
         for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)
-    columns = min(3 * len(panels), 6)
+    columns = min(2 * len(panels), 6)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
     return figure
 

@@ -53,8 +53,8 @@ def embedding_panel(ax, embedding, common):
     ax.scatter(*xy[~is_minority].T, s=size, c=MAJORITY, marker="o", label="majority", **looks)
     ax.scatter(*xy[is_minority].T, s=1.3 * size, c=MINORITY, marker="^", label="minority", **looks)
     # t-SNE magnifies a collapse: the reader needs its name.
-    texts = f"seed {row['seed']}", row.get("metrics_picture")
-    ax.set_xlabel(", ".join(filter(None, texts)), fontsize=8)
+    method = "" if np.isfinite(limit) else ", t-SNE: not to scale"
+    ax.set_xlabel(f"seed {row['seed']}{method}", fontsize=8)
 
 
 def add_class_legend(figure):

@@ -219,7 +219,7 @@ def test_other_files_and_wrong_flags(tmp_path, monkeypatch):
         ((), "give a folder of runs"),
         (("runs", "--check", "runs"), "--check RESULTS, or --compare A B alone"),
         (("--check", "runs", "--out", "x"), "alone"),
-        (("--check", "runs", "--claims"), "--claims: needs a folder of runs"),
+        (("--check", "runs", "--claims"), "--claims and --html need a folder of runs"),
         (("--check", tmp_path / "nowhere"), "nowhere: holds no runs.jsonl"),
     ):
         with pytest.raises(UserError, match=message):

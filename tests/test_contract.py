@@ -129,7 +129,7 @@ FLAGS = {
         "--device": "auto",
         **dict.fromkeys("--embeddings --out --smoke".split(), ""),
     },
-    "report": dict.fromkeys("--out --claims --check --compare".split(), ""),
+    "report": dict.fromkeys("--out --html --claims --check --compare".split(), ""),
 }
 CHOICES = {
     ("pretrain", "--method"): "ntxent supcon supmin suppro kcl tsc sbcl bcl paco",

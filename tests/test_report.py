@@ -496,7 +496,7 @@ def test_unfinished_repeated_and_smoke_runs_are_listed(tmp_path, capsys, monkeyp
         assert note in printed
         assert f"* {note}" in (tmp_path / "report/report.md").read_text(encoding="utf-8")
     assert "| supmin" not in printed
-    assert printed.splitlines()[-1] == f"next: python report.py {tmp_path} --claims"
+    assert printed.splitlines()[-1] == f"next: python report.py {tmp_path} --html"
 
 
 def test_unfinished_runs_alone_make_a_report(tmp_path, capsys, monkeypatch):
@@ -642,5 +642,5 @@ def test_as_a_user_calls_it(tmp_path):
     make_run(tmp_path / "runs", probe=0.6)
     one_line(run_script("report.py", "nowhere", cwd=tmp_path, code=2), "nowhere: no such folder")
     done = run_script("report.py", "runs", "--out", "results", cwd=tmp_path)
-    assert done.stdout.splitlines()[-1] == "next: python report.py runs --claims"
+    assert done.stdout.splitlines()[-1] == "next: python report.py runs --html --out results"
     assert (tmp_path / "results/report.md").exists() and not (tmp_path / "runs/report").exists()

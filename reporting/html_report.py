@@ -1,0 +1,316 @@
+"""Write report.html: one file with all figures inside, for one run or for many.
+
+Nothing in it is loaded from outside: charts are inline SVG, images are data URIs, the script and
+the style are in the template. Names of classes and files are escaped by Jinja2.
+"""
+
+import html
+import shlex
+from pathlib import Path
+
+import matplotlib
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from reporting import charts
+from reporting.collect import METRICS, smoke_results
+from reporting.html_images import HARD_WIDTH, SHEET_WIDTH, map_points, shrunk_uri, svg_markup
+from reporting.styles import RC, style_of
+from reporting.tables import (
+    HOW_TO_READ,
+    cell_texts,
+    report_columns,
+    setting_texts,
+    split_by_subset,
+)
+from utils.files import atomic_write, read_json
+from utils.scores import read_predictions
+
+TEMPLATE = "report.html.j2"
+# Bytes. Charts of further groups are left out, so that the file stays below 5 MB.
+CHART_BUDGET = 2_500_000
+# {entry of a result: title}, fractions
+SCORES = {
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "balanced_accuracy": "balanced accuracy at 0.5",
+    "sensitivity": "sensitivity at 0.5",
+    "specificity": "specificity at 0.5",
+    "balanced_accuracy_at_threshold": "balanced accuracy at the chosen threshold",
+    "sensitivity_at_threshold": "sensitivity at the chosen threshold",
+    "specificity_at_threshold": "specificity at the chosen threshold",
+    "sensitivity_at_90_specificity": "sensitivity at 90 % specificity",
+    "sensitivity_at_95_specificity": "sensitivity at 95 % specificity",
+    "accuracy": "accuracy at 0.5",
+    "f1": "F1 at 0.5",
+    "brier": "Brier score (lower is better)",
+}
+BAND = "Band: 95 % over test images, drawn with replacement within each class."
+CAPTIONS = {
+    "Loss": "At the dashed line all images of a batch have the same embedding.",
+    "Validation": "Dotted: 50 %, chance for kNN and for the mean CAC of both classes.",
+    "ROC": BAND,
+    "Precision and recall": f"{BAND} Dotted: the minority's share of the test images.",
+    "Reliability": "Ten bins of equal size with 95 % Wilson intervals. A classifier with balanced "
+    "class weights does not predict the prevalence.",
+}
+FIGURE_TITLES = {
+    "accuracy": "Balanced accuracy",
+    "saa_cac": "SAA and CAC over the ratios",
+    "cac_accuracy": "CAC against balanced accuracy",
+}
+PROVENANCE = ("commit", "device", "python", "torch", "torchvision", "numpy")
+
+
+def write_html(out, source, runs, rows, groups, plans, notes, command):
+    """Write report.html into `out`; source: the folder or the archive the runs were read from."""
+    folder = source if source.is_dir() else None
+    paths = {run["path"]: run for run in runs}
+    is_single = len(runs) == 1
+    chosen = rows if is_single else first_seeds(groups)
+    figures = {} if is_single else draw_figures(plans)
+    budget = CHART_BUDGET - sum(map(len, figures.values()))
+    sections = []
+    for row in chosen:
+        section = run_section(row, paths, folder, budget > 0, is_single)
+        budget -= sum(len(chart["svg"]) for chart in section["charts"])
+        sections.append(section)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template(TEMPLATE).render(
+        title=sections[0]["title"] if is_single and sections else f"{len(rows)} runs",
+        command=command,
+        subsets=subset_sections(runs, folder),
+        tables=[] if is_single else summary_tables(groups),
+        how_to_read=how_to_read(),
+        figures=figures,
+        sections=sections,
+        notes=notes,
+        is_single=is_single,
+        next_command=next_command(rows[0], folder) if is_single else None,
+    )
+    with atomic_write(out / "report.html") as tmp:
+        tmp.write_text(text, encoding="utf-8")
+
+
+def how_to_read():
+    """Return the sentences on the tables, without the Markdown of report.md."""
+    return [item.replace("*", "").strip() for item in HOW_TO_READ.split("\n* ")]
+
+
+def draw_figures(plans):
+    """Return {title: inline SVG} of the figures of the report."""
+    found = {}
+    for name, draw in plans.items():
+        with matplotlib.rc_context(RC):
+            figure = draw()
+        name = name.removesuffix(".png")
+        title = FIGURE_TITLES.get(name, " of ".join(name.split("_", 1)).capitalize())
+        if figure is not None:
+            found[title] = svg_markup(figure, html.escape(title))
+    return found
+
+
+def first_seeds(groups):
+    """Return the row of the lowest seed of each encoder or classifier, in the tables' order."""
+    found = {}
+    for group in groups:
+        key = group.dataset, group.ratio, group.label
+        found.setdefault(key, min(group.rows, key=lambda row: row["seed"]))
+    return list(found.values())
+
+
+# tables -------------------------------------------------------------------------------------------
+
+
+def summary_tables(groups):
+    """Return a table per data set and ratio: title, header, and the rows as texts."""
+    tables = []
+    for (dataset, ratio), members in split_by_subset(groups).items():
+        columns = report_columns(members)
+        cells = [
+            [label_text(g.method, g.label), g.scored_by, str(g.n), *cell_texts(g, columns)]
+            for g in members
+        ]
+        header = ["method", "scored by", "n", *columns.values()]
+        tables.append({"title": f"{dataset}, {ratio}", "header": header, "rows": cells})
+    return tables
+
+
+def label_text(method, label):
+    """Return a label with the full name of its method: "Supervised Minority (margin 0.5)"."""
+    return style_of(method).name + label.removeprefix(method)
+
+
+def score_table(result):
+    """Return [title, test, 95 % interval, val] of each score of a probe or fine-tuning."""
+    intervals = result.get("test_interval") or {}
+    table = []
+    for key, title in SCORES.items():
+        if key not in result["test"]:
+            continue
+        digits = 3 if key == "brier" else 1
+        values = [result[split].get(key) for split in ("test", "val") if split in result]
+        texts = [score_text(value, digits) for value in (*values, *intervals.get(key, ()))]
+        test, val, *bounds = texts
+        table.append([title, test, " to ".join(bounds) or "not kept", val])
+    return table
+
+
+def score_text(value, digits):
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if digits == 3 else f"{100 * value:.1f} %"
+
+
+def metric_table(metrics, classes, minority):
+    """Return (header, rows) of the metrics of both classes in each space."""
+    spaces = {metrics["space"]: metrics, "encoder": metrics.get("encoder", {})}
+    header = ["space", "class", *METRICS.values()]
+    table = []
+    for space, values in spaces.items():
+        for c, role in ((minority, "minority"), (1 - minority, "majority")):
+            pairs = [values.get(key) for key in METRICS]
+            cells = ["-" if pair is None else f"{pair[c]:.3g}" for pair in pairs]
+            if values:
+                table.append([space, f"{classes[c]} ({role})", *cells])
+    return header, table
+
+
+# data ---------------------------------------------------------------------------------------------
+
+
+def subset_sections(runs, folder):
+    """Return title, counts and contact sheet of each subset, the sheet once per data set."""
+    found, sheets = {}, set()
+    for run in runs:
+        config = run["config"]
+        dataset, key = config["dataset"], (config["dataset"], config["ratio"])
+        if key in found:
+            continue
+        path, subset = read_subset(run, folder)
+        labels = config["minority"], 1 - config["minority"]
+        names = [config["classes"][label] for label in labels]
+        splits = subset["counts"].items() if subset else ()
+        sheet = None
+        if path and dataset not in sheets:
+            sheet = shrunk_uri(path.with_suffix(".png"), SHEET_WIDTH)
+            sheets.add(dataset)
+        found[key] = {
+            "title": " ".join(key),
+            "header": ["split", f"{names[0]} (minority)", names[1]],
+            "counts": [[split, *(n[str(label)] for label in labels)] for split, n in splits],
+            "sheet": sheet,
+        }
+    return list(found.values())
+
+
+def read_subset(run, folder):
+    """Return (path, record) of the subset of a run; (None, None) where it is not beside it."""
+    path = folder and folder / run["path"] / run["config"]["subset"]
+    if not path or not path.is_file():
+        return None, None
+    return path, read_json(path, "run make_subsets.py again")
+
+
+# runs ---------------------------------------------------------------------------------------------
+
+
+def run_section(row, paths, folder, has_charts, is_single):
+    """Return what the template shows of one run."""
+    run = paths[row["path"]]
+    place = folder / row["path"] if folder else None
+    result, predictions = best_result(run, place)
+    metrics = run.get("metrics")
+    logs = {row["seed"]: [line for line in run["log"] if "epoch" in line]}
+    missing = []
+    drawn = draw_charts(logs, predictions, result) if has_charts else []
+    if predictions is None:
+        missing.append(
+            "predictions.csv was not kept: no ROC, precision-recall or reliability curve"
+        )
+    if not has_charts:
+        missing.append(f"curves are left out: python report.py {shlex.quote(str(place))} --html")
+    section = {
+        "title": f"{row['dataset']} {row['ratio']}: {label_text(row['method'], row['label'])}",
+        "path": str(place or row["path"]),
+        "seed": row["seed"],
+        "state": row["state"],
+        "is_smoke": bool(row.get("smoke") or smoke_results(run)),
+        "scores": score_table(result) if result else [],
+        "threshold": result.get("threshold") if result else None,
+        "threshold_rule": result.get("threshold_rule") if result else None,
+        "metrics": metric_table(metrics, row["classes"], row["minority"]) if metrics else None,
+        "charts": drawn,
+        "missing": missing,
+        "settings": setting_texts(row),
+        "provenance": [f"{key} {row[key]}" for key in PROVENANCE if key in row],
+        "commands": run_commands(run),
+        "map": None,
+        "hard": None,
+    }
+    if is_single and place:
+        path, subset = read_subset(run, folder)
+        section["map"] = map_points(place, path, subset)
+        section["hard"] = shrunk_uri(place / "hard_examples.png", HARD_WIDTH)
+        section["classes"] = [row["classes"][row["minority"]], row["classes"][1 - row["minority"]]]
+    return section
+
+
+def best_result(run, place):
+    """Return (probe.json or finetune.json, its predictions of the test split); None if missing."""
+    name = next((name for name in ("probe", "finetune") if name in run), None)
+    if name is None:
+        return None, None
+    path = place and place / "predictions.csv"
+    if not path or not path.is_file():
+        return run[name], None
+    table = read_predictions(path)
+    is_test = table["split"] == "test"
+    is_minority = table["label"][is_test] == run["config"]["minority"]
+    return run[name], (table["p_minority"][is_test], is_minority)
+
+
+def draw_charts(logs, predictions, result):
+    """Return title, SVG and caption of each chart that can be drawn."""
+    found = {}
+    with matplotlib.rc_context(RC):
+        if any(logs.values()):
+            found["Loss"] = charts.loss_chart(logs)
+            found["Validation"] = charts.validation_chart(logs)
+        if predictions:
+            found["ROC"] = charts.roc_chart(*predictions, result.get("threshold"))
+            found["Precision and recall"] = charts.precision_recall_chart(*predictions)
+            found["Reliability"] = charts.reliability_chart(*predictions)
+    return [
+        {"title": title, "svg": svg_markup(figure, title), "caption": CAPTIONS[title]}
+        for title, figure in found.items()
+        if figure is not None
+    ]
+
+
+def run_commands(run):
+    """Return the commands that made a run and measured it."""
+    results = [run[name] for name in ("probe", "metrics", "finetune") if name in run]
+    found = [line["command"] for line in run["log"][:1] if "command" in line]
+    found += [result.get("provenance", {}).get("command") for result in results]
+    return list(dict.fromkeys(filter(None, found)))
+
+
+def next_command(row, folder):
+    """Return the next command for one run, or None where its folder is not known."""
+    if folder is None:
+        return None
+    place = shlex.quote(str(folder / row["path"]))
+    if row["state"] != "finished":
+        return row.get("command")
+    if row["kind"] == "contrastive" and not row["probes"]:
+        return f"python linear_probe.py {place}"
+    if "metrics_n" not in row and row["kind"] in ("contrastive", "supervised"):
+        return f"python evaluate_metrics.py {place}"
+    script = "linear_probe.py" if row["probes"] else "finetune.py"
+    return f"python {script} {place} --predict FOLDER --csv predictions.csv"
