@@ -539,12 +539,16 @@ def plot_curves(out, value):
     left.plot(epochs, [line["loss"] for line in log], color="black", label="loss")
     if value is not None:
         left.axhline(value, color="gray", linestyle="--", label="all embeddings equal")
-    left.set(xlabel="epoch", ylabel="loss (nats)", title=str(out))
+    left.set(xlabel="epoch", ylabel="loss (nats)", title="training loss")
     epochs = [line["epoch"] + 1 for line in checks]
     for key, style, name in (("saa", "-o", "SAA"), ("cac", "--s", "CAC"), ("knn", ":^", "kNN")):
         values = [np.mean(line[f"val_{key}"]) for line in checks]
         right.plot(epochs, values, style, markersize=4, label=name)
-    right.set(xlabel="epoch", ylabel="validation, mean of the classes (%)", ylim=(0, 102))
+    if checks:
+        chance = 100 / len(checks[0]["val_cac"])
+        right.axhline(chance, color="gray", linestyle=":", label="chance of CAC and kNN")
+    right.set(xlabel="epoch", ylabel="mean of the classes (%)", ylim=(0, 102))
+    right.set_title("validation images")
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()

@@ -57,10 +57,14 @@ def main():
     args = parse_args()
     if args.check:
         check_tables(args.check)
-        return
-    if args.compare:
+    elif args.compare:
         compare(args)
-        return
+    else:
+        report_runs(args)
+
+
+def report_runs(args):
+    """Write the tables and figures of all runs, and what the flags ask for; print the tables."""
     head, runs = load_runs(args.runs)
     is_archive = args.runs.is_file()
     is_judged = args.claims or is_archive and head["claims"]
@@ -84,8 +88,7 @@ def main():
 
     print(terminal_tables(groups), *notes, *excluded_runs(rows), sep="\n")
     if args.html:
-        notes += excluded_runs(rows)
-        write_html(out, args.runs, runs, rows, groups, plans, notes, command_line())
+        write_html(out, args.runs, runs, rows, groups, plans, head)
         texts["report.html"] = None
     print(f"wrote to {out}: {', '.join([*texts, *figures])}")
     words = [args.runs, "--html", *(["--out", out] if args.out else [])]

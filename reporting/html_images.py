@@ -61,10 +61,11 @@ def map_points(run_folder, subset_path, subset):
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     xy, is_minority = arrays["xy"], arrays["labels"] == arrays["minority"]
-    rows, missing = test_rows(arrays, subset_path, subset)
+    entries, missing = test_entries(arrays, subset_path, subset)
     files, thumbnails = [""] * len(xy), []
-    if rows is not None:
-        files, thumbnails = read_images(subset_path.parent, rows, choose(is_minority))
+    if entries:
+        files = [entry["source"] for entry in entries]
+        thumbnails = read_images(subset_path.parent, entries, choose(is_minority))
     places = {point: place for place, (point, _) in enumerate(thumbnails)}
     pixels = to_pixels(xy, float(arrays["limit"]))
     columns = max(1, int(np.ceil(np.sqrt(len(thumbnails)))))
@@ -82,8 +83,8 @@ def map_points(run_folder, subset_path, subset):
     }
 
 
-def test_rows(arrays, subset_path, subset):
-    """Return (rows of images.npy of the points, None), or (None, why they are not known)."""
+def test_entries(arrays, subset_path, subset):
+    """Return (entries of index.csv of the points, None), or (None, why they are not known)."""
     if not subset:
         return None, "the subset is not beside the run"
     if not (subset_path.parent / "images.npy").is_file():
@@ -92,7 +93,12 @@ def test_rows(arrays, subset_path, subset):
     images = arrays.get("images", np.arange(len(rows)))
     if len(images) != len(arrays["xy"]) or images.max(initial=0) >= len(rows):
         return None, "embedding.npz does not say which image each point is; measure again"
-    return rows[images], None
+    with open(subset_path.parent / "index.csv", newline="", encoding="utf-8") as file:
+        index = {int(entry["row"]): entry for entry in csv.DictReader(file)}
+    entries = [index.get(row, {}) for row in rows[images]]
+    if [entry.get("label") for entry in entries] != [str(label) for label in arrays["labels"]]:
+        return None, "the subset has changed since the run"
+    return entries, None
 
 
 def choose(is_minority):
@@ -104,19 +110,18 @@ def choose(is_minority):
     return np.r_[rare, common[np.linspace(0, len(common) - 1, count).astype(int)]]
 
 
-def read_images(folder, rows, points):
-    """Return the file names of all rows, and (point, thumbnail) of the chosen points."""
-    with open(folder / "index.csv", newline="", encoding="utf-8") as file:
-        index = list(csv.DictReader(file))
+def read_images(folder, entries, points):
+    """Return (point, thumbnail) of the chosen points, in the aspect ratio of the source."""
     images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
     thumbnails = []
     for point in points:
-        row = rows[point]
-        sides = np.array([int(index[row]["width"]), int(index[row]["height"])])
+        entry = entries[point]
+        sides = np.array([int(entry["width"]), int(entry["height"])])
         width, height = np.maximum(np.rint(THUMBNAIL * sides / sides.max()), 1).astype(int)
-        pixels = images[row].squeeze(2) if images.shape[3] == 1 else images[row]
+        pixels = images[int(entry["row"])]
+        pixels = pixels.squeeze(2) if pixels.shape[2] == 1 else pixels
         thumbnails.append((int(point), Image.fromarray(pixels).resize((width, height))))
-    return [index[row]["source"] for row in rows], thumbnails
+    return thumbnails
 
 
 def make_sprite(images, columns):

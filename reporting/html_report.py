@@ -12,12 +12,13 @@ import matplotlib
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reporting import charts
-from reporting.collect import METRICS, smoke_results
+from reporting.collect import METRICS
 from reporting.html_images import HARD_WIDTH, SHEET_WIDTH, map_points, shrunk_uri, svg_markup
 from reporting.styles import RC, style_of
 from reporting.tables import (
     HOW_TO_READ,
     cell_texts,
+    excluded_runs,
     report_columns,
     setting_texts,
     split_by_subset,
@@ -61,8 +62,12 @@ FIGURE_TITLES = {
 PROVENANCE = ("commit", "device", "python", "torch", "torchvision", "numpy")
 
 
-def write_html(out, source, runs, rows, groups, plans, notes, command):
-    """Write report.html into `out`; source: the folder or the archive the runs were read from."""
+def write_html(out, source, runs, rows, groups, plans, head):
+    """Write report.html into `out`.
+
+    source: the folder or the archive of the runs; plans: of plan_figures; head: the first line of
+    runs.jsonl.
+    """
     folder = source if source.is_dir() else None
     paths = {run["path"]: run for run in runs}
     is_single = len(runs) == 1
@@ -83,13 +88,13 @@ def write_html(out, source, runs, rows, groups, plans, notes, command):
     )
     text = environment.get_template(TEMPLATE).render(
         title=sections[0]["title"] if is_single and sections else f"{len(rows)} runs",
-        command=command,
+        command=head["command"],
         subsets=subset_sections(runs, folder),
         tables=[] if is_single else summary_tables(groups),
         how_to_read=how_to_read(),
         figures=figures,
         sections=sections,
-        notes=notes,
+        notes=head["notes"] + excluded_runs(rows),
         is_single=is_single,
         next_command=next_command(rows[0], folder) if is_single else None,
     )
@@ -167,17 +172,15 @@ def score_text(value, digits):
     return f"{value:.3f}" if digits == 3 else f"{100 * value:.1f} %"
 
 
-def metric_table(metrics, classes, minority):
-    """Return (header, rows) of the metrics of both classes in each space."""
+def metric_table(metrics, config):
+    """Return (header, rows) of the metrics of each class in each space."""
     spaces = {metrics["space"]: metrics, "encoder": metrics.get("encoder", {})}
     header = ["space", "class", *METRICS.values()]
     table = []
     for space, values in spaces.items():
-        for c, role in ((minority, "minority"), (1 - minority, "majority")):
-            pairs = [values.get(key) for key in METRICS]
-            cells = ["-" if pair is None else f"{pair[c]:.3g}" for pair in pairs]
-            if values:
-                table.append([space, f"{classes[c]} ({role})", *cells])
+        for label, name in zip(*minority_first(config), strict=True) if values else ():
+            found = [values.get(key) for key in METRICS]
+            table.append([space, name, *("-" if v is None else f"{v[label]:.3g}" for v in found)])
     return header, table
 
 
@@ -193,8 +196,7 @@ def subset_sections(runs, folder):
         if key in found:
             continue
         path, subset = read_subset(run, folder)
-        labels = config["minority"], 1 - config["minority"]
-        names = [config["classes"][label] for label in labels]
+        labels, names = minority_first(config)
         splits = subset["counts"].items() if subset else ()
         sheet = None
         if path and dataset not in sheets:
@@ -202,11 +204,18 @@ def subset_sections(runs, folder):
             sheets.add(dataset)
         found[key] = {
             "title": " ".join(key),
-            "header": ["split", f"{names[0]} (minority)", names[1]],
+            "header": ["split", *names],
             "counts": [[split, *(n[str(label)] for label in labels)] for split, n in splits],
             "sheet": sheet,
         }
     return list(found.values())
+
+
+def minority_first(config):
+    """Return the labels of a run and the names of their classes, those of the minority first."""
+    minority, classes = config["minority"], config["classes"]
+    labels = sorted(range(len(classes)), key=lambda label: label != minority)
+    return labels, [f"{classes[minority]} (minority)", *(classes[label] for label in labels[1:])]
 
 
 def read_subset(run, folder):
@@ -225,40 +234,52 @@ def run_section(row, paths, folder, has_charts, is_single):
     run = paths[row["path"]]
     place = folder / row["path"] if folder else None
     result, predictions = best_result(run, place)
-    metrics = run.get("metrics")
     logs = {row["seed"]: [line for line in run["log"] if "epoch" in line]}
-    missing = []
-    drawn = draw_charts(logs, predictions, result) if has_charts else []
-    if predictions is None:
-        missing.append(
-            "predictions.csv was not kept: no ROC, precision-recall or reliability curve"
-        )
-    if not has_charts:
-        missing.append(f"curves are left out: python report.py {shlex.quote(str(place))} --html")
     section = {
-        "title": f"{row['dataset']} {row['ratio']}: {label_text(row['method'], row['label'])}",
+        **run_facts(row, run),
         "path": str(place or row["path"]),
-        "seed": row["seed"],
-        "state": row["state"],
-        "is_smoke": bool(row.get("smoke") or smoke_results(run)),
-        "scores": score_table(result) if result else [],
-        "threshold": result.get("threshold") if result else None,
-        "threshold_rule": result.get("threshold_rule") if result else None,
-        "metrics": metric_table(metrics, row["classes"], row["minority"]) if metrics else None,
-        "charts": drawn,
-        "missing": missing,
-        "settings": setting_texts(row),
-        "provenance": [f"{key} {row[key]}" for key in PROVENANCE if key in row],
-        "commands": run_commands(run),
+        **score_facts(result),
+        "charts": draw_charts(logs, predictions, result) if has_charts else [],
+        "missing": [],
         "map": None,
         "hard": None,
     }
+    if predictions is None:
+        section["missing"].append("ROC, precision and reliability need predictions.csv: not kept")
+    if not has_charts:
+        command = f"python report.py {shlex.quote(section['path'])} --html"
+        section["missing"].append(f"curves are left out here: {command}")
     if is_single and place:
         path, subset = read_subset(run, folder)
         section["map"] = map_points(place, path, subset)
         section["hard"] = shrunk_uri(place / "hard_examples.png", HARD_WIDTH)
-        section["classes"] = [row["classes"][row["minority"]], row["classes"][1 - row["minority"]]]
     return section
+
+
+def run_facts(row, run):
+    """Return names, state, metrics, settings and provenance of a run."""
+    name = label_text(row["method"], row["label"])
+    return {
+        "title": f"{row['dataset']} {row['ratio']}: {name}",
+        "seed": row["seed"],
+        "state": row["state"],
+        "is_smoke": bool(row.get("smoke") or row.get("smoke_results")),
+        "metrics": metric_table(run["metrics"], run["config"]) if "metrics" in run else None,
+        "classes": minority_first(run["config"])[1],
+        "settings": setting_texts(row),
+        "provenance": [f"{key} {row[key]}" for key in PROVENANCE if key in row],
+        "commands": run_commands(run),
+    }
+
+
+def score_facts(result):
+    """Return the scores and the threshold of probe.json or finetune.json."""
+    result = result or {}
+    return {
+        "scores": score_table(result) if result else [],
+        "threshold": result.get("threshold"),
+        "threshold_rule": result.get("threshold_rule"),
+    }
 
 
 def best_result(run, place):

@@ -115,11 +115,16 @@ def test_without_the_images_the_page_says_so(tmp_path, monkeypatch):
     page = page_of(monkeypatch, path)
     assert "No thumbnails: images.npy of the subset is not there" in page
     assert page.count("<circle") == 40 and "data-i=" not in page
+    subset = tmp_path / "subset/99-1.json"
+    record = json.loads(subset.read_text())
+    np.save(tmp_path / "subset/images.npy", np.zeros((40, 32, 32, 1), np.uint8))
+    subset.write_text(json.dumps({**record, "splits": {"test": list(range(39, -1, -1))}}))
+    assert "No thumbnails: the subset has changed since the run" in page_of(monkeypatch, path)
     shutil.rmtree(tmp_path / "subset")
     (path / "predictions.csv").unlink()
     page = page_of(monkeypatch, path)
     assert "The subset is not beside the runs" in page and "<h3>ROC</h3>" not in page
-    assert "predictions.csv was not kept" in page
+    assert "need predictions.csv: not kept" in page
 
 
 def test_a_grid_has_tables_figures_and_a_section_per_group(tmp_path, monkeypatch):
@@ -133,7 +138,7 @@ def test_a_grid_has_tables_figures_and_a_section_per_group(tmp_path, monkeypatch
     monkeypatch.setattr(html_report, "CHART_BUDGET", 0)
     page = page_of(monkeypatch, tmp_path / "runs")
     folder = tmp_path / "runs/supcon/seed0"
-    assert f"curves are left out: python report.py {folder} --html" in page
+    assert f"curves are left out here: python report.py {folder} --html" in page
     assert "<h3>ROC</h3>" not in page
 
 
@@ -142,7 +147,7 @@ def test_an_archive_makes_a_page_without_what_it_does_not_hold(tmp_path, monkeyp
     call(monkeypatch, tmp_path / "runs", "--out", tmp_path / "out")
     call(monkeypatch, tmp_path / "out/runs.jsonl", "--html")
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
-    assert "predictions.csv was not kept" in page and "<h3>Loss</h3>" in page
+    assert "need predictions.csv: not kept" in page and "<h3>Loss</h3>" in page
 
 
 @pytest.mark.parametrize(
