@@ -75,14 +75,14 @@ def draw_batch_sizes(axes, record):
     sweep = record["collapsed"]["images"]
     images, bound = series(sweep, "supcon_bound")
     axes.plot(images, bound, color=GREY, lw=1.2)
-    axes.annotate("bound", (images[1], bound[1]), (4, 6), textcoords="offset points", color=GREY)
+    axes.annotate("bound", (images[0], bound[0]), (8, 4), textcoords="offset points", color=GREY)
     labels = {"suppro": (0, -12), "supmin": (0, 13), "supcon": (0, -14)}
     for method, offset in labels.items():
         name = (
             "NT-Xent and Supervised Minority" if method == "supmin" else METHOD_STYLES[method].name
         )
         line = "none" if method == "supcon" else None
-        options = dict(at=1, offset=offset, line=line)
+        options = dict(at=0, offset=offset, line=line)
         add_line(axes, method, *series(sweep, method, "majority"), name, **options)
     axes.set(
         xscale="log",
