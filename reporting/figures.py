@@ -355,14 +355,14 @@ def overview_figure(groups, source):
     has_metrics = any(finite_cell(group, "cac_minority") for group in groups)
     if not (embeddings or has_scores or has_metrics):
         return None
-    columns = min(COLUMNS, len(embeddings))
-    heights = [2.9 * -(-len(embeddings) // columns)] if embeddings else []
+    lines = -(-len(embeddings) // COLUMNS)
+    heights = [2.9 * lines] if embeddings else []
     heights.append(row_height(groups))
     figure = Figure(figsize=(13, sum(heights) + 0.4), layout="constrained")
     figure.suptitle(overview_title(groups), fontsize=13)
     boxes = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     if embeddings:
-        draw_overview_embeddings(boxes[0], embeddings, columns)
+        draw_overview_embeddings(boxes[0], embeddings, lines)
     panels = boxes[-1].subplots(1, 3, sharey=True, width_ratios=(1, 1, 1.3))
     class_rows(panels[0], groups, "saa")
     class_rows(panels[1], groups, "cac")
@@ -376,9 +376,9 @@ def overview_title(groups):
     return f"{group.dataset} {group.ratio}{known}{test_images_text(groups)}"
 
 
-def draw_overview_embeddings(box, embeddings, columns):
+def draw_overview_embeddings(box, embeddings, lines):
     """Draw the embedding of each method on one scale, with the distance from the collapse."""
-    axes = list(box.subplots(-(-len(embeddings) // columns), columns, squeeze=False).flat)
+    axes = list(box.subplots(lines, -(-len(embeddings) // lines), squeeze=False).flat)
     for ax in axes[len(embeddings) :]:
         ax.remove()
     common = common_limit(found for _, found in embeddings.values())

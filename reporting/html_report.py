@@ -197,7 +197,8 @@ def subset_sections(runs, folder):
             continue
         path, subset = read_subset(run, folder)
         labels, names = minority_first(config)
-        splits = subset["counts"].items() if subset else ()
+        kept = {"train": run["train_counts"], "test": run["test_counts"]}
+        splits = {split: n for split, n in (subset["counts"] if subset else kept).items() if n}
         sheet = None
         if path and dataset not in sheets:
             sheet = shrunk_uri(path.with_suffix(".png"), SHEET_WIDTH)
@@ -205,7 +206,9 @@ def subset_sections(runs, folder):
         found[key] = {
             "title": " ".join(key),
             "header": ["split", *names],
-            "counts": [[split, *(n[str(label)] for label in labels)] for split, n in splits],
+            "counts": [
+                [split, *(n[str(label)] for label in labels)] for split, n in splits.items()
+            ],
             "sheet": sheet,
         }
     return list(found.values())

@@ -80,6 +80,22 @@ def test_one_file_shows_everything_of_a_run(tmp_path, monkeypatch, capsys):
     assert printed[-1] == f"next: python report.py --check {path / 'report'}"
 
 
+def test_scores_stand_with_their_interval_and_threshold(tmp_path, monkeypatch):
+    kept = {
+        "test": {"auroc": 0.81, "brier": 0.2, "sensitivity_at_threshold": 0.7},
+        "val": {"auroc": 0.9, "brier": 0.1, "sensitivity_at_threshold": 0.75},
+        "test_interval": {"auroc": [0.71, 0.9], "sensitivity_at_threshold": [0.5, 0.85]},
+        "threshold": 0.25,
+        "threshold_rule": "youden",
+    }
+    path = make_full_run(tmp_path, probe_options=kept)
+    page = page_of(monkeypatch, path)
+    assert "<td>AUROC</td><td>81.0 %</td><td>71.0 % to 90.0 %</td><td>90.0 %</td>" in page
+    assert "<td>50.0 % to 85.0 %</td><td>75.0 %</td>" in page
+    assert "<td>0.200</td><td>not kept</td><td>0.100</td>" in page
+    assert "Threshold 0.250, chosen on validation (youden)." in page
+
+
 def test_names_of_classes_and_files_are_escaped(tmp_path, monkeypatch):
     path = make_full_run(tmp_path, names=(HOSTILE, "it's <b>"))
     page = page_of(monkeypatch, path)
