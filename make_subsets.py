@@ -4,6 +4,7 @@ r"""Images on disk -> subsets/<dataset>/: two classes, decoded once, at several 
     python make_subsets.py breastmnist --size 28 --download         # MedMNIST
     python make_subsets.py inat21-mammals --data-root /data/inat21  # the folder of train/ and val/
     python make_subsets.py folder --data-root scans --patient '(person\d+)'
+    python make_subsets.py table --data-root scans --labels labels.csv
     python make_subsets.py npz --data-root octmnist.npz --minority 2 --majority 3
     python make_subsets.py all --data-root /data                    # all that are found there
     python make_subsets.py all --data-root /data --verify
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from datasets import DATASETS, describe_missing, find_all
 from datasets.contact_sheet import draw_contact_sheet
+from datasets.images import describe_enlargement
 from datasets.pack import count_workers, mean_std, open_packed, pack_images, scan_images
 from datasets.ratios import RATIOS, choose_tail, draw_all_ratios, long_tail_name, parse_ratio
 from datasets.source import SPLITS
@@ -29,9 +31,12 @@ from utils.cli import ArgumentParser, UserError, command_line, number_from, prin
 from utils.files import lock_folder, read_json, sha256, write_json
 
 DEFAULT_BATCH_SIZE = 256  # of pretrain.py
-FEW = 10  # images of the rare class in a split: fewer give a warning
-# flags that decide the content of a subset
+# images of a class in a split: fewer give a warning, or no verdict
+FEW, VERDICT = 10, 25
+ENOUGH = 5  # rare training images of the ratio to begin with
+# flags that decide the content of a subset; the later ones are recorded where they are given
 SETTINGS = "dataset size store_size grayscale seed patient minority majority".split()
+MORE_SETTINGS = ("classes", "tail", "val_share", "test_share", "folds", "fold")
 
 
 def make_records(args, source, packed, settings, minority, drawn):
@@ -121,7 +126,7 @@ def open_source(args):
     args.size = args.size or source.side
     args.store_size = args.store_size or source.store_size
     settings = {key: getattr(args, key) for key in SETTINGS}
-    settings |= {key: value for key in ("classes", "tail") if (value := getattr(args, key))}
+    settings |= {key: value for key in MORE_SETTINGS if (value := getattr(args, key, None))}
     settings["source"] = f"{len(source.images)} images, sha256 {source.digest[:16]}"
     return source, Path(args.out) / args.name, settings
 
@@ -157,10 +162,11 @@ def build_subset(args):
 def print_next_training(folder, records):
     """Print the training to begin with: on the natural ratio if it is the first, else the rarest.
 
-    records: {ratio: content of <ratio>.json}.
+    records: {ratio: content of <ratio>.json}. A ratio needs some rare images to begin with.
     """
     counts = {ratio: record["counts"]["train"].values() for ratio, record in records.items()}
-    shares = {ratio: min(images) / sum(images) for ratio, images in counts.items()}
+    enough = {ratio: images for ratio, images in counts.items() if min(images) >= ENOUGH}
+    shares = {ratio: min(images) / sum(images) for ratio, images in (enough or counts).items()}
     ratio = "natural" if next(iter(counts)) == "natural" else min(shares, key=shares.get)
     largest_batch = 2 ** int(math.log2(sum(counts[ratio])))
     small_batch = ["--batch-size", largest_batch] if largest_batch < DEFAULT_BATCH_SIZE else []
@@ -222,18 +228,22 @@ def print_summary(args, source, packed, records):
     names = " / ".join(f"{name} (rare)" if name == rare else name for name in source.classes)
     stored = " x ".join(map(str, packed.shape[1:]))
     print(f"{args.name}: {len(packed.names)} images of {names}, stored as {stored}")
-    print(f"{'ratio':<12}" + "".join(f"{split:>16}" for split in SPLITS))
+    head = " / ".join(name if len(name) <= 12 else f"{name[:11]}…" for name in source.classes)
+    head = head if len(source.classes) == 2 else "all (least-most)"
+    width = max(15, len(head) + 2)
+    print(f"{'ratio':<12}" + "".join(f" {split:>{width}}" for split in SPLITS))
+    print(" " * 12 + f" {head:>{width}}" * len(SPLITS))
     rows = {ratio: records[ratio]["counts"] for ratio in records}
     published = DATASETS[args.dataset].counts
     if published:
         rows["published"] = {s: dict(enumerate(published[s])) for s in SPLITS}
     for name, counts in rows.items():
         columns = [format_counts([*counts[split].values()]) for split in SPLITS]
-        print(f"{name:<12}" + "".join(f" {column:>15}" for column in columns))
+        print(f"{name:<12}" + "".join(f" {column:>{width}}" for column in columns))
     found = {s: count_classes(packed.labels[packed.split == s], 2) for s in SPLITS}
     if published and any(tuple(found[s].values()) != published[s] for s in SPLITS):
         print("WARNING: the counts of all images are not the published ones")
-    lines = [*source.notes, *describe_limits(args, packed.shape[1], records, rare)]
+    lines = [*source.notes, *describe_limits(args, packed, records)]
     print(*dict.fromkeys(lines), sep="\n", end="\n" * bool(lines))
     print_list("truncated, read as far as possible", packed.truncated)
     leaks = [" = ".join(names) for names in record["leaks"]]
@@ -247,24 +257,38 @@ def format_counts(counts):
     return f"{sum(counts)} ({min(counts)}-{max(counts)})"
 
 
-def describe_limits(args, side, records, rare):
-    """Describe what limits the results: ratios left out, small images, few of the rare class."""
-    lines, record = [], next(iter(records.values()))
+def describe_limits(args, packed, records):
+    """Describe what limits the results: ratios left out, small images, few images of a class."""
+    lines, record, side = [], next(iter(records.values())), packed.shape[1]
     left_out = [ratio for ratio in RATIOS if ratio not in records and not args.ratios]
     if left_out and not args.classes:
+        rare = record["classes"][record["minority"]]
         lines.append(f"left out {', '.join(left_out)}: no training image of {rare} would remain")
-    # digits are enlarged on purpose
-    if record["size"] >= 2 * side and args.dataset != "digits":
-        lines.append(
-            f"images are enlarged from {side} to {record['size']} pixels for the network; "
-            f"--size {side} takes {(record['size'] / side) ** 2:.0f} times less work"
-        )
-    counts = {f"{ratio} train": records[ratio]["counts"]["train"] for ratio in records}
-    counts |= {split: record["counts"][split] for split in ("val", "test")}
-    few = [f"{place} {n}" for place, c in counts.items() if (n := c[str(record["minority"])]) < FEW]
-    if few:
-        lines.append(f"WARNING: few images of {rare} ({', '.join(few)}); scores will vary")
+    lines += describe_enlargement(side, record["size"])
+    tiny = [name for name, size in zip(packed.names, packed.sizes, strict=True) if min(size) < 8]
+    if tiny:
+        lines.append(f"WARNING: images with a side below 8 pixels: {len(tiny)}, first {tiny[0]}")
+    held_out = {split: record["counts"][split] for split in ("val", "test")}
+    counts = {f"{ratio} train": records[ratio]["counts"]["train"] for ratio in records} | held_out
+    if few := name_small_classes(record["classes"], counts, FEW):
+        lines.append(f"WARNING: few images of {few}; scores will vary")
+    if unsure := name_small_classes(record["classes"], held_out, VERDICT):
+        has_folds = "folds" in DATASETS[args.dataset].flags and not args.folds
+        hint = "; --folds 5 tests on every image" if has_folds else ""
+        lines.append(f"no verdict with fewer than {VERDICT} images: {unsure}{hint}")
     return lines
+
+
+def name_small_classes(classes, counts, limit, most=5):
+    """Name the classes with fewer images than `limit` somewhere, as "rare (val 6, test 13)".
+
+    counts: {place: {"0": images, ...}}; most: classes to name.
+    """
+    found = []
+    for c, name in enumerate(classes):
+        few = [f"{place} {n[str(c)]}" for place, n in counts.items() if n[str(c)] < limit]
+        found += [f"{name} ({', '.join(few)})"] * bool(few)
+    return ", ".join(found[:most] + [f"{len(found) - most} more classes"] * (len(found) > most))
 
 
 def print_list(title, lines, limit=10):
@@ -283,6 +307,7 @@ def parse_args():
     p.epilog = f"data sets: {' '.join(DATASETS)}; all: those below --data-root"
     names = dict(choices=[*DATASETS, "all"], metavar="dataset")
     p.add_argument("dataset", help="a name from the list below, or all", **names)
+    p.add_argument("path", nargs="?", help=argparse.SUPPRESS)
     pixels = dict(type=number_from(1), metavar="PIXELS")
     add = p.add_argument_group("images").add_argument
     add("--data-root", default="data", metavar="PATH", help="their folder; npz: the file itself")
@@ -296,6 +321,10 @@ def parse_args():
         **pixels,
     )
     add("--grayscale", action="store_true", help="store one channel; augment like medical images")
+    add("--labels", metavar="CSV", help="table: a line per image, path below --data-root and label")
+    for column in ("path", "label", "patient", "split"):
+        name = f"--{column}-column"
+        add(name, metavar="NAME", help=f"table: column of the {column} (default: {column})")
     add = p.add_argument_group("classes, splits, ratios").add_argument
     add("--minority", metavar="A", help="rare class, or A,B; inat21: a taxon (default: the rarer)")
     add("--majority", metavar="B", help="other class, likewise (default: all others)")
@@ -308,6 +337,10 @@ def parse_args():
     add("--ratios", nargs="+", metavar="A-B", help=ratios)
     text = "long tail: the first class has N times the images of the last; makes lt<N>.json"
     add("--imbalance", type=number_from(1, float), metavar="N", help=text)
+    add("--test-share", type=share, metavar="S", help="of a split that is drawn (default: 0.2)")
+    add("--val-share", type=share, metavar="S", help="likewise (default: 0.1)")
+    folds = "cross-validation: write <dataset>-fold1 to -foldK, each with a test split of its own"
+    add("--folds", type=number_from(2), metavar="K", help=folds)
     add("--seed", type=number_from(0), default=0, metavar="N", help="seed for splits and draws")
     add = p.add_argument_group("output").add_argument
     add("--out", default="subsets", metavar="PATH", help="folder above <dataset>/")
@@ -319,11 +352,20 @@ def parse_args():
     return args
 
 
+def share(text):
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1, such as 0.2")
+    return value
+
+
 def check_args(args):
     """Refuse flags that the data set does not accept; fill in size and name."""
+    if args.path is not None:
+        raise UserError(f"{args.path}: give the place of the images as --data-root {args.path}")
     entry = DATASETS.get(args.dataset)
     accepted = {"size", "name", *entry.flags} if entry else {"skip_bad"}
-    for flag in "download skip_bad grayscale minority majority classes patient size name".split():
+    for flag in ("size", "name", *dict.fromkeys(f for e in DATASETS.values() for f in e.flags)):
         if getattr(args, flag) and flag not in accepted:
             name = flag.replace("_", "-")
             raise UserError(f"--{name}: {args.dataset} does not take it; leave it out")
@@ -339,7 +381,7 @@ def check_args(args):
     if entry:
         args.size = args.size or entry.size
         root = Path(args.data_root).resolve()
-        names = {"folder": root.name, "npz": root.stem}
+        names = {"folder": root.name, "table": root.name, "npz": root.stem}
         suffix = f"-{len(args.classes.split(','))}classes" if args.classes else ""
         args.name = args.name or names.get(args.dataset, args.dataset) + suffix
         if args.name in ("", ".", "..") or Path(args.name).name != args.name:
@@ -351,6 +393,11 @@ def main():
     step = verify_subset if args.verify else build_subset
     if args.dataset == "all":
         run_all_found(step, args)
+    elif args.folds:
+        for fold in range(1, args.folds + 1):
+            print(f"fold {fold} of {args.folds}")
+            changed = dict(fold=fold, name=f"{args.name}-fold{fold}")
+            step(argparse.Namespace(**{**vars(args), **changed}))
     else:
         step(args)
 
@@ -362,6 +409,7 @@ if __name__ == "__main__":
 #
 # digits: 1797 images of 0-4 / 5-9 (rare), stored as 8 x 8 x 1
 # ratio                  train             val            test
+#                    0-4 / 5-9       0-4 / 5-9       0-4 / 5-9
 # 99-1                 620 / 6         90 / 89       181 / 180
 # 95-5                595 / 31         90 / 89       181 / 180
 # 50-50              313 / 313         90 / 89       181 / 180

@@ -22,6 +22,14 @@ INAT21_FOLDERS = (
     ("train_mini", "val"),
     ("2021_train_mini", "2021_valid"),
 )
+# flags of data sets whose splits are drawn
+DRAWN_SPLITS = ("val_share", "test_share", "folds")
+# flags for the user's own images
+USER_FLAGS = (
+    *("skip_bad", "grayscale", "minority", "majority", "classes", "patient"),
+    *DRAWN_SPLITS,
+)
+TABLE_FLAGS = ("labels", "path_column", "label_column", "patient_column", "split_column")
 # below the data root
 INAT21_PLACES = ("", "inat21", "inat21_mini")
 
@@ -89,7 +97,7 @@ def inat21(taxa, flags=("skip_bad", "grayscale")):
 
 
 DATASETS = {
-    "digits": DataSet("digits", size=32, flags=("classes",)),
+    "digits": DataSet("digits", size=32, flags=("classes", *DRAWN_SPLITS)),
     "breastmnist": medmnist("breastmnist", train=(147, 399), val=(21, 57), test=(42, 114)),
     "pneumoniamnist": medmnist(
         "pneumoniamnist", train=(1214, 3494), val=(135, 389), test=(234, 390)
@@ -97,7 +105,7 @@ DATASETS = {
     "fracatlas": DataSet(
         "fracatlas",
         "medical",
-        flags=("skip_bad",),
+        flags=("skip_bad", *DRAWN_SPLITS),
         get="doi.org/10.6084/m9.figshare.22363012",
         put="FracAtlas/",
         places=tuple((place, ("images/*", "dataset.csv"), None) for place in ("", "FracAtlas")),
@@ -124,9 +132,8 @@ DATASETS = {
         put="its four .gz files",
     ),
     "npz": DataSet("npz", size=None, flags=("minority", "majority", "classes")),
-    "folder": DataSet(
-        "folder", flags=("skip_bad", "grayscale", "minority", "majority", "classes", "patient")
-    ),
+    "folder": DataSet("folder", flags=USER_FLAGS),
+    "table": DataSet("table", flags=(*USER_FLAGS, *TABLE_FLAGS)),
 }
 
 

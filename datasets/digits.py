@@ -5,7 +5,8 @@ import hashlib
 import numpy as np
 from sklearn.datasets import load_digits
 
-from datasets.source import DRAWN, Source, draw_splits, ordered_labels
+from datasets.source import Source, ordered_labels
+from datasets.splits import draw_by_flags
 
 
 def load(args):
@@ -22,7 +23,7 @@ def load(args):
         images=list(images),
         names=[f"load_digits/{i}" for i in kept],
         labels=labels,
-        split=draw_splits(labels, DRAWN, args.seed),
+        split=draw_by_flags(labels, args),
         digest=hashlib.sha256(images.tobytes() + labels.astype(np.uint8).tobytes()).hexdigest(),
         channels=1,
         **fields,

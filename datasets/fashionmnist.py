@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.source import Source, binary_labels, draw_splits, ordered_labels
+from datasets.source import Source, binary_labels, ordered_labels
+from datasets.splits import draw_splits
 from utils.cli import UserError
 
 CLASSES = "T-shirt,trouser,pullover,dress,coat,sandal,shirt,sneaker,bag,ankle boot".split(",")

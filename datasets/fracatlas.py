@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from datasets.images import list_images
-from datasets.source import DRAWN, draw_splits, file_source, read_table
+from datasets.source import file_source
+from datasets.splits import draw_by_flags
+from datasets.table import read_lookup
 from utils.cli import UserError
 from utils.files import sha256
 
@@ -23,7 +25,7 @@ def load(args):
     root = Path(args.data_root)
     if (root / "FracAtlas").is_dir():
         root = root / "FracAtlas"
-    table = read_table(root / "dataset.csv", ["image_id", "fractured"])
+    table = read_lookup(root / "dataset.csv", ["image_id", "fractured"])
     found = [
         (image, label, "train")
         for label, name in enumerate(CLASSES)
@@ -36,5 +38,5 @@ def load(args):
             )
     groups = [table[image.name].get("patient_id") or sha256(image) for image, _, _ in found]
     source = file_source(args, root, found, groups, classes=CLASSES, channels=1, truncated=True)
-    source.split = draw_splits(source.labels, DRAWN, args.seed, np.array(groups))
+    source.split = draw_by_flags(source.labels, args, groups=np.array(groups))
     return source

@@ -1,11 +1,13 @@
 """Image files and arrays: find them, decode them, squeeze them to a square."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
+from datasets.dicom import DICOM_SUFFIXES, has_dicom_prefix, open_dicom, read_header
 from utils.cli import UserError
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -26,8 +28,13 @@ def list_files(folder):
     return sorted(files, key=Path.as_posix)
 
 
-def is_image(path, suffixes=IMAGE_SUFFIXES):
-    return path.suffix.lower() in suffixes
+def is_dicom(path):
+    suffix = path.suffix.lower()
+    return suffix in DICOM_SUFFIXES or suffix not in IMAGE_SUFFIXES and has_dicom_prefix(path)
+
+
+def is_image(path):
+    return path.suffix.lower() in IMAGE_SUFFIXES or is_dicom(path)
 
 
 def list_images(folder):
@@ -42,9 +49,14 @@ def printable(name):
 def read_image(path, grayscale=False):
     """Decode an image file, turned upright by its EXIF tag: uint8 [H, W, C], C = 1 or 3.
 
-    Raises ValueError for pixels of 32 bits, whose range is unknown.
+    Raises ValueError for pixels of 32 bits, whose range is unknown, and for a huge image.
     """
-    with Image.open(path) as image:
+    try:
+        opened = open_dicom(path) if is_dicom(path) else Image.open(path)
+    except Image.DecompressionBombError as error:
+        pixels = re.search(r"\d+", str(error))[0]
+        raise ValueError(f"{pixels} pixels are too many; shrink it, or cut it into tiles") from None
+    with opened as image:
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I;16") or image.mode == "I" and image.format == "PNG":
             # convert() would clip 16-bit pixels, not scale them
@@ -63,6 +75,17 @@ def squeeze(pixels, side):
     return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC)).reshape(side, side, -1)
 
 
+def describe_enlargement(stored, size):
+    """Describe the cost of enlarging stored images for the network: [] or one line."""
+    # small inputs cost little
+    if stored >= size or size <= 64:
+        return []
+    return [
+        f"images are enlarged from {stored} to {size} pixels for the network; --size {stored} "
+        f"takes {(size / stored) ** 2:.3g} times less work; --arch resnet20 fits such images"
+    ]
+
+
 def as_array(image):
     """Return an array, or an .npy file [C, H, W] mapped, as [H, W, C]; None for other files."""
     if isinstance(image, np.ndarray):
@@ -78,6 +101,8 @@ def as_array(image):
 def image_size(image):
     """Read both sides of an image from its header."""
     array = as_array(image)
+    if array is None and is_dicom(image):
+        return read_header(image).size
     if array is None:
         with Image.open(image) as opened:
             return opened.size

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datasets.images import as_array, is_image, list_files, printable
-from datasets.source import DRAW_SPLIT, Source, read_table
+from datasets.images import as_array, list_files, printable
+from datasets.source import DRAW_SPLIT, Source
+from datasets.table import read_lookup
 from utils.cli import UserError
 
 
@@ -30,8 +31,9 @@ def load(args):
             f"{root}: found {len(tables)} CSV files; put one (eid,label) beside the images, or "
             "give their folder with --data-root"
         )
-    path, files = tables[0], [f for f in list_files(root) if is_image(f, (".pt", ".npy", ".png"))]
-    labels = {eid: row["label"] for eid, row in read_table(path, ["eid", "label"]).items()}
+    path = tables[0]
+    files = [f for f in list_files(root) if f.suffix.lower() in (".pt", ".npy", ".png")]
+    labels = {eid: row["label"] for eid, row in read_lookup(path, ["eid", "label"]).items()}
     images = open_participants(files, root)
     for eid, label in labels.items():
         if label not in ("0", "1"):

@@ -24,6 +24,7 @@ from utils.cli import SIGNALS, UserError
 from utils.files import atomic_write, name_errors
 
 BLOCK = 32  # images per job of a worker
+DARK = 16  # grey level; the brightest pixel of 12 bits in a file of 16 bits lies below it
 
 
 class Packed:
@@ -236,7 +237,7 @@ def scan_images(packed, workers):
     sums: of pixels and of their squares, float [M, 2, C], exact integers. leaks: lists of names
     of equal pictures in two splits or in both classes.
     """
-    n, sums, is_grey, brightest, same = len(packed.labels), [], True, 0, {}
+    n, sums, is_grey, n_dark, same = len(packed.labels), [], True, 0, {}
     jobs = ((packed.images_path, start) for start in range(0, n, BLOCK))
     blocks = parallel_map(scan_block, jobs, math.ceil(n / BLOCK), workers)
     for block in tqdm(blocks, "scan", math.ceil(n / BLOCK), leave=False, disable=None):
@@ -244,20 +245,23 @@ def scan_images(packed, workers):
             # equal pictures have equal true sizes, too
             same.setdefault((digest, *packed.sizes[row]), []).append(row)
         sums.extend(block[0])
-        is_grey, brightest = is_grey and block[1], max(brightest, block[2])
+        is_grey, n_dark = is_grey and block[1], n_dark + block[2]
     leaks = [
         [packed.names[row] for row in rows]
         for rows in same.values()
         if len(set(zip(packed.labels[rows], packed.split[rows], strict=True))) > 1
     ]
     notes = ["every image is grey; --grayscale would store one channel"] if is_grey else []
-    if brightest < 16:
-        notes += [f"WARNING: no pixel is brighter than {brightest} of 255; scale 16-bit files"]
+    if n_dark:
+        notes += [
+            f"WARNING: images without a pixel above {DARK - 1} of 255: {n_dark} of {n}; "
+            "scale 16-bit files to their full range"
+        ]
     return np.array(sums), leaks, notes
 
 
 def scan_block(job):
-    """Scan some packed images: sums [n, 2, C], whether all are grey, brightest pixel, sha256s."""
+    """Scan some packed images: sums [n, 2, C], whether all are grey, how many dark, sha256s."""
     path, start = job
     block, levels = np.load(path, mmap_mode="r")[start : start + BLOCK], np.arange(256.0)
     channels = range(block.shape[3])
@@ -266,7 +270,8 @@ def scan_block(job):
     )
     sums = np.stack([histograms @ levels, histograms @ levels**2], axis=1)
     is_grey = block.shape[3] == 3 and bool((block == block[..., :1]).all())
-    return sums, is_grey, int(block.max()), [hashlib.sha256(image).digest() for image in block]
+    n_dark = int((block.max(axis=(1, 2, 3)) < DARK).sum())
+    return sums, is_grey, n_dark, [hashlib.sha256(image).digest() for image in block]
 
 
 def mean_std(sums, pixels):

@@ -109,13 +109,13 @@ def draw_all_ratios(source, labels, split, args):
                 needs = "both classes" if len(classes) == 2 else "all classes"
                 raise UserError(
                     f"{args.data_root}: no image of {source.classes[c]} in {name}; every split "
-                    f"needs {needs}: add images, or sort them into train/, val/ and test/"
+                    f"needs {needs}: add images or patients, three of a class at least"
                 )
     minority = source.minority
     if minority is None:
         minority = int(np.bincount(labels[split == "train"]).argmin())
     # of the user's own images, the natural ratio comes first
-    default = ("natural", *RATIOS[:3]) if args.dataset == "folder" else RATIOS
+    default = ("natural", *RATIOS[:3]) if args.dataset in ("folder", "table") else RATIOS
     drawn = {}
     for ratio in args.ratios or (default if len(classes) == 2 else ("natural",)):
         rows = draw_rows(labels, split, ratio, minority, source.balance, args.seed)
@@ -123,9 +123,13 @@ def draw_all_ratios(source, labels, split, args):
         if counts.min() > 0:
             drawn[ratio] = rows
         elif args.ratios:
-            name = source.classes[counts.argmin()]
+            name, smallest = (
+                source.classes[counts.argmin()],
+                np.bincount(labels[split == "train"]).min(),
+            )
             raise UserError(
-                f"--ratios {ratio}: leaves no training image of {name}; give it a larger share"
+                f"--ratios {ratio}: leaves no training image of {name}; give it a larger share, "
+                f"{math.ceil(10000 / smallest) / 100:g} % at least"
             )
     return minority, drawn
 

@@ -1,6 +1,5 @@
-"""What a loader returns, and what several loaders need: drawn splits, two groups of classes."""
+"""What a loader returns, and the choice of two groups of classes."""
 
-import csv
 import difflib
 import hashlib
 from dataclasses import dataclass, field
@@ -13,8 +12,6 @@ from utils.cli import UserError
 SPLITS = ("train", "val", "test")
 # Every draw has its own stream, default_rng([seed, stream, class]): no draw moves another.
 DRAW_SPLIT, DRAW_TRAIN, DRAW_VAL, DRAW_TEST = range(4)
-# percent of the images, where a data set has no split
-DRAWN = {"test": 20, "val": 10}
 
 
 @dataclass
@@ -61,40 +58,12 @@ def file_source(args, root, found, groups=None, **fields):
     )
 
 
-def draw_splits(labels, percents, seed, groups=None):
-    """Draw splits stratified by class; groups, such as patients, are never divided.
-
-    labels: int [M]; percents: {split: percent of the images}, the rest is train; groups: [M], None
-    for one image each. A group counts for the rarest class of its images.
-    Returns str [M]. A split exceeds its share of a stratum by at most one group.
-    """
-    groups = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    sizes = np.bincount(groups)
-    counts = np.bincount(labels, minlength=2)
-    rarity = np.empty_like(counts)  # of each class: 0 for the most frequent
-    rarity[counts.argsort(kind="stable")[::-1]] = np.arange(len(counts))
-    group_rarity = np.zeros_like(sizes)
-    np.maximum.at(group_rarity, groups, rarity[labels])
-    group_split = np.full(len(sizes), "train", dtype="<U5")
-    for stratum in range(len(counts)):
-        members = np.random.default_rng([seed, DRAW_SPLIT, stratum]).permutation(
-            np.flatnonzero(group_rarity == stratum)
-        )
-        # 100 x images before each member, to compare with percent x total
-        before = 100 * (np.cumsum(sizes[members]) - sizes[members])
-        total, low = sizes[members].sum(), 0
-        for split, percent in percents.items():
-            drawn = (before >= low * total) & (before < (low + percent) * total)
-            group_split[members[drawn]] = split
-            low += percent
-    return group_split[groups]
-
-
-def choose_classes(known, minority, majority, where):
+def choose_classes(known, minority, majority, where, names=()):
     """Choose the members of the rare and of the other class by --minority and --majority.
 
-    known: {class: its description}. Without flags, each of exactly two classes is one. Without
-    --majority, the other class is all the rest. Returns two lists of classes.
+    known: {class: its description}; names: {name of a class: class}, further names for the flags.
+    Without flags, each of exactly two classes is one. Without --majority, the other class is all
+    the rest. Returns two lists of classes.
     """
     listed = ", ".join(list(known.values())[:10]) or "none"
     if len(known) < 2:
@@ -104,10 +73,14 @@ def choose_classes(known, minority, majority, where):
             f"{where}: found {len(known)} classes ({listed}); name the rare one with --minority A "
             "and the other with --majority B,C (default: all others)"
         )
-    rare = parse_classes("--minority", minority, known) if minority is not None else [*known][:1]
+    rare = (
+        parse_classes("--minority", minority, known, dict(names))
+        if minority is not None
+        else [*known][:1]
+    )
     other = [name for name in known if name not in rare]
     if majority is not None:
-        other = parse_classes("--majority", majority, known)
+        other = parse_classes("--majority", majority, known, dict(names))
     if set(rare) & set(other) or not other:
         raise UserError(
             f"--minority {minority} --majority {majority}: the two classes must differ; name others"
@@ -115,16 +88,22 @@ def choose_classes(known, minority, majority, where):
     return rare, other
 
 
-def parse_classes(flag, text, known):
-    """Parse the value of a flag, A or A,B, into a list of known classes."""
+def parse_classes(flag, text, known, names):
+    """Parse the value of a flag, A or A,B, into a list of known classes.
+
+    names: {another name of a class: class}, in letters of any case.
+    """
+    classes = {**{name.lower(): c for name, c in names.items()}, **{name: name for name in known}}
     # a class name may itself hold a comma
     chosen = [text] if text in known else [word.strip() for word in text.split(",")]
+    chosen = [name if name in known else name.lower() for name in chosen]
     for name in chosen:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, cutoff=0.4) if len(known) > 10 else known
-            listed = ", ".join(known[name] for name in near or [*known][:10])
-            raise UserError(f"{flag} {text}: no class {name!r}; choose from {listed}")
-    return list(dict.fromkeys(chosen))
+        if name not in classes:
+            nearest = difflib.get_close_matches(name, classes, n=1)
+            hint = f"did you mean {nearest[0]}? " if nearest else ""
+            listed = ", ".join([*known.values()][:10])
+            raise UserError(f"{flag} {text}: no class {name!r}; {hint}choose from {listed}")
+    return list(dict.fromkeys(classes[name] for name in chosen))
 
 
 def binary_labels(labels, minority, majority, names, where):
@@ -137,7 +116,8 @@ def binary_labels(labels, minority, majority, names, where):
     has_findings = labels.ndim == 2
     numbers = range(labels.shape[1]) if has_findings else np.unique(labels)
     known = {str(c): f"{c} {names[str(c)]}" if str(c) in names else str(c) for c in numbers}
-    groups = choose_classes(known, minority, majority, where)
+    by_name = {names[c]: c for c in known if c in names}
+    groups = choose_classes(known, minority, majority, where, by_name)
     columns = [[int(c) for c in group] for group in groups]
     if has_findings:
         rare, other = (labels[:, column].any(1) for column in columns)
@@ -159,18 +139,13 @@ def choose_ordered_classes(args, known, names):
 
     known: {class: its description}; names: {class: another name that the flags may use}.
     """
-    by_name = {name.lower(): c for c, name in names.items()}
-
-    def parse(flag, text):
-        words = [word.strip() for word in text.split(",")]
-        return parse_classes(flag, ",".join(by_name.get(w.lower(), w) for w in words), known)
-
-    classes = parse("--classes", args.classes)
+    by_name = {name: c for c, name in names.items()}
+    classes = parse_classes("--classes", args.classes, known, by_name)
     if len(classes) < 2:
         raise UserError(f"--classes {args.classes}: give two or more classes, as A,B,C")
     if not args.tail:
         return classes, None
-    tail = parse("--tail", args.tail)
+    tail = parse_classes("--tail", args.tail, known, by_name)
     if not set(tail) < set(classes):
         raise UserError(f"--tail {args.tail}: give some of --classes {args.classes}, but not all")
     return classes, sorted(classes.index(c) for c in tail)
@@ -191,27 +166,3 @@ def ordered_labels(labels, args, names):
     classes = [names.get(c, c) for c in chosen]
     fields = dict(classes=classes, minority=len(classes) - 1, tail=tail, notes=notes)
     return np.where(kept, is_member.argmax(1), -1), fields
-
-
-def read_table(path, columns):
-    """Read a CSV: {value of the first of `columns`: row as a dict}.
-
-    Raises UserError where a column is missing or a value of the first one stands twice.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            found, rows = reader.fieldnames or [], list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV in UTF-8 ({error}); save it again") from None
-    for column in columns:
-        if column not in found:
-            listed = ", ".join(found) or "nothing"
-            raise UserError(f"{path}: no column {column}, only {listed}; add it")
-    table = {}
-    for row in rows:
-        key = row[columns[0]]
-        if key in table:
-            raise UserError(f"{path}: {columns[0]} {key} stands in two lines; leave one")
-        table[key] = row
-    return table

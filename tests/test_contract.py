@@ -56,9 +56,15 @@ FLAGS = {
         "--size": "224, digits 32, infarction 128",
         "--workers": "all cores",
         "--out": "subsets",
+        "--test-share": "0.2",
+        "--val-share": "0.1",
+        "--path-column": "path",
+        "--label-column": "label",
+        "--patient-column": "patient",
+        "--split-column": "split",
         **dict.fromkeys(
             "--download --minority --majority --store-size --grayscale --patient --skip-bad "
-            "--verify --name".split(),
+            "--verify --name --labels --folds".split(),
             "",
         ),
     },

@@ -22,7 +22,8 @@ import common
 import pretrain
 from datasets.npz import npz_source
 from datasets.pack import decode_block
-from datasets.source import SPLITS, read_table
+from datasets.source import SPLITS
+from datasets.table import read_lookup
 from evaluate_metrics import load_embeddings
 from utils.cli import UserError
 
@@ -97,7 +98,8 @@ def test_an_npz_with_anything_in_it(tmp_path, data):
     path.write_bytes(damaged(data, file.getvalue()))
     try:
         source = npz_source(
-            SimpleNamespace(minority=None, majority=None, size=None, store_size=None), path
+            SimpleNamespace(minority=None, majority=None, classes=None, size=None, store_size=None),
+            path,
         )
         images = source.images[0 : len(source.images)]
     except UserError as error:
@@ -113,7 +115,7 @@ def test_a_table_with_anything_in_it(tmp_path, data):
     path = tmp_path / "labels.csv"
     path.write_bytes(damaged(data, 'eid,label\n1,0\n2,1\n"3",0\n4,1\n'.encode()))
     try:
-        table = read_table(path, ["eid", "label"])
+        table = read_lookup(path, ["eid", "label"])
     except UserError as error:
         assert str(path) in str(error) and "\n" not in str(error)
         return

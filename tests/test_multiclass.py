@@ -24,7 +24,7 @@ from common import (
     suppro_loss,
 )
 from datasets.ratios import choose_tail, long_tail_counts
-from datasets.source import draw_splits
+from datasets.splits import draw_splits
 
 T = 0.2
 RATIOS = ("lt10", "lt1", "natural")

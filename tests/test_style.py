@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
-OPTIONAL = {"safetensors"}
+OPTIONAL = {"pydicom", "safetensors"}
 PACKAGES = {"baselines", "benchmarks", "datasets", "reporting", "utils"}
 
 

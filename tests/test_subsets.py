@@ -17,7 +17,8 @@ import make_subsets
 from common import load_subset
 from datasets import pack
 from datasets.ratios import ratio_counts
-from datasets.source import DRAWN, SPLITS, draw_splits
+from datasets.source import SPLITS
+from datasets.splits import DRAWN, draw_splits
 
 # protocol.json, data.inat21: class sizes, ratios, counts
 COUNT_EXAMPLES = [
@@ -163,14 +164,15 @@ def test_flags_that_make_no_sense(refused):
 def test_what_limits_the_results_is_said(make, tmp_path):
     """Few images of the rare class, small images, ignored files, ratios that are left out."""
     root = plain_folder(tmp_path / "data", {"common": 60, "rare": 12}, size=(16, 16))
-    for name in ("scan.dcm", "scan2.DCM", "notes"):
+    for name in ("scan.txt", "scan2.TXT", "notes"):
         (root / "rare" / name).write_bytes(b"")
     done = make("folder")
     assert "data: 72 images of common / rare (rare), stored as 16 x 16 x 3\n" in done.stdout
-    assert "ignored 3 other files (2 .dcm, 1 no suffix), first rare/notes" in done.stdout
+    assert "ignored 3 other files (2 .txt, 1 no suffix), first rare/notes" in done.stdout
     assert "left out 99-1, 95-5: no training image of rare would remain\n" in done.stdout
     assert "enlarged from 16 to 224 pixels for the network; --size 16 takes 196" in done.stdout
-    few = "few images of rare (natural train 8, 50-50 train 4, val 1, test 3)"
+    rare = "rare (natural train 8, 50-50 train 4, val 1, test 3)"
+    few = f"few images of common (50-50 train 4, val 6), {rare}"
     assert f"WARNING: {few}" in done.stdout
     assert (
         "next: python pretrain.py subsets/data/natural.json --method supmin --batch-size 32\n"
@@ -186,7 +188,7 @@ def test_images_that_use_12_of_16_bits_are_noticed(make, tmp_path):
             image = Image.fromarray(np.full((9, 9), 4095 - i, np.uint16))
             image.save(tmp_path / "data" / label / f"{i}.png")
     done = make("folder", "--grayscale", "--ratios", "natural")
-    assert "WARNING: no pixel is brighter than 15 of 255" in done.stdout
+    assert "WARNING: images without a pixel above 15 of 255: 24 of 24; scale" in done.stdout
 
 
 # --------------------------------------------------------------------------------------------------

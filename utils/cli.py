@@ -76,6 +76,7 @@ class ArgumentParser(argparse.ArgumentParser):
         names = [
             f"{action.metavar or action.dest}{' ...' * (action.nargs in ('+', '*'))}"
             for action in positional
+            if action.help is not argparse.SUPPRESS
         ]
         self.usage = " ".join(["%(prog)s", *names, "[options]"])
         parsed = super().parse_args(args)
