@@ -387,9 +387,6 @@ def warmup_cosine(epoch, epochs, lr, warmup_epochs=10):
     return float(low + (lr - low) * half)
 
 
-AMP_MODES = ("auto", "off", "bf16", "fp16", "fp32")
-
-
 class Amp:
     """Mixed precision: autocast, and a gradient scaler for fp16. "off" passes through both.
 

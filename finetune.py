@@ -32,7 +32,6 @@ from baselines.classification import (
     make_loss,
 )
 from common import (
-    AMP_MODES,
     RECIPES,
     Amp,
     embed,
@@ -52,12 +51,21 @@ from utils.encoders import (
     IMAGENET_STD,
     STEMS,
     build_encoder,
+    compile_training,
     feature_map_side,
     load_init,
     resolve_stem,
 )
 from utils.files import find_runs_folder, read_json, write_json
-from utils.runs import Run, load_strict, load_tensors, module_sha256, provenance, save_tensors
+from utils.runs import (
+    Run,
+    add_machine_flags,
+    load_strict,
+    load_tensors,
+    module_sha256,
+    provenance,
+    save_tensors,
+)
 from utils.scores import classification_scores, write_predictions
 
 TAUS = [i / 10 for i in range(21)]
@@ -112,32 +120,34 @@ def train(task, args, device):
     loss = loss_for_counts(args, labels, device)
     amp = Amp(device, args.amp, task.subset.size)
     optimizer, best = make_optimizer(model, args), BestEpoch(model)
-    config = make_config(task, args, amp)
     state = dict(model=model, optimizer=optimizer, scaler=amp.scaler, best=best)
-    run = Run(task.out, config, device, args.save_every, **state)
+    run = Run(task.out, make_config(task, args, amp), device, args.save_every, **state)
     first_epoch = run.resume()
     if args.retrain == "tau_norm" and first_epoch == 0:
         choose_tau(model, best, task.subset, run, device)
 
     sampler, augmented = make_sampler(args, labels), not args.no_augment
     loader = BatchLoader(task.subset, rows, device, sampler, augmented=augmented)
-    for epoch in range(first_epoch, args.epochs):
-        set_learning_rates(optimizer, epoch, args.epochs)
-        model.train()
-        batches = loader.epoch(epoch, args.seed)
-        batch_loss = partial(compute_batch_loss, model, loss, epoch)
-        stats = train_one_epoch(batch_loss, batches, optimizer, amp, task.out)
-        stats["head_lr"] = optimizer.param_groups[1]["lr"]
-        scores, _ = evaluate_split(model, task.subset, "val", device, args.batch_size)
-        if epoch >= first_selectable_epoch(args.loss, args.epochs):
-            best.update(model, epoch, scores[CRITERION.get(args.retrain, "auroc")])
-        run.finish_epoch(epoch, stats | {f"val_{name}": value for name, value in scores.items()})
-        print_epoch(epoch, args.epochs, stats["loss"], scores)
+    if args.compile:
+        compile_training(model.encoder)
+    with run:
+        for epoch in range(first_epoch, args.epochs):
+            set_learning_rates(optimizer, epoch, args.epochs)
+            model.train()
+            batches = loader.epoch(epoch, args.seed)
+            batch_loss = partial(compute_batch_loss, model, loss, epoch)
+            stats = train_one_epoch(batch_loss, batches, optimizer, amp, task.out)
+            stats["head_lr"] = optimizer.param_groups[1]["lr"]
+            scores, _ = evaluate_split(model, task.subset, "val", device, args.batch_size)
+            if epoch >= first_selectable_epoch(args.loss, args.epochs):
+                best.update(model, epoch, scores[CRITERION.get(args.retrain, "auroc")])
+            run.finish_epoch(epoch, stats | {f"val_{key}": value for key, value in scores.items()})
+            print_epoch(epoch, args.epochs, stats["loss"], scores)
 
     model.load_state_dict(best.weights)
     if module_sha256(frozen_module) != frozen_sha256:
         raise RuntimeError("training changed the frozen encoder")
-    write_results(task, model, best, config, device)
+    write_results(task, model, best, run.config, device)
     return model
 
 
@@ -334,8 +344,7 @@ def make_parser():
     add("--head", choices=["linear", "mlp"], default="linear", help="classifier; ldam_drw: cosine")
     add("--epochs", type=positive, default=100, help="passes over the images; crt: 10, lws: 5")
     add("--batch-size", type=number_from(2), default=256, help="images; --retrain: the run's")
-    sgd = "crt, lws: SGD, 0.2 * batch size / 512"
-    add("--lr", type=number, default=1e-4, help=f"first learning rate of Adam; {sgd}")
+    add("--lr", type=number, default=1e-4, help="Adam's; crt, lws: SGD, 0.2 * batch size / 512")
     add("--head-lr", type=number, metavar="LR", help="another one for the head (default: --lr)")
     add("--seed", type=number_from(0), help="of weights and batches (default: the run's, or 0)")
     add("--out", type=Path, help="folder for all files (default: in the run, or below runs/)")
@@ -351,8 +360,7 @@ def make_parser():
     add("--train", choices=["all", "head"], default="all", help=text)
     text = "crt: a new classifier; lws: scales of the trained one; tau_norm: norms of its weights"
     add("--retrain", choices=RETRAIN, metavar="METHOD", help=text)
-    text = "let the batch norm of a frozen encoder update its statistics"
-    add("--bn-train", action="store_true", help=text)
+    add("--bn-train", action="store_true", help="batch norm of a frozen encoder goes on learning")
 
     add = parser.add_argument_group("images").add_argument
     add("--size", type=number_from(8), metavar="S", help="input side, px (default: the source's)")
@@ -370,16 +378,7 @@ def make_parser():
     add("--predict", type=Path, metavar="FOLDER", help=text)
     add("--csv", type=Path, metavar="OUT", help="output of --predict: file, probability, class")
 
-    add = parser.add_argument_group("machine").add_argument
-    add(
-        "--amp",
-        choices=AMP_MODES,
-        default="auto",
-        help="auto: bf16 if the GPU has it; fp32: no TF32",
-    )
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if present")
-    add("--deterministic", action="store_true", help="same bits in every run on a GPU; slower")
-    add("--save-every", type=positive, default=1, metavar="E", help="epochs between checkpoints")
+    add_machine_flags(parser.add_argument_group("machine").add_argument)
     return parser
 
 
@@ -494,9 +493,10 @@ def make_optimizer(model, args):
         {"params": [p for p in module.parameters() if p.requires_grad], "peak_lr": lr}
         for module, lr in ((model.encoder, args.lr), (model.head, head_lr))
     ]
+    fused = next(model.parameters()).is_cuda
     if args.retrain:
-        return torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4)
-    return torch.optim.Adam(groups)
+        return torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4, fused=fused)
+    return torch.optim.Adam(groups, fused=fused)
 
 
 def set_learning_rates(optimizer, epoch, epochs):
@@ -546,7 +546,7 @@ def choose_tau(model, best, subset, run, device):
         scores = classification_scores(p, subset.labels[rows], subset.minority)
         best.update(model, i, scores["balanced_accuracy"])
         run.log(epoch=i, tau=tau, **{f"val_{name}": value for name, value in scores.items()})
-    run.save_checkpoint(len(TAUS))
+    run.copy_checkpoint(len(TAUS))
 
 
 def evaluate_split(model, subset, split, device, batch_size):

@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 
 from baselines import BCL, KCL, SBCL, TSC, PaCo
 from common import (
-    AMP_MODES,
     RECIPES,
     Amp,
     ContrastiveModel,
@@ -57,12 +56,13 @@ from utils.encoders import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     STEMS,
+    compile_training,
     feature_map_side,
     load_init,
     resolve_stem,
 )
 from utils.files import atomic_write, read_log
-from utils.runs import Run, make_generator, save_tensors
+from utils.runs import Run, add_machine_flags, make_generator, save_tensors
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4  # as the published code; decay on all parameters
 PROJECTION_DIM = 128
@@ -155,7 +155,8 @@ def main():
     model = convert_sync_batchnorm(model.to(device))
     method = build_method(args, model, subset).to(device)
     trainable = [p for p in [*model.parameters(), *method.parameters()] if p.requires_grad]
-    optimizer = torch.optim.SGD(trainable, args.lr, MOMENTUM, weight_decay=WEIGHT_DECAY)
+    options = dict(weight_decay=WEIGHT_DECAY, fused=device.type == "cuda")
+    optimizer = torch.optim.SGD(trainable, args.lr, MOMENTUM, **options)
 
     state = dict(model=model, method=method, optimizer=optimizer, scaler=amp.scaler)
     run = Run(out, make_config(args, subset, amp, out), device, args.save_every, **state)
@@ -167,12 +168,15 @@ def main():
 
     sampler = make_sampler(args, subset, rows)
     loader = BatchLoader(subset, rows, device, sampler, method.views, method.randaugment_views)
-    for epoch in range(first_epoch, args.epochs):
-        start_epoch(epoch, args, model, method, optimizer)
-        batches = loader.epoch(epoch, args.seed)
-        stats = train_one_epoch(partial(method, model), batches, optimizer, amp, out)
-        stats |= monitor_collapse(epoch, stats, args, model, method, subset, device)
-        run.finish_epoch(epoch, {**stats, **method.log_fields})
+    if args.compile:
+        compile_training(model.encoder)
+    with run:
+        for epoch in range(first_epoch, args.epochs):
+            start_epoch(epoch, args, model, method, optimizer)
+            batches = loader.epoch(epoch, args.seed)
+            stats = train_one_epoch(partial(method, model), batches, optimizer, amp, out)
+            stats |= monitor_collapse(epoch, stats, args, model, method, subset, device)
+            run.finish_epoch(epoch, {**stats, **method.log_fields})
 
     if rank() == 0:
         plot_curves(out, method.collapse_value(args.batch_size))
@@ -257,16 +261,8 @@ def parse_args(words=None):
         metavar="IMAGES",
         help="images per forward pass, to save memory; the loss still uses the whole batch",
     )
-    add(
-        "--amp",
-        choices=AMP_MODES,
-        default="auto",
-        help="auto: bf16 if the GPU has it; fp32: no TF32",
-    )
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if present")
-    add("--deterministic", action="store_true", help="same bits in every run on a GPU; slower")
     add("--watch-every", type=number_from(0), default=5, metavar="E", help="epochs between checks")
-    add("--save-every", type=positive, default=1, metavar="E", help="epochs between checkpoints")
+    add_machine_flags(add)
     args = parser.parse_args(words)
     resolve_method_options(args)
     return args

@@ -55,11 +55,9 @@ def draw_candidates(candidates, k, generator):
 
     Every candidate gets a random number; the k largest are drawn.
     """
-    if candidates.is_cuda:
-        # A long queue needs millions of numbers, which are slow to copy to the GPU.
-        seed = int(torch.randint(2**62, (), generator=generator))
-        generator = torch.Generator(candidates.device).manual_seed(seed)
-    order = torch.rand(candidates.shape, generator=generator, device=candidates.device)
+    # On the CPU: the numbers that a GPU draws depend on its model.
+    order = torch.rand(candidates.shape, generator=generator)
+    order = order.to(candidates.device, non_blocking=True)
     chosen = order.masked_fill(~candidates, -1).topk(min(k, candidates.shape[1]), dim=1).indices
     return torch.zeros_like(candidates).scatter_(1, chosen, True) & candidates
 

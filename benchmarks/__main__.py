@@ -23,11 +23,10 @@ from benchmarks.networks import measure_networks
 from benchmarks.pipeline import measure_pipeline
 from benchmarks.subsets import measure_subsets
 from benchmarks.timing import print_table
-from common import AMP_MODES
 from utils.cli import ArgumentParser, number_from, run_main
 from utils.distributed import pick_device
 from utils.files import write_json
-from utils.runs import provenance
+from utils.runs import AMP_MODES, provenance
 
 BENCHMARKS = {
     "methods": measure_methods,

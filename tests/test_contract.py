@@ -86,10 +86,11 @@ FLAGS = {
         "--device": "auto",
         "--seed": "0",
         "--watch-every": "5",
-        "--save-every": "1",
+        "--save-every": "auto",
         "--out": "runs/<dataset>/<ratio>/<method>/seed<k>",
         **dict.fromkeys(
             "--variant --randaugment --size --chunk --minority-per-batch --deterministic "
+            "--compile "
             "--init --recipe --no-flip --relu --smoke".split(),
             "",
         ),
@@ -119,11 +120,11 @@ FLAGS = {
         "--lr": "0.0001",
         "--amp": "auto",
         "--device": "auto",
-        "--save-every": "1",
+        "--save-every": "auto",
         **dict.fromkeys(
             "--retrain --bn-train --balanced-batches --subsample-balanced --no-augment --size "
-            "--init --recipe --no-flip --deterministic --seed --predict --csv --out "
-            "--smoke".split(),
+            "--init --recipe --no-flip --deterministic --compile --seed --predict "
+            "--csv --out --smoke".split(),
             "",
         ),
     },

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ import pretrain
 from common import Amp, load_subset, train_one_epoch
 from utils.cli import UserError, run_main
 from utils.files import lock_folder
-from utils.runs import Run, load_tensors
+from utils.runs import Run, load_tensors, save_tensors
 
 SUBSET = "subsets/digits/95-5.json"
 TINY = ["--smoke", "--arch", "resnet8", "--size", "8", "--watch-every", "0", "--device", "cpu"]
@@ -84,7 +85,7 @@ def test_a_signal_ends_the_run_at_once_and_the_same_command_continues(
 
 
 def test_epochs_after_the_last_checkpoint_are_logged_once(undisturbed, monkeypatch):
-    """With --save-every 3 a stop after epoch 2 leaves two lines that are made again."""
+    """With --save-every 3 a kill after epoch 2 leaves two lines that are made again."""
 
     def stop_after_two(self, epoch, stats):
         finish_epoch(self, epoch, stats)
@@ -93,12 +94,51 @@ def test_epochs_after_the_last_checkpoint_are_logged_once(undisturbed, monkeypat
 
     finish_epoch = Run.finish_epoch
     monkeypatch.setattr(Run, "finish_epoch", stop_after_two)
+    # A killed process has no end at which it could save.
+    monkeypatch.setattr(Run, "__exit__", lambda *arguments: None)
     with pytest.raises(KeyboardInterrupt):
         call(pretrain, *WORDS, "rewound", "--save-every", 3)
     assert len(log_of(Path("rewound"))) == 2 and not Path("rewound/checkpoint.pt").exists()
     monkeypatch.undo()
     call(pretrain, *WORDS, "rewound", "--save-every", 3)
     assert_same_run(undisturbed, Path("rewound"))
+
+
+def test_auto_saves_once_a_minute_and_at_the_end(undisturbed, monkeypatch):
+    """Epochs of 25 seconds: a checkpoint after epoch 3, which is 75 seconds old, and after 4."""
+    seconds, saved = iter(range(0, 1000, 25)), []
+
+    def record(path, state):
+        if path.name == "checkpoint.pt":
+            saved.append(state["epoch"])
+        save_tensors(path, state)
+
+    monkeypatch.setattr("utils.runs.read_clock", lambda: next(seconds))
+    monkeypatch.setattr("utils.runs.save_tensors", record)
+    call(pretrain, *WORDS, "auto")
+    assert saved == [3, 4]
+    assert_same_run(undisturbed, Path("auto"))
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(monkeypatch):
+    """The file holds the state at the end of its epoch, not that of the moment of writing."""
+    model = torch.nn.Linear(1, 1)
+    run = Run(
+        "slow", {"sha256": "", "epochs": 2, "smoke": True}, torch.device("cpu"), 1, model=model
+    )
+    is_changed = threading.Event()
+
+    def save_late(path, state):
+        assert is_changed.wait(10)
+        save_tensors(path, state)
+
+    monkeypatch.setattr("utils.runs.save_tensors", save_late)
+    before = model.weight.item()
+    with run:
+        run.finish_epoch(0, {"loss": 1.0})
+        model.weight.data += 1
+        is_changed.set()
+    assert load_tensors("slow/checkpoint.pt")["model"]["weight"].item() == before
 
 
 @pytest.fixture
@@ -121,12 +161,13 @@ def test_a_full_disk_keeps_the_last_checkpoint(
 
     def finish_on_full_disk(self, epoch, stats):
         if epoch == 1:
+            self._wait_for_write()
             full_disk(1000 if name == "checkpoint.pt" else (out / name).stat().st_size + 7)
         finish_epoch(self, epoch, stats)
 
     finish_epoch = Run.finish_epoch
     monkeypatch.setattr(Run, "finish_epoch", finish_on_full_disk)
-    code = exit_code(pretrain, *WORDS, out)
+    code = exit_code(pretrain, *WORDS, out, "--save-every", 1)
     full_disk(resource.RLIM_INFINITY)
     message = last_error(capsys)
     assert code == 1 and message.startswith(f"pretrain.py: {out / name}: File too large; ")

@@ -60,16 +60,19 @@ def connect():
         signal.signal(number, handler)
 
 
-def pick_device(name, deterministic=False):
+def pick_device(name, deterministic=None):
     """Return the torch.device for --device; under torchrun each local rank gets its own GPU.
 
-    auto: CUDA if there is any. deterministic: only algorithms that give the same bits each time.
-    Raises UserError if CUDA is asked for and absent, or if a machine has too few GPUs.
+    auto: CUDA if there is any. deterministic: True for algorithms that give the same bits each
+    time; False, in training, for the fastest ones, which cuDNN finds by trial for each input
+    shape; None for torch's choice. Raises UserError if CUDA is asked for and absent, or if a
+    machine has too few GPUs.
     """
     if deterministic:
         # cuBLAS reads this variable before its first call.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = deterministic is False
     if os.environ.get("WORLD_SIZE", "1") != "1" and world_size() == 1:
         raise UserError("this script uses one device; start it with python, not with torchrun")
     if name == "cuda" and not torch.cuda.is_available():

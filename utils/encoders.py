@@ -84,6 +84,14 @@ def build_encoder(arch, stem="imagenet"):
     return encoder.to(memory_format=torch.channels_last)
 
 
+def compile_training(encoder):
+    """Compile the forward and backward pass in train mode; the keys of the state dict stay."""
+    print("  --compile: the first step takes up to some minutes; later ones are faster on a GPU")
+    eager, compiled = encoder.forward, torch.compile(encoder.forward, dynamic=False)
+    # In eval mode batches have several sizes, and each would be compiled anew.
+    encoder.forward = lambda x: (compiled if encoder.training else eager)(x)
+
+
 def resolve_stem(arch, stem, size, init=None):
     """Return the stem that --stem means for images of `size` pixels: imagenet or cifar.
 

@@ -6,14 +6,16 @@ import json
 import platform
 import subprocess
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import monotonic as read_clock
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torchvision
 
-from utils.cli import UserError, command_line
+from utils.cli import UserError, command_line, number_from
 from utils.distributed import assert_same_on_all_ranks, on_rank_zero, rank, world_size
 from utils.files import atomic_write, lock_folder, name_errors, read_json, read_log, write_json
 
@@ -23,20 +25,43 @@ RUN_FILES = (
     *("neighbours.csv", "hard_examples.png"),
     *("finetune.json", "classifier.pt", "predictions.csv", "probe_predictions.csv"),
 )
+SECONDS_BETWEEN_CHECKPOINTS = 60  # of --save-every auto
+AMP_MODES = ("auto", "off", "bf16", "fp16", "fp32")
 DELETE_OR_MOVE = "delete it, or choose another folder with --out"
+
+
+def add_machine_flags(add):
+    """Add the flags that pretrain.py and finetune.py share; add: a parser's add_argument."""
+    text = "auto: bf16 if the GPU has it; fp32: no TF32"
+    add("--amp", choices=AMP_MODES, default="auto", help=text)
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if present")
+    add("--deterministic", action="store_true", help="same bits in every run on a GPU; slower")
+    add("--compile", action="store_true", help="compile the encoder; for long runs on a GPU")
+    text = "epochs between checkpoints; auto: at most one a minute"
+    add("--save-every", type=save_interval, default="auto", metavar="E", help=text)
+
+
+def save_interval(text):
+    """Return the value of --save-every: "auto" or a number of epochs from 1 up."""
+    return text if text == "auto" else number_from(1)(text)
 
 
 class Run:
     """config.json, log.jsonl and checkpoint.pt of one training, written by rank 0.
 
+    As a context manager it saves the last finished epoch at the end, whatever ends the training.
     folder: where to write. config: every setting that decides the result, with "epochs" and
     "smoke". state: name -> module, optimizer or anything else with state_dict and load_state_dict.
     Raises UserError if the folder holds a run with other settings.
     """
 
-    def __init__(self, folder, config, device, save_every=1, **state):
+    def __init__(self, folder, config, device, save_every="auto", **state):
         self.folder, self.config, self.save_every = Path(folder), config, save_every
         self.device, self.state = device, state
+        # A thread writes checkpoints; `unsaved` is a copy of the last epoch while it is not given
+        # to the thread, `write` the future of the last one that was.
+        self.writer, self.unsaved, self.write = ThreadPoolExecutor(max_workers=1), None, None
+        self.last_save = read_clock()
         on_rank_zero(self._start)
 
     def _start(self):
@@ -104,22 +129,45 @@ class Run:
             log.write(json.dumps(values) + "\n")
 
     def finish_epoch(self, epoch, stats):
-        """Log the epoch; save a checkpoint every `save_every` epochs and after the last one."""
+        """Log the epoch; save a checkpoint every `save_every` epochs, or once a minute."""
         if rank() > 0:
             return
         self.log(epoch=epoch, **stats)
         is_last = epoch + 1 == self.config["epochs"]
         if is_last and stats.get("skipped_steps") and stats["loss"] == 0:
             raise UserError(f"{self.folder}: fp16 overflowed in every step; use --amp bf16 or off")
-        if (epoch + 1) % self.save_every == 0 or is_last:
-            self.save_checkpoint(epoch + 1)
+        self.copy_checkpoint(epoch + 1)
+        if self.save_every == "auto":
+            is_due = read_clock() - self.last_save >= SECONDS_BETWEEN_CHECKPOINTS
+        else:
+            is_due = (epoch + 1) % self.save_every == 0
+        if is_due:
+            self._start_write()
 
-    def save_checkpoint(self, epoch):
-        """Write checkpoint.pt: all state, the next epoch, the settings."""
+    def copy_checkpoint(self, epoch):
+        """Copy what checkpoint.pt will hold: all state, the next epoch, the settings."""
         state = {name: stateful.state_dict() for name, stateful in self.state.items()}
-        save_tensors(
-            self.folder / "checkpoint.pt", {**state, "epoch": epoch, "config": self.config}
-        )
+        copies = map_tensors(torch.clone, state)
+        self.unsaved = {**copies, "epoch": epoch, "config": self.config}
+
+    def _start_write(self):
+        """Let the thread write checkpoint.pt after it has finished the one before."""
+        self._wait_for_write()
+        arguments, self.unsaved = (self.folder / "checkpoint.pt", self.unsaved), None
+        self.write, self.last_save = self.writer.submit(save_tensors, *arguments), read_clock()
+
+    def _wait_for_write(self):
+        if self.write:
+            self.write.result()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        """Save the last finished epoch, also after a signal."""
+        if self.unsaved:
+            self._start_write()
+        self._wait_for_write()
 
 
 def check_finite(losses, optimizer, batches, folder):
@@ -183,18 +231,18 @@ def save_tensors(path, state):
     """Save tensors, on the CPU, and builtins so that torch.load(weights_only=True) reads them."""
     # torch.save to a path does not say that the disk is full.
     buffer = io.BytesIO()
-    torch.save(move_to_cpu(state), buffer)
+    torch.save(map_tensors(torch.Tensor.cpu, state), buffer)
     with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
-def move_to_cpu(state):
-    """Return nested dicts and lists with every tensor on the CPU."""
+def map_tensors(function, state):
+    """Return nested dicts and lists with the function applied to every tensor."""
     if isinstance(state, dict):
-        return {key: move_to_cpu(value) for key, value in state.items()}
+        return {key: map_tensors(function, value) for key, value in state.items()}
     if isinstance(state, (list, tuple)):
-        return type(state)(map(move_to_cpu, state))
-    return state.cpu() if torch.is_tensor(state) else state
+        return type(state)(map_tensors(function, value) for value in state)
+    return function(state) if torch.is_tensor(state) else state
 
 
 def load_tensors(path, keys=()):
