@@ -12,7 +12,8 @@ on which the loss acts, and "encoder", the encoder's features scaled to unit len
 takes an .npz file with z [V, n, D] or [n, D] and labels [n] of 0 and 1; z is used as it is.
 Writes metrics.json, embedding.png (a 2-D map), embedding.npz and neighbours.csv: SAA and CAC of
 every image and, after linear_probe.py or finetune.py, p, its probability of the rare class. A run
-also gets hard_examples.png: images that are wrong, alone, or twins with different labels.
+also gets hard_examples.png: images that are wrong, alone, or twins with different labels
+(docs/audit.md).
 The metrics are importable: from evaluate_metrics import class_alignment_consistency
 """
 
