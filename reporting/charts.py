@@ -7,7 +7,6 @@ is_minority [n], the truth.
 import numpy as np
 from matplotlib.figure import Figure
 
-from reporting.figures import CHANCE
 from reporting.styles import INK, MAJORITY, MINORITY, REST
 from utils.intervals import CHUNK, PERCENTILES, Draws, draw_counts, prepare_images
 
@@ -31,30 +30,24 @@ def new_panel():
     return figure, figure.subplots()
 
 
-def loss_chart(logs):
-    """Draw the loss of each seed over the epochs, and its value for embeddings that are all equal.
+def loss_chart(lines):
+    """Draw the loss over the epochs, and its value for embeddings that are all equal.
 
-    logs: {seed: lines of log.jsonl with an epoch}.
+    lines: those of log.jsonl with an epoch.
     """
     figure, ax = new_panel()
-    values = []
-    for seed, lines in logs.items():
-        ax.plot(*epoch_values(lines, "loss"), color=MAJORITY, lw=1.4, label=f"loss, seed {seed}")
-        gaps = [line for line in lines if line.get("collapse_gap") is not None]
-        values += [line["loss"] + line["collapse_gap"] for line in gaps[-1:]]
-    if values:
+    ax.plot(*epoch_values(lines, "loss"), color=MAJORITY, lw=1.4, label="loss")
+    gaps = [line for line in lines if line.get("collapse_gap") is not None]
+    if gaps:
+        value = gaps[-1]["loss"] + gaps[-1]["collapse_gap"]
         looks = {"color": MINORITY, "ls": "--", "lw": 1.4}
-        ax.axhline(values[0], label="collapse: all embeddings equal", **looks)
+        ax.axhline(value, label="collapse: all embeddings equal", **looks)
         # An axis of a hundredth of a nat would make a run at its collapse look like learning.
         low, high = ax.get_ylim()
-        ax.set_ylim(min(low, 0.85 * values[0]), max(high, 1.05 * values[0]))
+        ax.set_ylim(min(low, 0.85 * value), max(high, 1.05 * value))
     ax.set(xlabel="epoch", ylabel="loss (nats)")
     ax.xaxis.get_major_locator().set_params(integer=True)
-    if len(logs) > 1:
-        ax.plot([], [], color=MAJORITY, label=f"loss of {len(logs)} seeds")
-    handles, names = ax.get_legend_handles_labels()
-    shown = [i for i, name in enumerate(names) if len(logs) == 1 or "seed " not in name]
-    ax.legend([handles[i] for i in shown], [names[i] for i in shown], fontsize=8)
+    ax.legend(fontsize=8)
     return figure
 
 
@@ -65,22 +58,21 @@ def epoch_values(lines, key):
     return [line["epoch"] + 1 for line in lines], [scale * np.mean(line[key]) for line in lines]
 
 
-def validation_chart(logs):
+def validation_chart(lines):
     """Draw what was measured on the validation split during the training; None without it."""
     figure, ax = new_panel()
     for key, (name, line, marker, colour) in VALIDATION.items():
-        for lines in logs.values():
-            epochs, values = epoch_values(lines, key)
-            if epochs:
-                looks = {"ls": line, "marker": marker, "ms": 3, "lw": 1.2, "color": colour}
-                ax.plot(epochs, values, label=name, **looks)
-    handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    if not handles:
+        epochs, values = epoch_values(lines, key)
+        if epochs:
+            looks = {"ls": line, "marker": marker, "ms": 3, "lw": 1.2, "color": colour}
+            ax.plot(epochs, values, label=name, **looks)
+    if not ax.get_lines():
         return None
-    ax.axhline(CHANCE, color=REST, lw=1, ls=(0, (1, 3)), label="_chance")
+    classes = next((len(line["val_cac"]) for line in lines if "val_cac" in line), 2)
+    ax.axhline(100 / classes, color=REST, lw=1, ls=(0, (1, 3)))
     ax.set(xlabel="epoch", ylabel="validation, mean of classes (%)", ylim=(-2, 102))
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend(handles.values(), handles.keys(), fontsize=8, ncols=2)
+    ax.legend(fontsize=8, ncols=2)
     return figure
 
 

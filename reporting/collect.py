@@ -8,13 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from datasets import DATASETS
-from reporting.styles import METHOD_STYLES
+from reporting.styles import FLOORS, METHOD_STYLES
 from utils.archs import CIFAR_RESNETS
 from utils.cli import UserError
 from utils.files import read_json, read_log
 
-# What was not trained stands above the methods in the tables.
-FLOORS = ("raw pixels", "untrained")
 METHODS = {key: style.name for key, style in METHOD_STYLES.items() if key not in FLOORS}
 METRICS = {"saa": "SAA", "cac": "CAC", "sad": "SAD", "cad": "CAD", "gpu": "GPU", "peu": "PEU"}
 SCORES = ("accuracy", "balanced_accuracy", "auroc", "f1")

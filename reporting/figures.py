@@ -6,7 +6,6 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from reporting.collect import FLOORS
 from reporting.maps import (
     COLUMNS,
     add_class_legend,
@@ -16,6 +15,7 @@ from reporting.maps import (
     load_embedding,
 )
 from reporting.styles import (
+    FLOORS,
     INK,
     MAJORITY,
     MINORITY,

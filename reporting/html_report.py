@@ -48,7 +48,7 @@ SCORES = {
 BAND = "Band: 95 % over test images, drawn with replacement within each class."
 CAPTIONS = {
     "Loss": "At the dashed line all images of a batch have the same embedding.",
-    "Validation": "Dotted: 50 %, chance for kNN and for the mean CAC of both classes.",
+    "Validation": "Dotted: chance of kNN, balanced accuracy and the mean CAC of the classes.",
     "ROC": BAND,
     "Precision and recall": f"{BAND} Dotted: the minority's share of the test images.",
     "Reliability": "Ten bins of equal size with 95 % Wilson intervals. A classifier with balanced "
@@ -237,12 +237,12 @@ def run_section(row, paths, folder, has_charts, is_single):
     run = paths[row["path"]]
     place = folder / row["path"] if folder else None
     result, predictions = best_result(run, place)
-    logs = {row["seed"]: [line for line in run["log"] if "epoch" in line]}
+    epochs = [line for line in run["log"] if "epoch" in line]
     section = {
         **run_facts(row, run),
         "path": str(place or row["path"]),
         **score_facts(result),
-        "charts": draw_charts(logs, predictions, result) if has_charts else [],
+        "charts": draw_charts(epochs, predictions, result) if has_charts else [],
         "missing": [],
         "map": None,
         "hard": None,
@@ -299,13 +299,13 @@ def best_result(run, place):
     return run[name], (table["p_minority"][is_test], is_minority)
 
 
-def draw_charts(logs, predictions, result):
+def draw_charts(epochs, predictions, result):
     """Return title, SVG and caption of each chart that can be drawn."""
     found = {}
     with matplotlib.rc_context(RC):
-        if any(logs.values()):
-            found["Loss"] = charts.loss_chart(logs)
-            found["Validation"] = charts.validation_chart(logs)
+        if epochs:
+            found["Loss"] = charts.loss_chart(epochs)
+            found["Validation"] = charts.validation_chart(epochs)
         if predictions:
             found["ROC"] = charts.roc_chart(*predictions, result.get("threshold"))
             found["Precision and recall"] = charts.precision_recall_chart(*predictions)

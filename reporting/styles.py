@@ -41,6 +41,8 @@ METHOD_STYLES = {
     "lws": Style("LWS", "#FF00FF", "2", DASHES),
 }
 
+# What was not trained: no colour, and above the methods in the tables.
+FLOORS = ("raw pixels", "untrained")
 # The methods that figures show in colour, in this order; at most LEADING of them at once.
 CARRIERS = ("supcon", "supmin", "suppro", "ntxent", "weighted_ce")
 LEADING = 5
@@ -87,7 +89,7 @@ def full_name(group):
 
 def leading_methods(groups):
     """Return the methods in colour: those of the paper and the usual baseline come first."""
-    found = {group.method for group in groups} & METHOD_STYLES.keys() - {"untrained", "raw pixels"}
+    found = {group.method for group in groups} & METHOD_STYLES.keys() - set(FLOORS)
     return [m for m in dict.fromkeys([*CARRIERS, *METHOD_STYLES]) if m in found][:LEADING]
 
 
