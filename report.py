@@ -14,14 +14,14 @@ The tables can be made from it again: python report.py results/runs.jsonl
 import shlex
 from pathlib import Path
 
-from reporting import claims
+from reporting.claims_figures import plan_claim_figures
+from reporting.claims_markdown import TITLE, claims_pages
 from reporting.collect import archive_text, load_runs, make_rows
 from reporting.compare import compare_runs
 from reporting.figures import plan_figures, save_figures
 from reporting.html_report import write_html
 from reporting.tables import (
     csv_text,
-    encoder_groups,
     excluded_runs,
     group_by_seed,
     report_markdown,
@@ -74,7 +74,7 @@ def report_runs(args):
     plans = plan_figures(groups, args.runs)
     if is_judged:
         check_readme(out / "README.md")
-        plans |= claims.plan_claim_figures(encoder_groups(groups))
+        plans |= plan_claim_figures(rows)
     figures, notes = save_figures(plans, out)
     if is_archive:
         # An archive holds no embeddings: figures with embeddings stay as they are.
@@ -113,7 +113,7 @@ def write_texts(folder, texts):
 
 def check_readme(path):
     """Raise UserError for a README.md that report.py has not made."""
-    if path.exists() and not path.read_text("utf-8").startswith(claims.TITLE):
+    if path.exists() and not path.read_text("utf-8").startswith(TITLE):
         raise UserError(f"{path}: was not made by report.py; choose another folder with --out")
 
 
@@ -126,7 +126,7 @@ def make_tables(head, rows, groups):
         "report.md": report_markdown(groups, figures, notes, head["command"]),
     }
     if head["claims"]:
-        texts["README.md"] = claims.claims_markdown(rows, figures, head["command"])
+        texts |= claims_pages(rows, figures, head["command"])
     return texts
 
 

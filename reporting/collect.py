@@ -39,6 +39,8 @@ LOSS_SETTINGS = (
     *("lr", "warmup_epochs", "temperature", "margin", "majority_supervision"),
     *("k", "queue", "variant", "alpha", "recluster_every"),
 )
+# Numbers of the log that are compared while a run trains.
+WATCHED = ("val_knn", "val_cac", "val_saa", "collapse_gap")
 # Stands for the checksum of training rows that were drawn with the seed of each run.
 PER_SEED = "drawn per seed"
 # Switches that are on by default. A switch is a setting only if it is not at its default.
@@ -316,10 +318,18 @@ def log_values(log, config):
     epochs = [line for line in log if line.get("loss") is not None and "epoch" in line]
     if epochs:
         values["final_loss"] = epochs[-1]["loss"]
+        values["train_minutes"] = sum(line.get("seconds", 0) for line in epochs) / 60
         skipped = ("epoch", "loss", "lr", "head_lr")
         last = {key: value for key, value in epochs[-1].items() if key not in skipped}
         values |= flatten(last, "last_") | early_values(epochs, config["epochs"])
+        values["history"] = {key: curve(epochs, key) for key in WATCHED}
     return values
+
+
+def curve(epochs, key):
+    """Return {epoch: mean of the classes} of a number at the validations of a log."""
+    lines = [line for line in epochs if line.get("val_knn") is not None]
+    return {line["epoch"]: float(np.mean(line[key])) for line in lines if line.get(key) is not None}
 
 
 def check_encoder(run):

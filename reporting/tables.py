@@ -224,6 +224,8 @@ HOW_TO_READ = """\
   collapsed. With two views the first is log(2 · batch size - 1); "-" where it is not constant."""
 
 
+# Entries of a row that are no column of results.csv.
+NOT_IN_TABLES = ("settings", "probes", "history")
 FIGURE_CAPTION = "Markers and bars are means with standard deviations, small dots single seeds."
 
 
@@ -281,7 +283,7 @@ def results_table(rows):
         *(f"{key}_{side}" for key in METRICS for side in ("minority", "majority")),
         *("final_loss", "last_collapse_gap", "command", "commit", "device"),
     ]
-    columns = first + sorted({key for row in rows for key in row} - {*first, "settings", "probes"})
+    columns = first + sorted({key for row in rows for key in row} - {*first, *NOT_IN_TABLES})
     return [
         {
             key: json.dumps(row[key]) if isinstance(row.get(key), list) else row.get(key)
