@@ -70,7 +70,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    device = pick_device(args.device)
+    device = pick_device(args.device, deterministic=False)
     # Recorded first: the code may be edited while a benchmark runs.
     record = provenance(device)
     record["command"] = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])

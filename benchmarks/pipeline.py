@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from benchmarks.losses import masked_loss
 from benchmarks.synthetic import packing_command, synthetic_photographs
 from benchmarks.timing import compare_throughput, time_in_rounds
 from benchmarks.training import TrainingRun
@@ -41,12 +42,28 @@ def measure_pipeline(args, device):
 
 
 def measure_steps(args, device, subset):
-    """Measure full training steps and a compiled network against the plain network alone.
+    """Measure full training steps against the network alone and against published code.
 
-    A network step trains on one batch of finished views that stays on the device.
+    A network step trains on one batch of finished views that stays on the device: as it is,
+    compiled, and without cuDNN's trials. A published step has the form of the public SupCon code:
+    transforms of single images in a DataLoader, and a masked loss.
     """
     run = TrainingRun(f"--method supcon --arch {args.arch}", subset, args, device)
     compiled = run.model if args.smoke else torch.compile(run.model, dynamic=False)
+    loader = published_loader(args, device, subset)
+
+    def train_as_published():
+        for views, batch_labels in loader:
+            x = torch.stack(views).to(device, non_blocking=True)
+            with run.amp.autocast:
+                loss = masked_loss(run.model(x).transpose(0, 1), batch_labels.to(device))
+            run.amp.step(loss, run.optimizer)
+
+    def train_without_trials():
+        torch.backends.cudnn.benchmark = False
+        run.train_on(batch, run.model)
+        torch.backends.cudnn.benchmark = True
+
     views = torch.randn(2, args.batch_size, 3, subset.size, subset.size, device=device)
     labels = torch.arange(args.batch_size, device=device) % 2
     batch = Batch(views, labels, positions=None, generator=None)
@@ -55,6 +72,8 @@ def measure_steps(args, device, subset):
             "network_step": partial(run.train_on, batch, run.model),
             "full_step": run.train_epoch,
             "compiled_step": partial(run.train_on, batch, compiled),
+            "no_trials": train_without_trials,
+            "published": train_as_published,
         },
         args.rounds,
     )
@@ -62,7 +81,24 @@ def measure_steps(args, device, subset):
     return {
         "step": compare_throughput(seconds["full_step"], reference, images),
         "compiled": compare_throughput(seconds["compiled_step"], reference, images),
+        "no trials": compare_throughput(seconds["no_trials"], reference, images),
+        "published": compare_throughput(seconds["full_step"], seconds["published"], images),
     }
+
+
+def published_loader(args, device, subset):
+    """Return a DataLoader of two views and labels, made from the packed images one by one."""
+    rows = subset.splits["train"][: args.batch_size * args.steps]
+    images = [Image.fromarray(image) for image in subset.images[rows]]
+    views = TwoViews(images, torchvision_recipe(subset))
+    labels = torch.from_numpy(subset.labels[rows])
+    return torch.utils.data.DataLoader(
+        torch.utils.data.StackDataset(views, labels),
+        args.batch_size,
+        num_workers=torch.get_num_threads(),
+        persistent_workers=True,
+        pin_memory=device.type == "cuda",
+    )
 
 
 def measure_views(args, device, subset, root):
@@ -113,14 +149,15 @@ def torchvision_recipe(subset):
 
 
 class TwoViews(torch.utils.data.Dataset):
-    """Decode an image file when it is needed and transform it twice."""
+    """Transform a PIL image, or the path of one that is decoded when it is needed, twice."""
 
-    def __init__(self, files, transform):
-        self.files, self.transform = files, transform
+    def __init__(self, images, transform):
+        self.images, self.transform = images, transform
 
     def __len__(self):
-        return len(self.files)
+        return len(self.images)
 
     def __getitem__(self, i):
-        image = Image.open(self.files[i]).convert("RGB")
+        image = self.images[i]
+        image = image if isinstance(image, Image.Image) else Image.open(image).convert("RGB")
         return self.transform(image), self.transform(image)

@@ -11,7 +11,7 @@ from datasets.augment import RECIPES
 from datasets.pack import read_index
 from datasets.source import SPLITS
 from utils.cli import UserError
-from utils.files import read_json, sha256
+from utils.files import cached_sha256, read_json
 
 MAKE_IT = "make it with make_subsets.py"
 
@@ -77,7 +77,7 @@ def load_subset(path, verify=True):
     if missing:
         raise UserError(f"{missing[0]}: no such file; {MAKE_IT}")
     try:
-        if verify and any(sha256(file) != record[key] for key, file in files.items()):
+        if verify and any(cached_sha256(file) != record[key] for key, file in files.items()):
             raise UserError(f"{path.parent}: images.npy or index.csv has changed; {MAKE_IT} again")
         splits = {s: np.array(record["splits"][s], dtype=np.int64) for s in SPLITS}
         rows_json = json.dumps(record["splits"], sort_keys=True).encode()

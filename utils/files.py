@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -13,6 +14,7 @@ import filelock
 
 from utils.cli import UserError
 
+TICK_NS = 10**9
 # Locks of this process by path; the system releases them when the process ends.
 _open_locks = {}
 
@@ -127,6 +129,24 @@ def sha256(path):
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def cached_sha256(path):
+    """Return the sha256 of a large file from a hidden file beside it, while the file is the same.
+
+    The same: equal in size and in times of change (nanoseconds).
+    """
+    status, cache = os.stat(path), path.with_name(f".{path.name}.sha256")
+    key = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+    if cache.exists() and cache.read_text(encoding="utf-8").startswith(f"{key} "):
+        return cache.read_text(encoding="utf-8").split()[-1]
+    digest = sha256(path)
+    # A file that has just changed may change again within one tick of the clock. A folder that
+    # cannot be written has no cache.
+    if time.time_ns() - status.st_ctime_ns > TICK_NS and os.access(path.parent, os.W_OK):
+        with atomic_write(cache) as temporary:
+            temporary.write_text(f"{key} {digest}", encoding="utf-8")
+    return digest
 
 
 @contextmanager
