@@ -87,11 +87,12 @@ class SupMin(Method):
         super().__init__(model, subset, training)
         self.minority, self.ratio = subset.minority, majority_supervision
 
-    def loss(self, z, labels, generator):
-        drawn = None
+    def forward(self, model, batch):
+        z, drawn = model(batch.x).transpose(0, 1), None
         if self.ratio:
-            drawn = draw_supervised_majority(labels, self.minority, self.ratio, generator)
-        return supmin_loss(z, labels, self.minority, self.temperature, drawn)
+            arguments = batch.cpu_labels, self.minority, self.ratio, batch.generator
+            drawn = draw_supervised_majority(*arguments).to(z.device, non_blocking=True)
+        return supmin_loss(z, batch.labels, self.minority, self.temperature, drawn)
 
 
 class SupPro(Method):

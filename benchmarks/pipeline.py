@@ -66,7 +66,7 @@ def measure_steps(args, device, subset):
 
     views = torch.randn(2, args.batch_size, 3, subset.size, subset.size, device=device)
     labels = torch.arange(args.batch_size, device=device) % 2
-    batch = Batch(views, labels, positions=None, generator=None)
+    batch = Batch(views, labels, labels.cpu(), positions=None, generator=None)
     seconds = time_in_rounds(
         {
             "network_step": partial(run.train_on, batch, run.model),

@@ -20,6 +20,7 @@ class Batch:
 
     x: torch.Tensor  # float32 [V, n, 3, S, S], normalised
     labels: torch.Tensor  # int64 [N]
+    cpu_labels: torch.Tensor  # the same on the CPU; to read them is no wait for the GPU
     positions: torch.Tensor  # int64 [N], index of each image among the training rows
     generator: torch.Generator  # of the epoch, on the CPU, the same on all ranks
 
@@ -74,6 +75,7 @@ class EpochBatches:
             yield Batch(
                 x=loader.make_views(images, sizes, self.generator),
                 labels=labels.to(self.device, non_blocking=True),
+                cpu_labels=labels,
                 positions=torch.from_numpy(positions).to(self.device, non_blocking=True),
                 generator=self.generator,
             )

@@ -1,6 +1,7 @@
 """What runs otherwise on a GPU than on a CPU, against the CPU. Skipped without one."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, call, log_of
+from PIL import Image
 
 import common as losses
 import evaluate_metrics
@@ -19,7 +21,8 @@ import pretrain
 from baselines.kcl import draw_candidates
 from datasets.augment import RECIPES, augment
 from datasets.loader import ImageReader
-from utils.runs import make_generator
+from utils.cli import UserError
+from utils.runs import Run, load_tensors, make_generator
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a GPU that torch can use"
@@ -96,13 +99,100 @@ def test_metrics_are_the_same():
         assert there[name] == pytest.approx(values, rel=1e-9), name
 
 
-def test_kcl_draws_of_the_own_class_alone():
+def test_kcl_draws_what_it_draws_on_the_cpu():
     labels = (torch.arange(60) % 4 == 0).long()
-    for device in ("cpu", GPU):
-        drawn = draw_candidates(
-            labels.to(device)[:, None] == labels.to(device), 5, make_generator(0)
-        ).cpu()
-        assert (drawn.sum(1) == 5).all() and not (drawn & (labels[:, None] != labels)).any()
+    candidates = labels[:, None] == labels
+    here, there = (
+        draw_candidates(candidates.to(device), 5, make_generator(0)).cpu()
+        for device in ("cpu", GPU)
+    )
+    assert torch.equal(here, there) and (here.sum(1) == 5).all()
+
+
+def test_randaugment_is_drawn_as_on_the_cpu():
+    """Values differ where an operation rounds to 8 bits, or picks pixels on a tie."""
+    images = torch.randint(0, 256, (9, 3, 40, 40), dtype=torch.uint8, generator=make_generator(0))
+    sizes, generators = torch.full((9, 2), 40), (make_generator(1), make_generator(1))
+    here, there = (
+        augment(images.to(device), sizes, "natural", 32, generator, randaugment=True).cpu()
+        for device, generator in zip(("cpu", GPU), generators, strict=True)
+    )
+    assert (here - there).abs().mean() < 0.02
+    assert torch.equal(generators[0].get_state(), generators[1].get_state())
+
+
+FORMS = """
+    ntxent, supcon, supmin, supmin --majority-supervision 0.5, supmin --chunk 8, suppro,
+    kcl, kcl --queue 64, tsc --variant code, sbcl --recluster-every 1, bcl --randaugment,
+    paco --queue 64, paco --variant gpaco --queue 64
+"""
+FORMS = [form.strip() for form in FORMS.split(",")]
+TINY = ["--smoke", "--arch", "resnet8", "--size", 24, "--amp", "fp32"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_method_trains_as_on_the_cpu(form, workplace):
+    out = form.replace(" ", "")
+    for device in ("cpu", "cuda"):
+        words = [SUBSET, "--method", *form.split(), *TINY, "--device", device]
+        call(pretrain, *words, "--out", f"{device}/{out}")
+    here, there = ([line["loss"] for line in log_of(Path(d, out))] for d in ("cpu", "cuda"))
+    np.testing.assert_allclose(there, here, rtol=0.05)
+
+
+def test_a_stopped_run_continues_with_the_same_bits(workplace, monkeypatch):
+    words = [SUBSET, *TINY, "--device", "cuda", "--deterministic", "--epochs", 3, "--out"]
+    call(pretrain, *words, "whole")
+    finish_epoch = Run.finish_epoch
+
+    def stop_after_two(self, epoch, stats):
+        finish_epoch(self, epoch, stats)
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "finish_epoch", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        call(pretrain, *words, "stopped")
+    monkeypatch.undo()
+    call(pretrain, *words, "stopped")
+    torch.use_deterministic_algorithms(False)
+    assert Path("whole/encoder.pt").read_bytes() == Path("stopped/encoder.pt").read_bytes()
+
+
+def test_a_compiled_encoder_has_the_same_keys(workplace):
+    for flags in ([], ["--compile"]):
+        out = f"compiled{len(flags)}"
+        call(pretrain, SUBSET, *TINY, "--device", "cuda", *flags, "--out", out)
+    plain, compiled = (load_tensors(f"compiled{k}/encoder.pt") for k in (0, 1))
+    assert plain.keys() == compiled.keys()
+
+
+def test_classifiers_are_trained_again_and_predict(workplace):
+    call(finetune, SUBSET, "--loss", "ce", *TINY, "--device", "cuda", "--out", "ce")
+    for method in ("crt", "lws", "tau_norm"):
+        call(finetune, "ce", "--retrain", method, "--smoke", "--device", "cuda")
+    Path("new").mkdir()
+    Image.fromarray(np.full((8, 8), 99, dtype=np.uint8)).save("new/image.png")
+    for device in ("cuda", "cpu"):
+        call(finetune, "ce", "--predict", "new", "--csv", f"{device}.csv", "--device", device)
+    here, there = (Path(f"{device}.csv").read_text().splitlines() for device in ("cpu", "cuda"))
+    assert here[0] == there[0] and len(here) == len(there) == 2
+
+
+def test_weights_trained_on_it_load_without_it(workplace):
+    call(pretrain, SUBSET, *TINY, "--device", "cuda", "--out", "moved")
+    code = "import torch; torch.load('moved/encoder.pt', weights_only=True)"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=300)
+    assert all(not value.is_cuda for value in load_tensors("moved/checkpoint.pt")["model"].values())
+
+
+def test_an_epoch_in_which_every_step_overflows_is_reported(workplace, monkeypatch):
+    """With infinite losses the scaler skips every step of fp16."""
+    monkeypatch.setattr(pretrain.SupCon, "loss", lambda self, z, labels, generator: z.sum() * 1e38)
+    words = [SUBSET, "--method", "supcon", *TINY, "--amp", "fp16", "--device", "cuda"]
+    with pytest.raises(UserError, match="overflowed|not finite"):
+        call(pretrain, *words, "--out", "overflow")
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])

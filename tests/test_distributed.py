@@ -64,9 +64,11 @@ def step_of(form, chunk=None):
         method = second_phase(args, load_subset(SUBSET).limit_for_smoke(), model).double()
     model.double()
     x = torch.randn(method.views, 8, 3, 8, 8, generator=make_generator(1), dtype=torch.float64)
+    labels = torch.tensor([0, 0, 1, 0, 0, 1, 0, 0])
     batch = Batch(
         x=x[:, distributed.local_slice()],
-        labels=torch.tensor([0, 0, 1, 0, 0, 1, 0, 0]),
+        labels=labels,
+        cpu_labels=labels,
         positions=torch.arange(8),
         generator=make_generator(2),
     )

@@ -14,7 +14,7 @@ import make_subsets
 import pretrain
 from baselines import TSC, sbcl_loss
 from common import ContrastiveModel, load_subset, warmup_cosine
-from datasets.augment import augment
+from datasets.augment import augment_views
 from datasets.loader import Batch
 from utils.cli import UserError
 from utils.runs import load_tensors, make_generator
@@ -130,7 +130,7 @@ def test_a_batch_with_no_or_one_minority_image_trains(small_subset, network, for
     x = torch.rand(method.views, 8, 3, 24, 24, generator=make_generator(1))
     for labels in ([0] * 8, [0] * 7 + [1], [1] * 8):
         network.zero_grad()
-        batch = Batch(x, torch.tensor(labels), torch.arange(8), make_generator(2))
+        batch = Batch(x, *[torch.tensor(labels)] * 2, torch.arange(8), make_generator(2))
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             loss = method(network, batch)
         loss.backward()
@@ -151,7 +151,7 @@ def test_a_method_overfits_one_batch(small_subset, network, form):
     pattern = 2 * torch.rand(3, 8, 8, generator=make_generator(2))
     x = torch.rand(16, 3, 8, 8, generator=make_generator(1)) + labels[:, None, None, None] * pattern
     x = x + 0.1 * torch.randn(method.views, 16, 3, 8, 8, generator=make_generator(3))
-    batch, losses = Batch((x - 0.7) / 0.4, labels, torch.arange(16), None), []
+    batch, losses = Batch((x - 0.7) / 0.4, labels, labels, torch.arange(16), None), []
     for _ in range(25):
         batch.generator = make_generator(0)  # the same draws in each step
         loss = method(model, batch)
@@ -252,7 +252,7 @@ def test_subclasses_are_looked_up_by_the_position_of_the_image(workplace, networ
     x = torch.rand(2, 8, 3, 8, 8, generator=make_generator(1))
     z, temperatures = network(x).transpose(0, 1), method.coarse_temperatures
     expected = sbcl_loss(z, labels, subclasses, 0.07, temperatures)
-    loss = method(network, Batch(x, labels, positions, make_generator(0)))
+    loss = method(network, Batch(x, labels, labels, positions, make_generator(0)))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -315,10 +315,10 @@ def test_randaugment_is_on_the_view_of_the_classifier(workplace, monkeypatch, me
     uses_randaugment = []
 
     def record(*args):
-        uses_randaugment.append(args[5])
-        return augment(*args)
+        uses_randaugment.extend(args[5])
+        return augment_views(*args)
 
-    monkeypatch.setattr("datasets.loader.augment", record)
+    monkeypatch.setattr("datasets.loader.augment_views", record)
     train("--method", method, "--randaugment", "--epochs", 1, out=f"randaugment/{method}")
     assert uses_randaugment == 2 * views  # two steps
 

@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# The first hours with a GPU: tests, one smoke run of every method, speed, precision, evidence.
+#
+#   bash benchmarks/gpu.sh              all parts, one after the other; writes below gpu/
+#   bash benchmarks/gpu.sh tests speed  these parts alone
+#   SMOKE=1 bash benchmarks/gpu.sh      tiny inputs, also without a GPU
+#
+# A step has at most 9 minutes. Each one that ends well is not run again by the same command;
+# its output is in gpu/<step>.log, written as it goes.
+# shellcheck disable=SC2086,SC2317  # variables hold several words or none; parts are called by name
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+PYTHON=${PYTHON:-python3}
+OUT=${OUT:-gpu}
+SMOKE=${SMOKE:+--smoke}
+SUBSET=subsets/digits/99-1.json
+failed=0
+mkdir -p "$OUT"
+
+step() {  # run command $2... once, as step $1; a failed step does not stop the others
+    local name=$1 status=0
+    [ ! -e "$OUT/$name.done" ] || return 0
+    echo "$name: ${*:2}"
+    timeout 540 "${@:2}" > "$OUT/$name.log" 2>&1 || status=$?
+    if [ $status = 0 ]; then touch "$OUT/$name.done"; else
+        echo "$name: exit code $status, see $OUT/$name.log" >&2; failed=1
+    fi
+}
+
+tests() {
+    [ -n "$SMOKE" ] || step tests "$PYTHON" -m pytest -n 0 -q tests/test_cuda.py
+}
+
+methods() {  # every method and variant, two steps each
+    local form name
+    step digits "$PYTHON" make_subsets.py digits
+    while read -r form; do
+        name=${form// /-}
+        step "smoke-$name" "$PYTHON" pretrain.py $SUBSET --smoke --out "$OUT/runs/$name" \
+            --arch resnet8 --method $form
+    done <<< "ntxent
+supcon
+supmin
+supmin --majority-supervision 0.5
+supmin --chunk 8
+suppro
+kcl
+kcl --queue 64
+tsc
+tsc --variant paper
+tsc --variant code
+sbcl
+sbcl --variant paper
+bcl
+bcl --variant batchnorm
+bcl --randaugment
+paco --queue 64
+paco --variant gpaco --queue 64"
+}
+
+speed() {  # cuDNN's trials and torch.compile are rows of the pipeline
+    local amp
+    for amp in auto off; do
+        step "pipeline-$amp" "$PYTHON" -m benchmarks pipeline $SMOKE --amp $amp --steps 20 \
+            --rounds 5 --out "$OUT/$amp"
+    done
+    step methods "$PYTHON" -m benchmarks methods $SMOKE --steps 10 --out "$OUT"
+    step losses "$PYTHON" -m benchmarks losses $SMOKE --out "$OUT"
+    step metrics "$PYTHON" -m benchmarks metrics $SMOKE --rounds 1 --out "$OUT"
+}
+
+precision() {  # bf16, TF32 and float32 at ResNet-50, two runs each; a stopped run continues
+    local amp seed
+    step digits "$PYTHON" make_subsets.py digits
+    for seed in 0 1; do for amp in bf16 off fp32; do
+        step "precision-$amp-$seed" "$PYTHON" pretrain.py $SUBSET --seed $seed --amp $amp $SMOKE \
+            --size 64 --batch-size 64 --epochs 30 --compile --out "$OUT/runs/$amp/seed$seed"
+    done; done
+}
+
+two_gpus() {
+    [ "$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')" -ge 2 ] || return 0
+    step digits "$PYTHON" make_subsets.py digits
+    step two-gpus "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node 2 pretrain.py \
+        $SUBSET --size 64 --batch-size 64 --epochs 5 --out "$OUT/runs/two-gpus"
+}
+
+evidence() {  # results/evidence.sh continues where it stopped: as many steps as it takes
+    [ -n "$SMOKE" ] || step evidence bash results/evidence.sh
+}
+
+for part in "${@:-tests methods speed precision two_gpus evidence}"; do
+    for name in $part; do "$name"; done
+done
+exit $failed
