@@ -39,19 +39,25 @@ from utils.runs import load_strict, load_tensors, make_generator, module_sha256,
 
 
 def parse_args():
-    parser = ArgumentParser("Six metrics per class and a picture of a run's test split.")
-    add = parser.add_argument
+    parser = ArgumentParser(
+        "Six metrics per class and a picture of a run's test split.",
+        example="python evaluate_metrics.py runs/digits/99-1/supmin/seed0",
+    )
+    add = parser.add_argument_group("data").add_argument
     add("runs", metavar="run", nargs="*", type=Path, help="folders from pretrain.py or finetune.py")
     text = "measure this file instead: arrays z [V, n, D] or [n, D], labels [n]"
     add("--embeddings", type=Path, metavar="NPZ", help=text)
-    text = "output folder, for one run (default: the run folder; for z.npz: z_metrics)"
-    add("--out", type=Path, help=text)
+    add = parser.add_argument_group("method").add_argument
     text = "neighbours of CAC: a share of all rows, or a count"
     add("--neighborhood", type=share_or_count, default=0.05, metavar="K", help=text)
     add("--picture", choices=["pca", "tsne", "none"], default="pca", help="2-D map")
-    add("--batch-size", type=number_from(1), default=256, help="images per forward pass")
     add("--seed", type=number_from(0), default=0, help="seed for the augmented views")
+    add = parser.add_argument_group("machine").add_argument
+    add("--batch-size", type=number_from(1), default=256, help="images per forward pass")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if present")
+    add = parser.add_argument_group("output").add_argument
+    text = "output folder, for one run (default: the run folder; for z.npz: z_metrics)"
+    add("--out", type=Path, help=text)
     add("--smoke", action="store_true", help="a few images")
     args = parser.parse_args()
     if bool(args.runs) == bool(args.embeddings):

@@ -303,13 +303,15 @@ def count_classes(labels, n_classes):
 
 
 def parse_args():
-    p = ArgumentParser("Images on disk -> subsets/<dataset>/: decoded once, at several ratios.")
-    p.epilog = f"data sets: {' '.join(DATASETS)}; all: those below --data-root"
-    names = dict(choices=[*DATASETS, "all"], metavar="dataset")
-    p.add_argument("dataset", help="a name from the list below, or all", **names)
-    p.add_argument("path", nargs="?", help=argparse.SUPPRESS)
+    p = ArgumentParser(
+        "Images on disk -> subsets/<dataset>/: decoded once, at several ratios.",
+        example="python make_subsets.py folder --data-root scans --patient '(patient[0-9]+)'",
+    )
     pixels = dict(type=number_from(1), metavar="PIXELS")
-    add = p.add_argument_group("images").add_argument
+    add = p.add_argument_group("data").add_argument
+    text = f"{' '.join(DATASETS)}; all: those below --data-root"
+    add("dataset", choices=[*DATASETS, "all"], metavar="dataset", help=text)
+    add("path", nargs="?", help=argparse.SUPPRESS)
     add("--data-root", default="data", metavar="PATH", help="their folder; npz: the file itself")
     add("--download", action="store_true", help="fetch a missing MedMNIST file")
     add("--skip-bad", action="store_true", help="leave out unreadable images instead of stopping")
@@ -325,7 +327,7 @@ def parse_args():
     for column in ("path", "label", "patient", "split"):
         name = f"--{column}-column"
         add(name, metavar="NAME", help=f"table: column of the {column} (default: {column})")
-    add = p.add_argument_group("classes, splits, ratios").add_argument
+    add = p.add_argument_group("classes, splits and ratios").add_argument
     add("--minority", metavar="A", help="rare class, or A,B; inat21: a taxon (default: the rarer)")
     add("--majority", metavar="B", help="other class, likewise (default: all others)")
     add("--classes", metavar="A,B,C", help="two or more classes, the most frequent first")
@@ -342,11 +344,12 @@ def parse_args():
     folds = "cross-validation: write <dataset>-fold1 to -foldK, each with a test split of its own"
     add("--folds", type=number_from(2), metavar="K", help=folds)
     add("--seed", type=number_from(0), default=0, metavar="N", help="seed for splits and draws")
+    add = p.add_argument_group("machine").add_argument
+    add("--workers", type=number_from(1), metavar="N", help="processes (default: all cores)")
     add = p.add_argument_group("output").add_argument
     add("--out", default="subsets", metavar="PATH", help="folder above <dataset>/")
     add("--name", help="name of <dataset>/ (folder, npz: that of --data-root)")
     add("--verify", action="store_true", help="compare finished subsets with source and checksums")
-    add("--workers", type=number_from(1), metavar="N", help="processes (default: all cores)")
     args = p.parse_args()
     check_args(args)
     return args

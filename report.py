@@ -11,7 +11,6 @@ never averaged: their label names what differs. runs.jsonl keeps the logs and re
 The tables can be made from it again: python report.py results/runs.jsonl
 """
 
-import shlex
 from pathlib import Path
 
 from reporting.claims_figures import plan_claim_figures
@@ -30,14 +29,18 @@ from reporting.tables import (
     terminal_tables,
     unlinked_finetunings,
 )
-from utils.cli import ArgumentParser, UserError, command_line, run_main
+from utils.cli import ArgumentParser, UserError, command_line, print_next, run_main
 from utils.files import atomic_write
 
 
 def parse_args():
-    parser = ArgumentParser("Tables and figures from every run below a folder.")
-    add = parser.add_argument
+    parser = ArgumentParser(
+        "Tables and figures from every run below a folder.",
+        example="python report.py runs --html",
+    )
+    add = parser.add_argument_group("data").add_argument
     add("runs", type=Path, nargs="?", help="folder with runs at any depth, or a runs.jsonl")
+    add = parser.add_argument_group("output").add_argument
     add("--out", type=Path, help="folder for tables and figures (default: RUNS/report)")
     add("--claims", action="store_true", help="judge the paper's claims by these runs, too")
     add("--html", action="store_true", help="write report.html, too: all in one file")
@@ -91,9 +94,12 @@ def report_runs(args):
         write_html(out, args.runs, runs, rows, groups, plans, head)
         texts["report.html"] = None
     print(f"wrote to {out}: {', '.join([*texts, *figures])}")
-    words = [args.runs, "--html", *(["--out", out] if args.out else [])]
-    words = ["--check", out] if is_judged or args.html else words
-    print(f"next: python report.py {shlex.join(map(str, words))}")
+    if is_judged:
+        print_next("report.py", "--check", out)
+    elif args.html:
+        print(f"next: open {out / 'report.html'} in a browser")
+    else:
+        print_next("report.py", args.runs, "--html", *(["--out", out] if args.out else []))
 
 
 def compare(args):

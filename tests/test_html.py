@@ -77,7 +77,7 @@ def test_one_file_shows_everything_of_a_run(tmp_path, monkeypatch, capsys):
     assert len(re.findall(r'<img[^>]*src="data:image', page)) == 3
     printed = capsys.readouterr().out.splitlines()
     assert "report.html" in printed[-2]
-    assert printed[-1] == f"next: python report.py --check {path / 'report'}"
+    assert printed[-1] == f"next: open {path / 'report/report.html'} in a browser"
 
 
 def test_scores_stand_with_their_interval_and_threshold(tmp_path, monkeypatch):
