@@ -297,8 +297,9 @@ def is_minority(labels, minority):
     """Return bool [N], true for images of the minority: a label, or the labels of several."""
     if isinstance(minority, numbers.Integral):
         return labels == minority
-    minority = torch.as_tensor([*minority]).to(labels.device, non_blocking=True)
-    return torch.isin(labels, minority)
+    if not torch.is_tensor(minority):
+        minority = torch.as_tensor([*minority])
+    return torch.isin(labels, minority.to(labels.device, non_blocking=True))
 
 
 def collapse_value(images, views=2):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from baselines import BCL, KCL, SBCL, TSC, PaCo
@@ -25,11 +26,11 @@ from common import (
     ContrastiveModel,
     Method,
     Training,
-    antipodal_prototypes,
     draw_supervised_majority,
     embed,
     load_subset,
     ntxent_loss,
+    simplex_prototypes,
     supcon_loss,
     supmin_loss,
     suppro_loss,
@@ -67,8 +68,8 @@ from utils.runs import Run, add_machine_flags, make_generator, save_tensors
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4  # as the published code; decay on all parameters
 PROJECTION_DIM = 128
 MONITORED_IMAGES = 2000  # most validation images that the collapse monitor embeds
-COLLAPSE_GAP = 0.1  # nats between the loss and its collapse value
-COLLAPSE_SAA = 5.0  # percent
+COLLAPSE_GAP = 0.01  # nats between the loss and its collapse value
+COLLAPSE_CAC = 5.0  # percent above chance, mean of the classes
 SETTLED_STEPS = 100  # fewer leave initial values in the running statistics of batch norm
 
 
@@ -85,21 +86,24 @@ class SupCon(Method):
 class SupMin(Method):
     def __init__(self, model, subset, training, majority_supervision):
         super().__init__(model, subset, training)
-        self.minority, self.ratio = subset.minority, majority_supervision
+        self.minority, self.ratio = subset.tail, majority_supervision
+        # The same labels, on the device of the loss.
+        self.register_buffer("tail", torch.tensor(subset.tail), persistent=False)
 
     def forward(self, model, batch):
         z, drawn = model(batch.x).transpose(0, 1), None
         if self.ratio:
             arguments = batch.cpu_labels, self.minority, self.ratio, batch.generator
             drawn = draw_supervised_majority(*arguments).to(z.device, non_blocking=True)
-        return supmin_loss(z, batch.labels, self.minority, self.temperature, drawn)
+        return supmin_loss(z, batch.labels, self.tail, self.temperature, drawn)
 
 
 class SupPro(Method):
     def __init__(self, model, subset, training, margin):
         super().__init__(model, subset, training)
         self.margin = margin
-        self.register_buffer("prototypes", antipodal_prototypes(model.dim, training.generator))
+        prototypes = simplex_prototypes(len(subset.classes), model.dim, training.generator)
+        self.register_buffer("prototypes", prototypes)
 
     def loss(self, z, labels, generator):
         return suppro_loss(z, labels, self.prototypes, self.temperature, self.margin)
@@ -146,7 +150,7 @@ def main():
     subset, rows = load_training_data(args)
     check_args(args, subset, rows)
     amp = Amp(device, args.amp, subset.size)
-    out = args.out or Path("runs", subset.name, subset.ratio, args.method, f"seed{args.seed}")
+    out = args.out or default_folder(args, subset)
 
     # ResNet -> projection head -> unit sphere; the method adds prototypes, queues, ...
     torch.manual_seed(args.seed)
@@ -196,74 +200,57 @@ def parse_args(words=None):
     parser = ArgumentParser(
         "Contrastive pre-training on one subset. Defaults are those of the published code.",
         smoke=dict(arch="resnet18", epochs=2, batch_size=16, watch_every=1),
+        example="python pretrain.py subsets/digits/99-1.json --method supmin",
     )
     positive, number = number_from(1), number_from(0, float)
-    add = parser.add_argument
+    add = parser.add_argument_group("data").add_argument
     add("subset", type=Path, help="subsets/<dataset>/<ratio>.json, from make_subsets.py")
-    add("--method", choices=METHODS, default="supmin", help="contrastive loss")
-    add("--arch", default="resnet50", help="resnet8 to resnet56, or any torchvision ResNet")
-    add("--stem", choices=STEMS, default="auto", help="cifar: 3x3, no pooling (auto: up to 32 px)")
-    add("--init", metavar="WHERE", help="start from a run folder, a file of weights, or imagenet")
     add("--size", type=number_from(8), metavar="S", help="input side, px (default: the subset's)")
     recipe = f"augmentation: {', '.join(RECIPES)} (default: the subset's)"
     add("--recipe", choices=RECIPES, metavar="NAME", help=recipe)
     add("--no-flip", action="store_true", help="never flip images left-right")
+
+    add = parser.add_argument_group("method").add_argument
+    add("--method", choices=METHODS, default="supmin", help="contrastive loss")
+    add("--temperature", type=number_from(1e-3, float), help="T (default: 0.07; paco: 0.2)")
+    text = "put at least K minority images into every batch"
+    add("--minority-per-batch", type=positive, metavar="K", help=text)
     add("--relu", action="store_true", help="end the projection head with a ReLU")
+    text = "supmin: share of majority images supervised too (default: 0)"
+    add("--majority-supervision", type=number, metavar="R", help=text)
+    text = "suppro: attract up to this lead over the other prototype; cosine M/2 (default: 1)"
+    add("--margin", type=number, metavar="M", help=text)
+    forms = "; ".join(f"{name}: {', '.join(forms)}" for name, forms in VARIANTS.items())
+    add("--variant", metavar="NAME", help=f"form of the method (default: the first): {forms}")
+    add("--k", type=number_from(0), help="kcl, tsc: positives per anchor (default: 3)")
+    text = "kcl, tsc, paco: keys in the queue (default: 0, none; paco: 1024)"
+    add("--queue", type=number_from(0), metavar="K", help=text)
+    add("--alpha", type=number, metavar="A", help="paco: weight of a positive (default: 0.4/count)")
+    text = "sbcl: epochs between clusterings (default: 10)"
+    add("--recluster-every", type=positive, metavar="E", help=text)
+    text = "bcl, paco: RandAugment on one view"
+    add("--randaugment", action="store_const", const=True, help=text)
+
+    add = parser.add_argument_group("training").add_argument
+    add("--arch", default="resnet50", help="resnet8 to resnet56, or any torchvision ResNet")
+    add("--stem", choices=STEMS, default="auto", help="cifar: 3x3, no pooling (auto: up to 32 px)")
+    add("--init", metavar="WHERE", help="start from a run folder, a file of weights, or imagenet")
     add("--epochs", type=positive, default=100, help="as published; the paper's supplement: 350")
     add("--batch-size", type=number_from(2), default=256, help="images; each gives two views")
     add("--lr", type=number, default=0.0625, help="of SGD after the warm-up; 0: untrained floor")
     add("--warmup-epochs", type=number_from(0), default=10, help="linear warm-up, then cosine")
-    add("--temperature", type=number_from(1e-3, float), help="T (default: 0.07; paco: 0.2)")
     add("--seed", type=number_from(0), default=0, help="of weights, order and augmentation")
-    add("--out", type=Path, help="run folder (default: runs/<dataset>/<ratio>/<method>/seed<k>)")
     add("--smoke", action="store_true", help="tiny network, few images, two epochs of two steps")
 
-    add = parser.add_argument_group("one method only").add_argument
-    add(
-        "--majority-supervision",
-        type=number,
-        metavar="R",
-        help="supmin: share of majority images supervised too (default: 0)",
-    )
-    add("--margin", type=number, metavar="M", help="suppro: attract until cosine M/2 (default: 1)")
-    forms = "; ".join(f"{name}: {', '.join(forms)}" for name, forms in VARIANTS.items())
-    add("--variant", metavar="NAME", help=f"form of the method (default: the first): {forms}")
-    add("--k", type=number_from(0), help="kcl, tsc: positives per anchor (default: 3)")
-    add(
-        "--queue",
-        type=number_from(0),
-        metavar="K",
-        help="kcl, tsc, paco: keys in the queue (default: 0, none; paco: 1024)",
-    )
-    add("--alpha", type=number, metavar="A", help="paco: weight of a positive (default: 0.4/count)")
-    add(
-        "--recluster-every",
-        type=positive,
-        metavar="E",
-        help="sbcl: epochs between clusterings (default: 10)",
-    )
-    add(
-        "--randaugment",
-        action="store_const",
-        const=True,
-        help="bcl, paco: RandAugment on one view",
-    )
-
-    add = parser.add_argument_group("batches and machine").add_argument
-    add(
-        "--minority-per-batch",
-        type=positive,
-        metavar="K",
-        help="put at least K minority images into every batch",
-    )
-    add(
-        "--chunk",
-        type=number_from(2),
-        metavar="IMAGES",
-        help="images per forward pass, to save memory; the loss still uses the whole batch",
-    )
-    add("--watch-every", type=number_from(0), default=5, metavar="E", help="epochs between checks")
+    add = parser.add_argument_group("machine").add_argument
+    text = "images per forward pass, to save memory; the loss still uses the whole batch"
+    add("--chunk", type=number_from(2), metavar="IMAGES", help=text)
     add_machine_flags(add)
+
+    add = parser.add_argument_group("output").add_argument
+    text = "run folder (default: runs/<dataset>/<ratio>/<method>/seed<k>; variants get a suffix)"
+    add("--out", type=Path, help=text)
+    add("--watch-every", type=number_from(0), default=5, metavar="E", help="epochs between checks")
     args = parser.parse_args(words)
     resolve_method_options(args)
     return args
@@ -272,7 +259,7 @@ def parse_args(words=None):
 def resolve_method_options(args):
     """Give the method's options their defaults. Raises UserError for another method's option."""
     options = OPTIONS[args.method]
-    args.temperature = args.temperature or {"paco": 0.2}.get(args.method, 0.07)
+    args.temperature = args.temperature or default_temperature(args.method)
     for option in dict.fromkeys(name for defaults in OPTIONS.values() for name in defaults):
         if getattr(args, option) is None:
             setattr(args, option, options.get(option))
@@ -286,6 +273,10 @@ def resolve_method_options(args):
     if (args.majority_supervision or 0) > 1:
         value = args.majority_supervision
         raise UserError(f"--majority-supervision {value}: give a share between 0 and 1")
+
+
+def default_temperature(method):
+    return 0.2 if method == "paco" else 0.07
 
 
 def load_training_data(args):
@@ -316,13 +307,26 @@ def check_args(args, subset, rows):
     if args.minority_per_batch:
         if args.method in ("bcl", "paco"):
             raise UserError(f"--minority-per-batch: {args.method} expects natural batches; drop it")
-        count = int((subset.labels[rows] == subset.minority).sum())
+        count = int(np.isin(subset.labels[rows], subset.tail).sum())
         most = min(args.batch_size, count)
         if args.minority_per_batch > most:
             value = args.minority_per_batch
             raise UserError(f"--minority-per-batch {value}: a batch can hold at most {most}")
     if args.watch_every and len(subset.splits["val"]) < 10:
         raise UserError(f"{subset.path}: under 10 validation images; use --watch-every 0")
+
+
+def default_folder(args, subset):
+    """Return runs/<dataset>/<ratio>/<method>/seed<k>; the flags of a variant follow the method."""
+    defaults = {**OPTIONS[args.method], "minority_per_batch": None, "relu": False}
+    defaults["temperature"] = default_temperature(args.method)
+    name = args.method
+    for option, default in defaults.items():
+        value = getattr(args, option)
+        if value != default:
+            text = {True: "", str: f"-{value}"}.get(value if value is True else type(value), value)
+            name += f"-{option.replace('_', '-')}{text}"
+    return Path("runs", subset.name, subset.ratio, name, f"seed{args.seed}")
 
 
 def make_config(args, subset, amp, out):
@@ -351,6 +355,7 @@ def make_config(args, subset, amp, out):
         smoke=args.smoke,
         classes=subset.classes,
         minority=subset.minority,
+        **({"tail": subset.tail} if len(subset.classes) > 2 else {}),
         subset=os.path.relpath(subset.path, out),
         sha256=subset.sha256,
         rows_sha256=subset.rows_sha256,
@@ -371,7 +376,7 @@ def build_method(args, model, subset):
 
 def make_sampler(args, subset, rows):
     """Return the function that draws the batches of an epoch: generator -> list of positions."""
-    is_minority = subset.labels[rows] == subset.minority
+    is_minority = np.isin(subset.labels[rows], subset.tail)
 
     def draw_batches(generator):
         batches = shuffled_batches(len(rows), args.batch_size, generator)
@@ -403,12 +408,13 @@ def print_plan(args, subset, method, steps_per_epoch):
 def print_batch_statistics(args, subset, method):
     """Print how many minority images a batch holds, and the collapse value of the loss."""
     counts, batch_size = subset.train_counts(), args.batch_size
-    minority, total = counts[subset.minority], sum(counts)
+    minority, total = sum(counts[c] for c in subset.tail), sum(counts)
+    names = " + ".join(subset.classes[c] for c in subset.tail)
     # Hypergeometric probability of no minority image: C(majority, batch) / C(total, batch).
     none = math.comb(total - minority, batch_size) / math.comb(total, batch_size)
     filled = f"; filled up to {args.minority_per_batch}" if args.minority_per_batch else ""
     print(
-        f"  {minority} of {total} training images are '{subset.classes[subset.minority]}' "
+        f"  {minority} of {total} training images are '{names}' "
         f"(minority): {batch_size * minority / total:.2f} expected per batch of {batch_size}, "
         f"none in {none:.1%} of the batches{filled}"
     )
@@ -454,7 +460,8 @@ def monitor_collapse(epoch, stats, args, model, method, subset, device):
         return found
     found |= validate_embedding(model, subset, device, args.chunk or args.batch_size)
     # A network that has hardly been trained maps all images to nearly one point, too.
-    is_trained = epoch >= max(4, min(args.warmup_epochs, args.epochs // 2)) and not args.smoke
+    is_trained = is_last or epoch >= max(4, min(args.warmup_epochs, args.epochs // 2))
+    is_trained = is_trained and args.lr > 0 and not args.smoke
     found["collapsed"] = is_trained and has_collapsed(found)
     print(format_progress(epoch, {**stats, **found}, args, subset, method), flush=True)
     return found
@@ -480,10 +487,14 @@ def validate_embedding(model, subset, device, batch_size):
 
 
 def has_collapsed(stats):
-    """True if the loss is near its collapse value and views do not find each other."""
-    gap = stats["collapse_gap"]
+    """True if the loss is at its collapse value and the neighbours of an image are mixed.
+
+    CAC tells a collapse from slow training: it rises while the loss is still near that value.
+    """
+    gap, cac = stats["collapse_gap"], stats["val_cac"]
+    chance = 100 / len(cac)  # mean of the classes' shares
     return bool(
-        gap is not None and abs(gap) < COLLAPSE_GAP and np.mean(stats["val_saa"]) < COLLAPSE_SAA
+        gap is not None and abs(gap) < COLLAPSE_GAP and np.mean(cac) < chance + COLLAPSE_CAC
     )
 
 
@@ -493,13 +504,18 @@ def knn_balanced_accuracy(z, labels, k=5):
     z [n, D] unit vectors; labels int [n].
     """
     nearest = (z @ z.T).fill_diagonal_(-2).topk(min(k, len(z) - 1), dim=1).indices  # [n, k]
-    correct = (labels[nearest].float().mean(1) > 0.5).long() == labels
-    return 100 * np.mean([correct[labels == c].float().mean().item() for c in (0, 1)])
+    # Of equal votes, the lower label wins.
+    correct = F.one_hot(labels[nearest]).sum(1).argmax(1) == labels
+    return 100 * np.mean([correct[labels == c].float().mean().item() for c in labels.unique()])
 
 
 def format_progress(epoch, stats, args, subset, method):
-    order = [subset.minority, 1 - subset.minority]
-    saa, cac = ("/".join(f"{stats[key][c]:.1f}" for c in order) for key in ("val_saa", "val_cac"))
+    others = [c for c in range(len(subset.classes)) if c not in subset.tail]
+    groups = subset.tail, others
+    saa, cac = (
+        "/".join(f"{np.mean([stats[key][c] for c in group]):.1f}" for group in groups)
+        for key in ("val_saa", "val_cac")
+    )
     value = method.collapse_value(args.batch_size)
     collapse = "" if value is None else f" (collapse {value:.3f})"
     line = (
@@ -513,8 +529,8 @@ def format_progress(epoch, stats, args, subset, method):
         line += "  " + format_fields(method.log_fields)
     if stats["collapsed"]:
         line += (
-            "\n  WARNING: the representation has collapsed: the loss is at its collapse value, "
-            "and views do not find each other"
+            "\n  WARNING: the representation has collapsed: the loss is at its collapse value, and "
+            "neighbours are mixed (CAC at chance); start again with --method supmin"
         )
     return line
 

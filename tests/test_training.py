@@ -153,7 +153,9 @@ def test_knn_accuracy_is_high_for_labels_that_follow_the_embedding():
 def test_monitor_tells_a_collapse_from_a_spread_embedding(workplace, monkeypatch):
     subset, value = load_subset(SUBSET), collapse_value(64)
     n = len(subset.splits["val"])
-    spread = torch.nn.functional.normalize(torch.randn(n, 8, generator=make_generator(0)), dim=1)
+    spread = torch.randn(n, 8, generator=make_generator(0))
+    spread[:, 0] += 9 * torch.from_numpy(subset.labels[subset.splits["val"]])
+    spread = torch.nn.functional.normalize(spread, dim=1)
     point = torch.ones(n, 8) / 8**0.5
     for z, loss, collapsed in [(spread, value, False), (point, 3.0, False), (point, value, True)]:
         monkeypatch.setattr(pretrain, "embed", lambda *args, **options: torch.stack([z, z]))
