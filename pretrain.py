@@ -218,8 +218,7 @@ def parse_args(words=None):
     add("--relu", action="store_true", help="end the projection head with a ReLU")
     text = "supmin: share of majority images supervised too (default: 0)"
     add("--majority-supervision", type=number, metavar="R", help=text)
-    text = "suppro: attract up to this lead over the other prototype; cosine M/2 (default: 1)"
-    add("--margin", type=number, metavar="M", help=text)
+    add("--margin", type=number, metavar="M", help="suppro: attract until cosine M/2 (default: 1)")
     forms = "; ".join(f"{name}: {', '.join(forms)}" for name, forms in VARIANTS.items())
     add("--variant", metavar="NAME", help=f"form of the method (default: the first): {forms}")
     add("--k", type=number_from(0), help="kcl, tsc: positives per anchor (default: 3)")
@@ -248,7 +247,7 @@ def parse_args(words=None):
     add_machine_flags(add)
 
     add = parser.add_argument_group("output").add_argument
-    text = "run folder (default: runs/<dataset>/<ratio>/<method>/seed<k>; variants get a suffix)"
+    text = "run folder (default: runs/<dataset>/<ratio>/<method>/seed<k>)"
     add("--out", type=Path, help=text)
     add("--watch-every", type=number_from(0), default=5, metavar="E", help="epochs between checks")
     args = parser.parse_args(words)
