@@ -4,18 +4,19 @@
     python finetune.py runs/digits/99-1/supmin/seed0 --train head    a linear head, frozen encoder
     python finetune.py subsets/digits/99-1.json --loss focal         ResNet-50 from scratch
     python finetune.py runs/digits/99-1/ce/seed0 --retrain crt       a new classifier for a run
+    python finetune.py runs/digits/99-1/ce/seed0 --predict photos --csv out.csv
 
 Validation chooses the epoch, by AUROC; lws and tau_norm use balanced accuracy, because they move
-the threshold more than the order of the images. The test split is read once.
-Writes config.json, log.jsonl, checkpoint.pt, classifier.pt, predictions.csv, finetune.json and, if
-training changed it, encoder.pt into <run>/finetune/, <run>/<crt, lws or tau_norm>/ or
-runs/<dataset>/<ratio>/<loss>/seed<k>/. A contrastive run gets its finetune.json in <run>/. The
-same command continues a stopped run.
+the threshold more than the order of the images. It then chooses the threshold by --threshold-for.
+The test split is read once.
+Writes config.json, log.jsonl, checkpoint.pt, classifier.pt, classifier.json, predictions.csv,
+finetune.json and, if training changed it, encoder.pt into <run>/finetune/, <run>/<crt, lws or
+tau_norm>/ or runs/<dataset>/<ratio>/<loss>/seed<k>/. A contrastive run gets its finetune.json in
+<run>/. The same command continues a stopped run.
 """
 
 import os
 import sys
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,50 +24,37 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from baselines import LearnableScale, tau_normalized
+from baselines import tau_normalized
 from baselines.classification import (
-    HEADS,
     LOSSES,
     Classifier,
     first_selectable_epoch,
+    load_classifier,
     make_loss,
+    write_classifier,
 )
-from common import (
-    RECIPES,
-    Amp,
-    embed,
-    load_run,
-    load_subset,
-    train_one_epoch,
-    warmup_cosine,
-)
+from baselines.finetune_task import finetune, retrain, train_from_scratch
+from common import RECIPES, Amp, embed, train_one_epoch, warmup_cosine
 from datasets.loader import BatchLoader, balanced_batches, check_batch_size, shuffled_batches
 from datasets.pack import read_index
-from datasets.predict import list_prediction_images, predict_folder
-from datasets.subset import Subset
+from datasets.predict import (
+    REUSE_FLAGS,
+    add_prediction_flags,
+    list_prediction_images,
+    use_classifier,
+)
 from utils.cli import ArgumentParser, UserError, number_from, print_next, run_main
 from utils.distributed import pick_device
-from utils.encoders import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    STEMS,
-    build_encoder,
-    compile_training,
-    feature_map_side,
-    load_init,
-    resolve_stem,
-)
+from utils.encoders import STEMS, compile_training
 from utils.files import find_runs_folder, read_json, write_json
-from utils.runs import (
-    Run,
-    add_machine_flags,
-    load_strict,
-    load_tensors,
-    module_sha256,
-    provenance,
-    save_tensors,
+from utils.runs import Run, add_machine_flags, module_sha256, provenance, save_tensors
+from utils.scores import (
+    add_score_flags,
+    classification_scores,
+    print_test_scores,
+    score_splits,
+    write_predictions,
 )
-from utils.scores import classification_scores, write_predictions
 
 TAUS = [i / 10 for i in range(21)]
 
@@ -82,35 +70,23 @@ RETRAIN_EPOCHS = {"crt": 10, "lws": 5, "tau_norm": 0}  # defaults
 CRITERION = {"lws": "balanced_accuracy", "tau_norm": "balanced_accuracy"}  # else auroc
 
 
-@dataclass
-class Task:
-    """What differs between fine-tuning, training from scratch and re-training."""
-
-    subset: Subset
-    encoder: nn.Module
-    head: nn.Module
-    out: Path  # folder of all files but finetune.json
-    summary: Path  # finetune.json
-    settings: dict  # of config.json and finetune.json
-    source_settings: dict  # of config.json only: the network, and how its weights were trained
-
-
 def main():
     args = parse_args()
     device = pick_device(args.device, args.deterministic)
-    if args.predict and (args.source / "classifier.pt").exists():
-        print(f"{args.source}: its finished network classifies; nothing is trained")
-        model, subset = load_classifier_folder(args.source)
+    folder = find_classifier(args) if args.is_reuse else None
+    if folder:
+        print(f"{folder}: its finished network classifies; nothing is trained")
     else:
         from_run = retrain if args.retrain else finetune
         task = from_run(args) if args.source.is_dir() else train_from_scratch(args)
-        model, subset = train(task, args, device), task.subset
-    if args.predict:
-        predict_folder(model.to(device), subset, args.predict, args.new_images, args.csv, device)
+        train(task, args, device)
+        folder = task.out
+    if args.predict or args.export:
+        use_classifier(load_classifier(folder / "classifier.json"), args, device)
 
 
 def train(task, args, device):
-    """Train until the last epoch, write the results of the best one, and return its network."""
+    """Train until the last epoch and write the results of the best one."""
     has_fixed_encoder = args.train == "head" and not args.bn_train
     model = Classifier(task.encoder, task.head, has_fixed_encoder).to(device)
     frozen_module = select_frozen_module(model.encoder, args)
@@ -138,7 +114,7 @@ def train(task, args, device):
             batch_loss = partial(compute_batch_loss, model, loss, epoch)
             stats = train_one_epoch(batch_loss, batches, optimizer, amp, task.out)
             stats["head_lr"] = optimizer.param_groups[1]["lr"]
-            scores, _ = evaluate_split(model, task.subset, "val", device, args.batch_size)
+            scores = validate(model, task.subset, device, args.batch_size)
             if epoch >= first_selectable_epoch(args.loss, args.epochs):
                 best.update(model, epoch, scores[CRITERION.get(args.retrain, "auroc")])
             run.finish_epoch(epoch, stats | {f"val_{key}": value for key, value in scores.items()})
@@ -147,101 +123,7 @@ def train(task, args, device):
     model.load_state_dict(best.weights)
     if module_sha256(frozen_module) != frozen_sha256:
         raise RuntimeError("training changed the frozen encoder")
-    write_results(task, model, best, run.config, device)
-    return model
-
-
-# --------------------------------------------------------------------------------------------------
-# the three programs: each builds a Task
-# --------------------------------------------------------------------------------------------------
-
-
-def finetune(args):
-    """Train the network of a run, or a new head on its frozen encoder."""
-    config, subset, encoder = load_source_run(args)
-    encoder_sha256 = module_sha256(encoder)
-    encoder.requires_grad_(args.train == "all")
-    head = HEADS[args.head](encoder.dim)
-    out = args.out or args.source / "finetune"
-    # A supervised run has a finetune.json of its own.
-    is_contrastive = "projection_dim" in config
-    summary = (args.source if is_contrastive and not args.out else out) / "finetune.json"
-    settings = {**training_settings(args), "encoder_sha256": encoder_sha256}
-    return Task(subset, encoder, head, out, summary, settings, network_settings(config, subset))
-
-
-def train_from_scratch(args):
-    """Train a new network on a subset, from random weights or those of --init."""
-    args.seed = args.seed or 0
-    subset = load_subset(args.source)
-    subset.change_views(args.size, args.recipe, args.no_flip)
-    if args.init == "imagenet":
-        subset.mean, subset.std = IMAGENET_MEAN, IMAGENET_STD
-        print("  inputs are normalised with ImageNet's mean and standard deviation")
-    if args.smoke:
-        subset.limit_for_smoke()
-    stem = resolve_stem(args.arch, args.stem, subset.size, args.init)
-    torch.manual_seed(args.seed)
-    encoder, network = build_encoder(args.arch, stem), {"arch": args.arch, "stem": stem}
-    head = HEADS[args.head](encoder.dim)
-    if args.init is not None:
-        network["init"] = args.init
-        network["init_sha256"] = load_init(encoder, args.arch, args.init, subset.classes)
-    out = args.out or Path("runs", subset.name, subset.ratio, args.loss, f"seed{args.seed}")
-    settings = {"method": args.loss, **training_settings(args)}
-    source_settings = network_settings(network, subset)
-    if source_settings["feature_map"] == 1:
-        print("  WARNING: its last stage sees one pixel; use --stem cifar, or a larger --size")
-    return Task(subset, encoder, head, out, out / "finetune.json", settings, source_settings)
-
-
-def retrain(args):
-    """Train a new classifier on the frozen encoder of a run, or re-scale the one it has."""
-    config, subset, encoder = load_source_run(args)
-    encoder_sha256 = module_sha256(encoder)
-    head = HEADS[args.head](encoder.dim)
-    # A fine-tuned encoder has no method.
-    source_settings = {"encoder_method": "fine-tuned", **prefixed_settings(config, "encoder")}
-    source_settings |= network_settings(config, subset)
-    if args.retrain != "crt":
-        source_settings |= load_linear_classifier(head, args, config, encoder_sha256)
-    if args.retrain == "lws":
-        head = LearnableScale(head)
-    out = args.out or args.source / args.retrain
-    settings = {"method": args.retrain, **training_settings(args), "encoder_sha256": encoder_sha256}
-    return Task(subset, encoder, head, out, out / "finetune.json", settings, source_settings)
-
-
-def load_source_run(args):
-    """Load the run (config, subset, encoder), take defaults from it, and seed the new weights."""
-    config, subset, encoder = load_run(args.source, args.smoke)
-    subset.change_views(args.size, args.recipe, args.no_flip)
-    defaults_from_run(args, config)
-    torch.manual_seed(args.seed)
-    return config, subset, encoder
-
-
-def defaults_from_run(args, config):
-    """Take the run's seed and, for --retrain, its batch size, if they were not typed."""
-    args.seed = config["seed"] if args.seed is None else args.seed
-    args.batch_size = args.batch_size or config["batch_size"]
-    args.lr = 0.2 * args.batch_size / 512 if args.lr is None else args.lr
-
-
-def network_settings(config, subset):
-    """Return the settings of the encoder, as load_run needs them in the new config.json."""
-    network = {"stem": "imagenet", **config}
-    kept = {key: network[key] for key in ("arch", "stem", "init", "init_sha256") if key in network}
-    side = feature_map_side(network["arch"], network["stem"], subset.size)
-    return {**kept, "feature_map": side}
-
-
-def training_settings(args):
-    """Return the flags that config.json and finetune.json record for all three programs."""
-    names = ("head", "head_lr", "balanced_batches", "subsample_balanced", "fraction", "bn_train")
-    gamma = {"gamma": args.gamma} if args.loss == "focal" else {}
-    settings = {"loss": args.loss, **gamma, "train": args.train, "augment": not args.no_augment}
-    return settings | {name: getattr(args, name) for name in names}
+    write_results(task, model, best, run.config, args, device)
 
 
 def select_frozen_module(encoder, args):
@@ -251,59 +133,10 @@ def select_frozen_module(encoder, args):
     return nn.ParameterList(encoder.parameters()) if args.bn_train else encoder
 
 
-def prefixed_settings(config, prefix):
-    """Return the settings of an earlier training, without those of the data, for config.json."""
-    data = "dataset ratio subset classes minority sha256 rows_sha256 encoder_sha256".split()
-    return {f"{prefix}_{key}": value for key, value in config.items() if key not in data}
-
-
-def load_linear_classifier(head, args, run_config, encoder_sha256):
-    """Load the linear classifier of a run's encoder into `head`.
-
-    A supervised run has its own, beside encoder.pt. The one of another run is in <run>/finetune;
-    then the settings of its training are returned, else {}. Raises UserError if there is none, or
-    if it was trained in another way.
-    """
-    folder, config = args.source, run_config
-    if run_config.get("head") != "linear":
-        folder = args.source / "finetune"
-        hint = (
-            f"--retrain {args.retrain} needs a linear classifier on this encoder: "
-            f"python finetune.py {args.source} --train head --loss ce"
-        )
-        if not (folder / "classifier.pt").exists():
-            raise UserError(f"{folder / 'classifier.pt'}: no such file; {hint}")
-        config = read_json(folder / "config.json", hint)
-        needed = dict(train="head", head="linear", loss="ce", balanced_batches=False)
-        needed |= dict(bn_train=False, encoder_sha256=encoder_sha256)
-        differ = [f"{k} {config.get(k)}" for k, value in needed.items() if config.get(k) != value]
-        if differ:
-            raise UserError(f"{folder}: was made with {', '.join(differ)}; move it away; {hint}")
-    load_strict(head, load_tensors(folder / "classifier.pt"), folder / "classifier.pt")
-    return {} if config is run_config else prefixed_settings(config, "classifier")
-
-
-def load_classifier_folder(folder):
-    """Load a finished network from the folder of its classifier.pt: (Classifier, subset).
-
-    The encoder is in the same folder or, if it was frozen, in the run above. Raises UserError if
-    it is missing or is not the one that the classifier was trained on.
-    """
-    config = read_json(folder / "config.json", "give a folder that finetune.py made")
-    is_frozen = not (folder / "encoder.pt").exists()
-    _, subset, encoder = load_run(folder.parent if is_frozen else folder)
-    if is_frozen and module_sha256(encoder) != config.get("encoder_sha256"):
-        raise UserError(
-            f"{folder}: trained on another encoder than that of {folder.parent}; "
-            "move the folder back into its run"
-        )
-    if config["smoke"]:
-        print(f"  WARNING: {folder} was trained with --smoke; its probabilities mean nothing")
-    subset.size = config["size"]
-    head = HEADS[config["head"]](encoder.dim)
-    head = LearnableScale(head) if config.get("method") == "lws" else head
-    load_strict(head, load_tensors(folder / "classifier.pt"), folder / "classifier.pt")
-    return Classifier(encoder, head, has_fixed_encoder=True).eval(), subset
+def find_classifier(args):
+    """Return the folder of the finished classifier that --predict and --export use, or None."""
+    folders = [args.out] if args.out else [args.source, args.source / "finetune"]
+    return next((folder for folder in folders if (folder / "classifier.pt").exists()), None)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -319,8 +152,9 @@ def parse_args(words=None):
         # None: defaults_from_run sets it.
         parser.set_defaults(epochs=RETRAIN_EPOCHS[args.retrain], batch_size=None, lr=None)
         args = parser.parse_args(words)
-    args.new_images = list_prediction_images(args.predict, args.csv)
-    typed = {word.split("=")[0] for word in words}
+    args.new_images = list_prediction_images(args)
+    typed = {word.split("=")[0] for word in words if word.startswith("--")}
+    args.is_reuse = bool(args.predict or args.export) and typed <= REUSE_FLAGS
     apply_overrides(args, typed, f"--retrain {args.retrain}", RETRAIN.get(args.retrain, {}))
     if args.loss == "ldam_drw":
         apply_overrides(args, typed, "--loss ldam_drw", {"head": "cosine"})
@@ -335,34 +169,11 @@ def make_parser():
         "train a new head (--train head). With --retrain: re-train its classifier by a published "
         "method, which fixes --loss, --train, --head and the sampling.",
         smoke=dict(arch="resnet18", epochs=2, batch_size=16),
+        example="python finetune.py runs/digits/99-1/supmin/seed0 --train head",
     )
     positive, number = number_from(1), number_from(0, float)
-    add = parser.add_argument
+    add = parser.add_argument_group("data").add_argument
     add("source", type=Path, help="subsets/<dataset>/<ratio>.json, or a run folder")
-    add("--loss", choices=LOSSES, default="weighted_ce", help="not with --retrain")
-    add("--gamma", type=number, default=2.0, help="exponent of --loss focal")
-    add("--head", choices=["linear", "mlp"], default="linear", help="classifier; ldam_drw: cosine")
-    add("--epochs", type=positive, default=100, help="passes over the images; crt: 10, lws: 5")
-    add("--batch-size", type=number_from(2), default=256, help="images; --retrain: the run's")
-    add("--lr", type=number, default=1e-4, help="Adam's; crt, lws: SGD, 0.2 * batch size / 512")
-    add("--head-lr", type=number, metavar="LR", help="another one for the head (default: --lr)")
-    add("--seed", type=number_from(0), help="of weights and batches (default: the run's, or 0)")
-    add("--out", type=Path, help="folder for all files (default: in the run, or below runs/)")
-    add("--smoke", action="store_true", help="tiny network, few images, two epochs of two steps")
-
-    add = parser.add_argument_group("from scratch only").add_argument
-    add("--arch", default="resnet50", help="resnet8 to resnet56, or any torchvision ResNet")
-    add("--stem", choices=STEMS, default="auto", help="cifar: 3x3, no pooling (auto: up to 32 px)")
-    add("--init", metavar="WHERE", help="start from a run folder, a file of weights, or imagenet")
-
-    add = parser.add_argument_group("of a run only").add_argument
-    text = "all: the whole network; head: a new head on the frozen encoder"
-    add("--train", choices=["all", "head"], default="all", help=text)
-    text = "crt: a new classifier; lws: scales of the trained one; tau_norm: norms of its weights"
-    add("--retrain", choices=RETRAIN, metavar="METHOD", help=text)
-    add("--bn-train", action="store_true", help="batch norm of a frozen encoder goes on learning")
-
-    add = parser.add_argument_group("images").add_argument
     add("--size", type=number_from(8), metavar="S", help="input side, px (default: the source's)")
     text = "share of the training images of each class"
     add("--fraction", type=number, default=1.0, metavar="F", help=text)
@@ -374,11 +185,37 @@ def make_parser():
     add("--recipe", choices=RECIPES, metavar="NAME", help=recipe)
     add("--no-flip", action="store_true", help="never flip images left-right")
     add("--no-augment", action="store_true", help="train on the evaluation view")
-    text = "classify the images in FOLDER; a finished network is reused, not trained again"
-    add("--predict", type=Path, metavar="FOLDER", help=text)
-    add("--csv", type=Path, metavar="OUT", help="output of --predict: file, probability, class")
+
+    add = parser.add_argument_group("method").add_argument
+    add("--loss", choices=LOSSES, default="weighted_ce", help="not with --retrain")
+    add("--gamma", type=number, default=2.0, help="exponent of --loss focal")
+    add("--head", choices=["linear", "mlp"], default="linear", help="classifier; ldam_drw: cosine")
+    text = "all: the whole network of a run; head: a new head, encoder frozen"
+    add("--train", choices=["all", "head"], default="all", help=text)
+    text = "crt: a new classifier; lws: scales of it; tau_norm: norms of its weights"
+    add("--retrain", choices=RETRAIN, metavar="METHOD", help=text)
+    add("--bn-train", action="store_true", help="batch norm of a frozen encoder goes on learning")
+    text = "from scratch: resnet8 to resnet56, or any torchvision ResNet"
+    add("--arch", default="resnet50", help=text)
+    text = "from scratch; cifar: 3x3, no pooling (auto: up to 32 px)"
+    add("--stem", choices=STEMS, default="auto", help=text)
+    text = "from scratch: start from a run folder, a file of weights, or imagenet"
+    add("--init", metavar="WHERE", help=text)
+    add_score_flags(add)
+
+    add = parser.add_argument_group("training").add_argument
+    add("--epochs", type=positive, default=100, help="passes over the images; crt: 10, lws: 5")
+    add("--batch-size", type=number_from(2), default=256, help="images; --retrain: the run's")
+    add("--lr", type=number, default=1e-4, help="Adam's; crt, lws: SGD, 0.2 * batch size / 512")
+    add("--head-lr", type=number, metavar="LR", help="another one for the head (default: --lr)")
+    add("--seed", type=number_from(0), help="of weights and batches (default: the run's, or 0)")
 
     add_machine_flags(parser.add_argument_group("machine").add_argument)
+
+    add = parser.add_argument_group("output").add_argument
+    add("--out", type=Path, help="folder for all files (default: in the run, or below runs/)")
+    add_prediction_flags(add)
+    add("--smoke", action="store_true", help="tiny network, few images, two epochs of two steps")
     return parser
 
 
@@ -415,6 +252,8 @@ def check_args(args, typed):
     """Raise UserError for flags that do not fit each other."""
     if "--gamma" in typed and args.loss != "focal":
         raise UserError(f"--gamma: only --loss focal reads it, not {args.loss}; leave it out")
+    if args.no_augment and "--recipe" in typed:
+        raise UserError("--recipe: is not used with --no-augment; leave one of them out")
     if not 0 < args.fraction <= 1:
         raise UserError(f"--fraction {args.fraction:g}: give a share above 0 and up to 1")
     if args.bn_train and args.train != "head":
@@ -549,40 +388,66 @@ def choose_tau(model, best, subset, run, device):
     run.copy_checkpoint(len(TAUS))
 
 
-def evaluate_split(model, subset, split, device, batch_size):
-    """Return the scores of a split, and the probability of the minority of each image, [n]."""
-    rows = subset.splits[split]
-    p = embed(model, subset, rows, device, batch_size).double().softmax(1)[:, 1]
-    scores = classification_scores(p, subset.labels[rows], subset.minority)
-    return scores, p if subset.minority else 1 - p
+def predict_split(model, subset, split, device, batch_size):
+    """Return the class probabilities of the images of a split, float64 [n, 2]."""
+    return embed(model, subset, subset.splits[split], device, batch_size).double().softmax(1)
 
 
-def write_results(task, model, best, config, device):
+def validate(model, subset, device, batch_size):
+    p = predict_split(model, subset, "val", device, batch_size)[:, 1]
+    return classification_scores(p, subset.labels[subset.splits["val"]], subset.minority)
+
+
+def write_results(task, model, best, config, args, device):
     """Score the best epoch; write the network (see above), predictions.csv and finetune.json."""
     summary_keys = "epochs batch_size lr seed size smoke classes minority".split()
     settings = {**task.settings, **{key: config[key] for key in summary_keys}}
-    table, subset = task.out / "predictions.csv", task.subset
+    settings |= {"threshold_rule": args.threshold_for, "prevalence": args.prevalence}
+    files = [task.out / name for name in ("predictions.csv", "classifier.pt", "classifier.json")]
     previous = read_json(task.summary, "delete it") if task.summary.exists() else {}
-    if table.exists() and all(previous.get(key) == value for key, value in settings.items()):
+    is_current = all(previous.get(key) == value for key, value in settings.items())
+    if is_current and all(file.exists() for file in files):
         print(f"finished already: {task.summary}")
         return
-    save_tensors(task.out / "classifier.pt", model.head.state_dict())
-    if config["train"] == "all" or config["bn_train"]:
-        save_tensors(task.out / "encoder.pt", model.encoder.state_dict())
-    scores, predictions = {}, {}
-    for split in ("val", "test"):
-        scores[split], p = evaluate_split(model, subset, split, device, config["batch_size"])
-        predictions[split] = subset.splits[split], p
-    files = read_index(subset.path.with_name("index.csv"))[-1]
-    write_predictions(table, files, subset.labels, predictions)
+    subset, batch_size = task.subset, config["batch_size"]
+    p = {
+        split: predict_split(model, subset, split, device, batch_size) for split in ("val", "test")
+    }
+    y = {split: subset.labels[subset.splits[split]] for split in p}
+    result = score_splits(p, y, subset.minority, args.threshold_for, args.prevalence)
+    save_network(task, model, result, args)
+    names = read_index(subset.path.with_name("index.csv"))[-1]
+    predictions = {split: (subset.splits[split], p[split][:, subset.minority]) for split in p}
+    write_predictions(files[0], names, subset.labels, predictions)
     chosen = {"best_epoch": best.epoch + 1}
-    if config.get("method") == "tau_norm":
+    if args.retrain == "tau_norm":
         chosen = {"tau": TAUS[best.epoch]}
-    write_json(task.summary, {**scores, **settings, **chosen, "provenance": provenance(device)})
+    write_json(task.summary, {**result, **settings, **chosen, "provenance": provenance(device)})
     text = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in chosen.items())
-    print(f"test, {text}: {format_scores(scores['test'])}")
-    print(f"wrote {task.summary} and {table}")
+    print(f"test, {text}: {format_scores(result['test'])}")
+    print_test_scores(result, p["test"], y["test"], subset.classes, subset.minority)
+    print(f"wrote {task.summary} and {files[0]}")
     print_next("report.py", find_runs_folder(task.out))
+
+
+def save_network(task, model, result, args):
+    """Write classifier.pt, classifier.json and, if training changed it, encoder.pt."""
+    save_tensors(task.out / "classifier.pt", model.head.state_dict())
+    is_changed = args.train == "all" or args.bn_train
+    if is_changed:
+        save_tensors(task.out / "encoder.pt", model.encoder.state_dict())
+    write_classifier(
+        task.out / "classifier.json",
+        model.encoder,
+        (task.out if is_changed else args.source) / "encoder.pt",
+        task.subset,
+        **{key: task.source_settings[key] for key in ("arch", "stem")},
+        head="lws" if args.retrain == "lws" else args.head,
+        weights="classifier.pt",
+        threshold=result["threshold"],
+        threshold_rule=result["threshold_rule"],
+        smoke=args.smoke,
+    )
 
 
 def print_epoch(epoch, epochs, loss, scores):
@@ -592,8 +457,9 @@ def print_epoch(epoch, epochs, loss, scores):
 
 
 def format_scores(scores):
-    names = {"balanced_accuracy": "balanced accuracy", "auroc": "AUROC", "f1": "F1"}
-    return "  ".join(f"{names.get(k, k)} {100 * value:.1f} %" for k, value in scores.items())
+    names = dict(accuracy="accuracy", balanced_accuracy="balanced accuracy", auroc="AUROC", f1="F1")
+    shown = [key for key in names if key in scores]
+    return "  ".join(f"{names[key]} {100 * scores[key]:.1f} %" for key in shown)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,28 @@
 """Classifier, heads and losses of supervised training; the names are those of finetune.py."""
 
+import os
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from baselines.supervised import (
     CosineClassifier,
+    LearnableScale,
     effective_number_weights,
     ldam_loss,
     ldam_margins,
     logit_adjusted_loss,
 )
 from common import class_weights, focal_loss
+from datasets.predict import ImageClassifier
+from utils.cli import UserError
+from utils.distributed import at_least_float32
+from utils.encoders import Pixels, build_encoder
+from utils.files import read_json, write_json
+from utils.runs import load_strict, load_tensors, module_sha256
 
-LOSSES = ("ce", "weighted_ce", "focal", "ldam_drw", "logit_adjusted")
+LOSSES = ("ce", "weighted_ce", "focal", "ldam_drw", "logit_adjusted", "auc_margin")
 SCALE = 30.0  # of the cosine classifier's logits
 
 # Each builds a classifier on features [B, dim] with logits [B, 2].
@@ -23,6 +32,7 @@ HEADS = {
         nn.Linear(dim, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU(), nn.Linear(dim, 2)
     ),
     "cosine": lambda dim: CosineClassifier(dim, SCALE),
+    "lws": lambda dim: LearnableScale(nn.Linear(dim, 2)),
 }
 
 
@@ -68,8 +78,32 @@ def make_loss(name, counts, epochs, gamma=2.0):
         "logit_adjusted": lambda logits, targets, epoch: logit_adjusted_loss(
             logits, targets, prior
         ),
+        "auc_margin": lambda logits, targets, epoch: auc_margin_loss(logits, targets),
     }
     return losses[name]
+
+
+def auc_margin_loss(logits, targets, margin=1.0):
+    """AUC-margin loss with its inner optimum in closed form.
+
+        L = var(h+) + var(h-) + max(0, m + mean(h-) - mean(h+))^2
+
+    h is the probability of class 1; + and - are the images of class 1 and 0 in the batch, and
+    variances are divided by their number. Swapping the classes gives the same loss. A class without
+    an image adds nothing: its variance and the last term, which compares the classes, are 0.
+
+    logits [B, 2]; targets int [B]. Returns a scalar. It is the min-max form of the source,
+    min_ab max_alpha mean((h+ - a)^2) + mean((h- - b)^2) + 2 alpha (m + mean(h-) - mean(h+)) -
+    alpha^2, at its saddle point. Source: Yuan et al. 2021, arXiv:2012.03173.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        h = at_least_float32(logits).softmax(1)[:, 1:]  # [B, 1]
+        members = F.one_hot(targets.long(), 2).to(h)  # [B, 2]
+        counts = members.sum(0)
+        means = (h * members).sum(0) / counts.clamp(min=1)  # [2]
+        variances = ((h - means).square() * members).sum(0) / counts.clamp(min=1)
+        gap = (margin + means[0] - means[1]).clamp(min=0)
+        return variances.sum() + gap.square() * (counts > 0).all()
 
 
 def first_selectable_epoch(name, epochs):
@@ -78,3 +112,44 @@ def first_selectable_epoch(name, epochs):
     ldam_drw defers its class weights to the last fifth of the epochs; only those may be chosen.
     """
     return 4 * epochs // 5 if name == "ldam_drw" else 0
+
+
+# --------------------------------------------------------------------------------------------------
+# a trained classifier in its run folder; it needs neither the subset nor its images
+# --------------------------------------------------------------------------------------------------
+
+
+def write_classifier(path, encoder, encoder_path, subset, **settings):
+    """Write the JSON file of a trained classifier: what load_classifier needs beside weights.
+
+    encoder_path: the file of the encoder's weights, None for pixels. settings: arch, stem, head,
+    weights (the file of the head, beside `path`), threshold, threshold_rule and smoke.
+    """
+    of_subset = ("classes", "minority", "size", "recipe", "mean", "std")
+    settings |= {key: getattr(subset, key) for key in of_subset}
+    settings["stored_size"], settings["channels"] = subset.images.shape[2:]
+    settings["encoder"] = encoder_path and os.path.relpath(encoder_path, path.parent)
+    settings["encoder_sha256"] = module_sha256(encoder)
+    write_json(path, settings)
+
+
+def load_classifier(path):
+    """Load the classifier that a JSON file of write_classifier describes, as an ImageClassifier.
+
+    Raises UserError if a file is missing, or if the encoder is another than in training.
+    """
+    settings = read_json(path, "run the training command again; it writes this file")
+    if settings["arch"] == "pixels":
+        encoder = Pixels(settings["channels"], settings["size"])
+    else:
+        encoder, file = build_encoder(settings["arch"], settings["stem"]), settings["encoder"]
+        if not (path.parent / file).exists():
+            raise UserError(f"{path.parent / file}: no such file; keep {path.parent} in its run")
+        load_strict(encoder, load_tensors(path.parent / file), path.parent / file)
+    if module_sha256(encoder) != settings["encoder_sha256"]:
+        raise UserError(f"{path}: belongs to another encoder; move it back, or train it again")
+    if settings["smoke"]:
+        print(f"  WARNING: {path} was trained with --smoke; its probabilities mean nothing")
+    head, weights = HEADS[settings["head"]](encoder.dim), path.with_name(settings["weights"])
+    load_strict(head, load_tensors(weights), weights)
+    return ImageClassifier(Classifier(encoder, head, has_fixed_encoder=True), settings).eval()

@@ -105,10 +105,16 @@ FLAGS = {
         "--batch-size": "1024",
         "--seed": "0",
         "--device": "auto",
-        **dict.fromkeys("--embeddings --standardize --predict --csv --out --smoke".split(), ""),
+        "--threshold-for": "youden",
+        **dict.fromkeys(
+            "--embeddings --standardize --prevalence --predict --csv --export --out "
+            "--smoke".split(),
+            "",
+        ),
     },
     "finetune": {
         "--loss": "weighted_ce",
+        "--threshold-for": "youden",
         "--gamma": "2",
         "--train": "all",
         "--head": "linear",
@@ -123,8 +129,8 @@ FLAGS = {
         "--save-every": "auto",
         **dict.fromkeys(
             "--retrain --bn-train --balanced-batches --subsample-balanced --no-augment --size "
-            "--init --recipe --no-flip --deterministic --compile --seed --predict "
-            "--csv --out --smoke".split(),
+            "--init --recipe --no-flip --deterministic --compile --seed --prevalence --predict "
+            "--csv --export --out --smoke".split(),
             "",
         ),
     },
@@ -147,7 +153,7 @@ CHOICES = {
     ("linear_probe", "--rows"): "own balanced subsampled one-percent",
     ("linear_probe", "--class-weights"): "balanced none",
     ("linear_probe", "--optimizer"): "adam sgd",
-    ("finetune", "--loss"): "ce weighted_ce focal ldam_drw logit_adjusted",
+    ("finetune", "--loss"): "ce weighted_ce focal ldam_drw logit_adjusted auc_margin",
     ("finetune", "--retrain"): "crt tau_norm lws",
     ("finetune", "--train"): "all head",
     ("finetune", "--head"): "linear mlp",
@@ -155,6 +161,11 @@ CHOICES = {
 }
 
 SCORES = {"accuracy", "balanced_accuracy", "auroc", "f1"}
+RARE_CLASS_SCORES = set(
+    "average_precision brier sensitivity specificity sensitivity_at_90_specificity "
+    "sensitivity_at_95_specificity sensitivity_at_threshold specificity_at_threshold "
+    "balanced_accuracy_at_threshold".split()
+)
 SIX_METRICS = {"sad", "saa", "cad", "cac", "gpu", "peu"}
 PROVENANCE = {"command", "commit", "device", "python", "torch", "torchvision", "numpy"}
 DATA_KEYS = set("dataset ratio smoke classes minority subset sha256 rows_sha256".split())
@@ -170,7 +181,7 @@ KEYS = {
     "probe.json": set(
         "test val test_balanced_train val_balanced_train chosen chosen_balanced_train protocol "
         "smoke encoder_sha256 balanced_sha256 class_weights standardize rows classes minority "
-        "provenance".split()
+        "threshold threshold_rule test_interval provenance".split()
     ),
     "metrics.json": SIX_METRICS
     | set(
@@ -179,7 +190,7 @@ KEYS = {
     ),
     "finetune.json": FINETUNE_KEYS
     | set("val test epochs batch_size lr seed size smoke classes minority best_epoch".split())
-    | {"provenance"},
+    | {"threshold", "threshold_rule", "test_interval", "provenance"},
     "finetune/config.json": DATA_KEYS | TRAINING_KEYS | FINETUNE_KEYS,
 }
 LOG_KEYS = {
@@ -196,6 +207,7 @@ SUBSET_KEYS = set(
 FILES = (
     set("checkpoint.pt encoder.pt curves.png probe.pt predictions.csv".split())
     | set("embedding.png embedding.npz neighbours.csv hard_examples.png".split())
+    | {"probe_classifier.json", "finetune/classifier.json"}
     | set("finetune/checkpoint.pt finetune/encoder.pt finetune/classifier.pt".split())
     | KEYS.keys()
     | LOG_KEYS.keys()
@@ -276,8 +288,10 @@ def test_a_run_folder_keeps_its_files_and_keys(chain):
         assert PROVENANCE | {"data_sha256"} <= first.keys(), name
         assert len(epochs) == 2 and all(keys <= line.keys() for line in epochs), name
     for scores in ("test", "val", "test_balanced_train", "val_balanced_train"):
-        assert content["probe.json"][scores].keys() == SCORES
-    assert content["finetune.json"]["test"].keys() == SCORES
+        assert content["probe.json"][scores].keys() == SCORES | RARE_CLASS_SCORES | {"threshold"}
+    for name in ("probe.json", "finetune.json"):
+        assert content[name]["test"].keys() == SCORES | RARE_CLASS_SCORES | {"threshold"}
+        assert content[name]["test_interval"].keys() == SCORES | RARE_CLASS_SCORES
     assert all(len(content["metrics.json"][name]) == 2 for name in SIX_METRICS)
     assert PROVENANCE <= content["metrics.json"]["provenance"].keys()
 

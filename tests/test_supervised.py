@@ -17,6 +17,7 @@ from baselines import (
     logit_adjusted_loss,
     tau_normalized,
 )
+from baselines.classification import auc_margin_loss
 
 SUPERVISED = oracle("supervised.npz")
 COSINES = torch.tensor([[0.2, -0.1], [-0.3, 0.4], [0.1, 0.15]], dtype=torch.float64)
@@ -112,3 +113,73 @@ def test_lws_trains_one_number_per_class():
     scaled, x = LearnableScale(nn.Linear(4, 2)), torch.randn(3, 4, generator=rng())
     assert sum(p.numel() for p in scaled.parameters() if p.requires_grad) == 2
     assert torch.equal(scaled(x), scaled.classifier(x))
+
+
+# --------------------------------------------------------------------------------------------------
+# AUC-margin loss
+# --------------------------------------------------------------------------------------------------
+
+
+def min_max_form(logits, targets, a, b, alpha, margin=1.0):
+    """The objective of Yuan et al. 2021, before its inner optimum is taken."""
+    h = logits.softmax(1)[:, 1]
+    positive, negative = h[targets == 1], h[targets == 0]
+    gap = margin + negative.mean() - positive.mean()
+    spread = (positive - a).square().mean() + (negative - b).square().mean()
+    return spread + 2 * alpha * gap - alpha**2
+
+
+def solve_min_max_form(logits, targets):
+    """Find the saddle point by one Newton step: the form is quadratic in a, b and alpha."""
+    inner = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+
+    def gradient(values):
+        form = min_max_form(logits.detach(), targets, *values)
+        return torch.autograd.grad(form, values, create_graph=True)[0]
+
+    hessian = torch.autograd.functional.jacobian(gradient, inner)
+    return (-torch.linalg.solve(hessian, gradient(inner))).detach()
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 8.0])
+def test_auc_margin_equals_the_min_max_form_at_its_saddle_point(scale):
+    logits = scale * torch.randn(20, 2, generator=rng(), dtype=torch.float64)
+    targets = (torch.arange(20) % 4 == 0).long()
+    inner = solve_min_max_form(logits, targets)
+    assert inner[2] > 0, "the saddle point lies inside alpha >= 0"
+    values, gradients = [], []
+    for loss in (auc_margin_loss, lambda z, y: min_max_form(z, y, *inner)):
+        z = logits.clone().requires_grad_()
+        value = loss(z, targets)
+        value.backward()
+        values.append(value.item())
+        gradients.append(z.grad)
+    assert values[0] == pytest.approx(values[1], abs=1e-6)
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=0)
+    assert gradients[0].abs().max() > 1e-4
+    swapped = auc_margin_loss(logits.flip(1), 1 - targets)
+    assert_close(swapped, values[0])
+    h = logits.softmax(1)[:, 1]
+    by_hand = h[targets == 1].var(correction=0) + h[targets == 0].var(correction=0)
+    assert_close(values[0], by_hand + (1 + h[targets == 0].mean() - h[targets == 1].mean()) ** 2)
+
+
+def test_auc_margin_without_one_class_is_the_variance_of_the_other():
+    logits = torch.randn(6, 2, generator=rng(), dtype=torch.float64, requires_grad=True)
+    for label in (0, 1):
+        loss = auc_margin_loss(logits, torch.full((6,), label))
+        assert_close(loss.detach(), logits.detach().softmax(1)[:, 1].var(correction=0))
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert gradient.isfinite().all() and gradient.abs().max() > 0
+    single = auc_margin_loss(logits[:1], torch.ones(1))
+    assert_close(single.detach(), 0)
+
+
+def test_auc_margin_is_zero_for_a_perfect_classifier_and_keeps_float32_under_autocast():
+    logits, targets = torch.tensor([[40.0, -40.0], [-40.0, 40.0]]), torch.tensor([0, 1])
+    assert_close(auc_margin_loss(logits, targets), 0)
+    assert_close(auc_margin_loss(-logits, targets), 4)
+    logits = torch.randn(64, 2, generator=rng())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = auc_margin_loss(logits, torch.arange(64) % 2)
+    assert_close(low, auc_margin_loss(logits, torch.arange(64) % 2), 1e-6)

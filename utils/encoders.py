@@ -60,6 +60,18 @@ class CifarResNet(nn.Module):
         return x.mean(dim=(2, 3))
 
 
+class Pixels(nn.Module):
+    """The floor without a network: x [B, 3, H, W] -> its pixels, [B, channels * H * W]."""
+
+    def __init__(self, channels, size):
+        super().__init__()
+        self.channels, self.dim = channels, channels * size**2
+
+    def forward(self, x):
+        # a grey image has three equal channels
+        return x[:, : self.channels].flatten(1)
+
+
 def build_encoder(arch, stem="imagenet"):
     """Build a ResNet without its classifier; `.dim` is the feature dimension.
 

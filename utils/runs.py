@@ -24,6 +24,7 @@ RUN_FILES = (
     *("probe.json", "probe.pt", "metrics.json", "embedding.png", "embedding.npz"),
     *("neighbours.csv", "hard_examples.png"),
     *("finetune.json", "classifier.pt", "predictions.csv", "probe_predictions.csv"),
+    *("classifier.json", "probe_classifier.json"),
 )
 SECONDS_BETWEEN_CHECKPOINTS = 60  # of --save-every auto
 AMP_MODES = ("auto", "off", "bf16", "fp16", "fp32")

@@ -110,6 +110,24 @@ def sensitivity_at_specificity(p_minority, is_minority, specificity):
 # --------------------------------------------------------------------------------------------------
 
 
+def add_score_flags(add):
+    add(
+        "--threshold-for",
+        type=threshold_rule,
+        default="youden",
+        metavar="RULE",
+        help="threshold by validation: youden, sensitivity=S or specificity=S",
+    )
+    text = "also write predictive values for this share of rare images, as 0.01"
+    add("--prevalence", type=share_between_0_and_1, metavar="SHARE", help=text)
+
+
+def share_between_0_and_1(text):
+    if not 0 < float(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1")
+    return float(text)
+
+
 def threshold_rule(text):
     """Parse --threshold-for: youden, sensitivity=0.95 or specificity=0.9."""
     if not re.fullmatch(r"youden|(sensitivity|specificity)=(1|0?\.\d*[1-9]\d*)", text):
@@ -181,3 +199,41 @@ def read_predictions(path):
     columns = dict(zip(header, np.array(rows, dtype=str).reshape(-1, len(header)).T, strict=True))
     kinds = {name: float for name in header if name.startswith("p_")} | {"label": int}
     return {name: column.astype(kinds.get(name, str)) for name, column in columns.items()}
+
+
+# --------------------------------------------------------------------------------------------------
+# what the terminal shows
+# --------------------------------------------------------------------------------------------------
+
+
+def print_test_scores(result, p, labels, classes, minority):
+    """Print the test scores at the chosen threshold with their intervals, in percent.
+
+    result: of score_splits; p [n, 2] and labels int [n]: of the test split; classes: names.
+    """
+    scores, is_minority = result["test"], np.asarray(labels) == minority
+    n, rare = len(is_minority), int(is_minority.sum())
+    positive = int((np.asarray(p)[:, minority] >= scores["threshold"]).sum())
+    print(f"threshold {scores['threshold']:.3g} ({result['threshold_rule']}, on validation):")
+    for names in SHOWN:
+        print(" ", "   ".join(format_interval(name, result) for name in names))
+    shares = f"{rare} of {n} ({rare / n:.1%}), predicted {positive} ({positive / n:.1%})"
+    print(f"  test images of '{classes[minority]}': {shares}")
+    if rare < RARE_IMAGES_FOR_A_VERDICT:
+        print(f"  WARNING: {rare} rare test images: intervals are wide")
+    if "prevalence" in scores:
+        values = (scores[f"{name}_at_threshold"] for name in ("ppv", "npv"))
+        ppv, npv = ("undefined" if value is None else f"{value:.1%}" for value in values)
+        print(f"  at a prevalence of {scores['prevalence']:.3g}: PPV {ppv}, NPV {npv}")
+
+
+SHOWN = (
+    ("sensitivity_at_threshold", "specificity_at_threshold", "balanced_accuracy_at_threshold"),
+    ("auroc", "average_precision", "sensitivity_at_95_specificity"),
+)
+
+
+def format_interval(name, result):
+    low, high = (100 * bound for bound in result["test_interval"][name])
+    title = name.removesuffix("_at_threshold").replace("_", " ").replace("auroc", "AUROC")
+    return f"{title} {100 * result['test'][name]:.1f} [{low:.1f}, {high:.1f}]"
