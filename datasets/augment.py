@@ -75,7 +75,7 @@ def augment_views(images, sizes, recipe, size, generator, randaugment, shard=sli
         x, sizes = x.repeat(views, 1, 1, 1), sizes.repeat(views, 1)
         x = crop_resize(color_jitter(rotate(x, sizes, angles, flips), **drawn), boxes, sizes, size)
     else:
-        x = color_jitter(crop_resize(x, boxes, sizes, size, flips), **drawn)
+        x = color_jitter(crop_resize(x, boxes, sizes, size, flips, views=views), **drawn)
     if p["p_gray"]:
         x = torch.where(to_device(gray, x)[:, None, None, None], grayscale(x), x)
     x = x.unflatten(0, (views, -1))
@@ -167,17 +167,17 @@ def center_crops(sizes, size, margin=0.15):
     ).float()
 
 
-def crop_resize(x, boxes, sizes, size, flips=None, inside=True):
+def crop_resize(x, boxes, sizes, size, flips=None, inside=True, views=1):
     """Crop every image to its boxes and resize them, antialiased bilinear, by two matrix products.
 
     x float [B, C, S, S], squeezed squares of images of `sizes` [B, 2]; boxes [V * B, 4], V crops of
-    each image, view-major: top, left, height, width in pixels of the original; flips bool [V * B]
-    or None: left-right after the crop. inside: only pixels of the box count, as when a crop is cut
+    each image (V = `views`, view-major): top, left, height, width in pixels of the original; flips
+    bool [V * B] or None: left-right after the crop. inside: only pixels of the box count, as when a crop is cut
     out first; otherwise pixels around it count, too, as when the whole image is resized first.
     Returns [V * B, C, size, size]. For images that are stored at their own size this equals
     torchvision's resized_crop.
     """
-    (n, channels, side), views = x.shape[:3], len(boxes) // len(x)
+    n, channels, side = x.shape[:3]
     # original -> stored pixels
     boxes = to_device(boxes * side / sizes.repeat(views, 2), x)
     rows = _resize_weights(boxes[:, 0], boxes[:, 2], size, side, inside)  # [V * B, size, S]
