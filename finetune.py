@@ -187,7 +187,7 @@ def make_parser():
     add("--no-augment", action="store_true", help="train on the evaluation view")
 
     add = parser.add_argument_group("method").add_argument
-    add("--loss", choices=LOSSES, default="weighted_ce", help="not with --retrain")
+    add("--loss", choices=LOSSES, metavar="NAME", default="weighted_ce", help=", ".join(LOSSES))
     add("--gamma", type=number, default=2.0, help="exponent of --loss focal")
     add("--head", choices=["linear", "mlp"], default="linear", help="classifier; ldam_drw: cosine")
     text = "all: the whole network of a run; head: a new head, encoder frozen"

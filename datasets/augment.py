@@ -170,11 +170,11 @@ def center_crops(sizes, size, margin=0.15):
 def crop_resize(x, boxes, sizes, size, flips=None, inside=True, views=1):
     """Crop every image to its boxes and resize them, antialiased bilinear, by two matrix products.
 
-    x float [B, C, S, S], squeezed squares of images of `sizes` [B, 2]; boxes [V * B, 4], V crops of
-    each image (V = `views`, view-major): top, left, height, width in pixels of the original; flips
-    bool [V * B] or None: left-right after the crop. inside: only pixels of the box count, as when a crop is cut
-    out first; otherwise pixels around it count, too, as when the whole image is resized first.
-    Returns [V * B, C, size, size]. For images that are stored at their own size this equals
+    x float [B, C, S, S], squeezed squares of images of `sizes` [B, 2]; boxes [V * B, 4], V (`views`)
+    crops of each image, view-major: top, left, height, width in pixels of the original; flips bool
+    [V * B] or None: left-right after the crop. inside: only pixels of the box count, as when a crop
+    is cut out first; otherwise pixels around it count, too, as when the whole image is resized
+    first. Returns [V * B, C, size, size]. For images that are stored at their own size this equals
     torchvision's resized_crop.
     """
     n, channels, side = x.shape[:3]
