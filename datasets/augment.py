@@ -170,7 +170,7 @@ def center_crops(sizes, size, margin=0.15):
 def crop_resize(x, boxes, sizes, size, flips=None, inside=True, views=1):
     """Crop every image to its boxes and resize them, antialiased bilinear, by two matrix products.
 
-    x float [B, C, S, S], squeezed squares of images of `sizes` [B, 2]; boxes [V * B, 4], V (`views`)
+    x float [B, C, S, S], squeezed squares of images of `sizes` [B, 2]; boxes [V * B, 4], `views`
     crops of each image, view-major: top, left, height, width in pixels of the original; flips bool
     [V * B] or None: left-right after the crop. inside: only pixels of the box count, as when a crop
     is cut out first; otherwise pixels around it count, too, as when the whole image is resized
