@@ -165,9 +165,8 @@ def parse_args(words=None):
 
 def make_parser():
     parser = ArgumentParser(
-        "A subset file: train a network from scratch. A run folder: fine-tune its network, or "
-        "train a new head (--train head). With --retrain: re-train its classifier by a published "
-        "method, which fixes --loss, --train, --head and the sampling.",
+        "Train a subset from scratch, fine-tune a run, give it a new head (--train head), or re-train "
+        "its classifier.",
         smoke=dict(arch="resnet18", epochs=2, batch_size=16),
         example="python finetune.py runs/digits/99-1/supmin/seed0 --train head",
     )
@@ -187,7 +186,7 @@ def make_parser():
     add("--no-augment", action="store_true", help="train on the evaluation view")
 
     add = parser.add_argument_group("method").add_argument
-    add("--loss", choices=LOSSES, metavar="NAME", default="weighted_ce", help=", ".join(LOSSES))
+    add("--loss", choices=LOSSES, default="weighted_ce", help="not with --retrain")
     add("--gamma", type=number, default=2.0, help="exponent of --loss focal")
     add("--head", choices=["linear", "mlp"], default="linear", help="classifier; ldam_drw: cosine")
     text = "all: the whole network of a run; head: a new head, encoder frozen"
