@@ -165,8 +165,8 @@ def parse_args(words=None):
 
 def make_parser():
     parser = ArgumentParser(
-        "Train a subset from scratch, fine-tune a run, give it a new head (--train head), or re-train "
-        "its classifier.",
+        "Train a subset from scratch, fine-tune a run, give it a new head (--train head), or "
+        "re-train its classifier.",
         smoke=dict(arch="resnet18", epochs=2, batch_size=16),
         example="python finetune.py runs/digits/99-1/supmin/seed0 --train head",
     )
