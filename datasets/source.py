@@ -96,14 +96,14 @@ def parse_classes(flag, text, known, names):
     classes = {**{name.lower(): c for name, c in names.items()}, **{name: name for name in known}}
     # a class name may itself hold a comma
     chosen = [text] if text in known else [word.strip() for word in text.split(",")]
-    chosen = [name if name in known else name.lower() for name in chosen]
-    for name in chosen:
-        if name not in classes:
+    members = [classes.get(name, classes.get(name.lower())) for name in chosen]
+    for name, member in zip(chosen, members, strict=True):
+        if member is None:
             nearest = difflib.get_close_matches(name, classes, n=1)
             hint = f"did you mean {nearest[0]}? " if nearest else ""
             listed = ", ".join([*known.values()][:10])
             raise UserError(f"{flag} {text}: no class {name!r}; {hint}choose from {listed}")
-    return list(dict.fromkeys(classes[name] for name in chosen))
+    return list(dict.fromkeys(members))
 
 
 def binary_labels(labels, minority, majority, names, where):
