@@ -9,7 +9,7 @@ with its neighbours (arXiv:2503.17024): they tell a collapse from a tight class.
 
 A run is measured on two augmented views of its test split, in two spaces: "projection", the sphere
 on which the loss acts, and "encoder", the encoder's features scaled to unit length. --embeddings
-takes an .npz file with z [V, n, D] or [n, D] and labels [n] of 0 and 1; z is used as it is.
+takes an .npz file with z [V, n, D] or [n, D] and labels [n] from 0 up; z is used as it is.
 Writes metrics.json, embedding.png (a 2-D map), embedding.npz and neighbours.csv: SAA and CAC of
 every image and, after linear_probe.py or finetune.py, p, its probability of the rare class. A run
 also gets hard_examples.png: images that are wrong, alone, or twins with different labels
@@ -75,7 +75,7 @@ def share_or_count(text):
 # metrics. Letters: V views, n images, D dimensions, M = V*n rows in view-major order (row =
 # view * n + image), n_c images of class c. z is a tensor or an array, its rows need not have unit
 # length. All is float64; a row is never its own neighbour. ValueError: wrong shapes, values that
-# are not finite, labels other than 0 and 1, a class without an image.
+# are not finite, labels other than 0 to C-1, a class without an image.
 # --------------------------------------------------------------------------------------------------
 
 # Distances held at a time (32 MB): memory grows with the rows, not with their square.
@@ -87,7 +87,7 @@ TIE_TOLERANCE = 1e-13
 def sample_alignment_distance(z, labels):
     """Compute SAD: mean distance from an image's view 0 to its other views.
 
-    z [V, n, D], V >= 2, labels int [n] of 0 and 1. Returns float64 [2], L2 distance, the mean over
+    z [V, n, D], V >= 2, labels int [n]. Returns float64 [C], L2 distance, the mean over
     the images of each class. 0 = the views coincide.
     Source: alignment of Wang & Isola 2020 (arXiv:2005.10242) per class, not squared.
     """
@@ -98,7 +98,7 @@ def sample_alignment_distance(z, labels):
 def sample_alignment_accuracy(z, labels):
     """Compute SAA: share of rows whose nearest other row is another view of the same image.
 
-    z [V, n, D], V >= 2, labels int [n] of 0 and 1. Returns float64 [2], percent of the rows of each
+    z [V, n, D], V >= 2, labels int [n]. Returns float64 [C], percent of the rows of each
     class. 100 = images are told apart. Equally near rows share the credit: a full collapse scores
     chance, 100 (V - 1) / (M - 1). Source: arXiv:2503.17024.
     """
@@ -110,7 +110,7 @@ def sample_alignment_accuracy(z, labels):
 def class_alignment_distance(z, labels):
     """Compute CAD: mean distance from a row to the other rows of its class, all views.
 
-    z [V, n, D], labels int [n] of 0 and 1. Returns float64 [2], L2 distance, the mean over the rows
+    z [V, n, D], labels int [n]. Returns float64 [C], L2 distance, the mean over the rows
     of each class. 0 = the class is one point. Raises ValueError: V * n_c < 2.
 
     Differs from the paper's code, which counts a row's zero distance to itself. With m = V * n_c
@@ -127,8 +127,8 @@ def class_alignment_distance(z, labels):
 def class_alignment_consistency(z, labels, neighborhood=0.05):
     """Compute CAC: share of a row's k nearest other rows that have its label.
 
-    z [V, n, D], labels int [n] of 0 and 1; neighborhood: a share of all rows below 1, k = int(share
-    * M), or an integer k. Returns float64 [2], percent, the mean over the rows of each class.
+    z [V, n, D], labels int [n]; neighborhood: a share of all rows below 1, k = int(share
+    * M), or an integer k. Returns float64 [C], percent, the mean over the rows of each class.
     The class's share of all rows = the classes are mixed. Equally far rows share the last places: a
     full collapse scores 100 (V * n_c - 1) / (M - 1). Raises ValueError: k = 0 or k > M - 1.
     Source: arXiv:2503.17024.
@@ -160,7 +160,7 @@ def image_alignment(z, labels, neighborhood=0.05):
 def gaussian_potential(z, labels):
     """Compute GPU: mean over pairs of different rows of a class of exp(-2 * distance^2).
 
-    z [V, n, D], labels int [n] of 0 and 1. Returns float64 [2], no unit, no logarithm. 1 = one
+    z [V, n, D], labels int [n]. Returns float64 [C], no unit, no logarithm. 1 = one
     point, near 0 = spread out. Raises ValueError: V * n_c < 2.
     Source: the Gaussian potential of Wang & Isola 2020 (arXiv:2005.10242), t = 2, per class.
     """
@@ -179,22 +179,22 @@ def entropy_uniformity(z, labels, repeats=5, generator=None):
     is the entropy (bits) of the class's rows over the points, divided by log2(rows of the class),
     averaged over `repeats` draws. 100 = every row in a place of its own, 0 = all rows in one.
 
-    z [V, n, D], scaled to unit length first, labels int [n] of 0 and 1; generator: a CPU
-    torch.Generator, by default make_generator(0): two calls agree. Returns float64 [2].
+    z [V, n, D], scaled to unit length first, labels int [n]; generator: a CPU
+    torch.Generator, by default make_generator(0): two calls agree. Returns float64 [C].
     Raises ValueError: V * n_c < 2, repeats < 1. Source: arXiv:2503.17024.
     """
     z, labels, rows = validate_embeddings(z, labels)
     if repeats < 1:
         raise ValueError(f"entropy uniformity needs at least one repeat, not {repeats}")
     rows = F.normalize(rows, dim=1)
-    classes = [torch.cat([labels == c] * len(z)) for c in (0, 1)]  # bool [M] each
-    _require_two_rows(classes[0].sum(), classes[1].sum())
+    classes = [torch.cat([labels == c] * len(z)) for c in _classes(labels)]  # bool [M] each
+    _require_two_rows(*(members.sum() for members in classes))
     generator = generator or make_generator(0)
-    total = torch.zeros(2, dtype=torch.float64, device=rows.device)
+    total = torch.zeros(len(classes), dtype=torch.float64, device=rows.device)
     for _ in range(repeats):
         nearest = _nearest_random_point(rows, 10 * len(rows), generator)
-        for c in (0, 1):
-            counts = nearest[classes[c]].unique(return_counts=True)[1].double()
+        for c, members in enumerate(classes):
+            counts = nearest[members].unique(return_counts=True)[1].double()
             p = counts / counts.sum()
             total[c] += -(p * p.log2()).sum() / counts.sum().log2()
     return 100 * total / repeats
@@ -215,10 +215,11 @@ def validate_embeddings(z, labels, min_views=1):
         raise ValueError("sample alignment compares the views of an image; two are needed, not 1")
     if not z.isfinite().all():
         raise ValueError("embeddings hold NaN or infinite values")
-    if not ((labels == 0) | (labels == 1)).all():
-        raise ValueError(f"labels must be 0 and 1, not {labels.unique().tolist()[:5]}")
-    if len(labels.unique()) < 2:
-        raise ValueError(f"all images are of class {int(labels[0])}; both classes are needed")
+    found = labels.unique().tolist()
+    if len(found) < 2:
+        raise ValueError(f"all images are of class {found[0]:g}; two or more classes are needed")
+    if found != list(range(len(found))):
+        raise ValueError(f"labels must be 0 to C-1, each with an image, not {found[:5]}")
     return z, labels.to(z.device).long(), z.flatten(0, 1)
 
 
@@ -239,14 +240,18 @@ def count_neighbors(neighborhood, rows):
     return int(k)
 
 
+def _classes(labels):
+    return range(int(labels.max()) + 1)
+
+
 def _class_means(values, labels):
-    return torch.stack([values[labels == c].mean() for c in (0, 1)])
+    return torch.stack([values[labels == c].mean() for c in _classes(labels)])
 
 
 def _rows_by_class(z, labels):
-    """Return the rows of class 0 and of class 1, [V * n_c, D] each."""
+    """Return the rows of each class, [V * n_c, D] each."""
     z, labels, _ = validate_embeddings(z, labels)
-    classes = [z[:, labels == c].flatten(0, 1) for c in (0, 1)]
+    classes = [z[:, labels == c].flatten(0, 1) for c in _classes(labels)]
     _require_two_rows(*map(len, classes))
     return classes
 
@@ -335,7 +340,7 @@ METRICS = {
 
 
 def compute_metrics(z, labels, neighborhood, space=""):
-    """Return {metric: [class 0, class 1]} of z [V, n, D]; SAD and SAA are None for one view."""
+    """Return {metric: [value of each class]} of z [V, n, D]; SAD and SAA are None for one view."""
     values = {}
     for name, metric in tqdm(METRICS.items(), f"metrics, {space}", leave=False, disable=None):
         options = [neighborhood] if name == "cac" else []
@@ -356,7 +361,7 @@ class Embeddings:
     source: Path  # run folder or .npz file
     title: str
     labels: torch.Tensor  # int [n]
-    classes: list  # two names, index = label
+    classes: list  # names, index = label
     minority: int  # label of the rare class
     views: int
     files: list  # n names
@@ -450,7 +455,7 @@ def embed_test_split(encoder, head, subset, args, device):
 
 def load_embeddings(path, smoke):
     """Load z [V, n, D] or [n, D] and labels [n] from an .npz file."""
-    layout = "z [V, n, D] or [n, D] and labels [n] of 0 and 1"
+    layout = "z [V, n, D] or [n, D] and labels [n] from 0 up"
     arrays = load_arrays(path, ("z", "labels"), layout)
     z, labels = (torch.from_numpy(arrays[name].astype(np.float64)) for name in ("z", "labels"))
     z = z[None] if z.ndim == 2 else z
@@ -464,14 +469,16 @@ def load_embeddings(path, smoke):
     if max(1 - low, high - 1) > 1e-3:
         print(f"z is used as it is: its rows are {low:.3g} to {high:.3g} long, not of unit length")
     if smoke:
-        kept = torch.cat([(labels == c).nonzero().squeeze(1)[:32] for c in (0, 1)]).sort().values
+        members = [(labels == c).nonzero().squeeze(1) for c in _classes(labels)]
+        kept = torch.cat([rows[:32] for rows in members]).sort().values
         z, labels = z[:, kept], labels[kept]
-    minority = int(labels.sum() * 2 <= len(labels))
+    # Of equally rare classes, the last one.
+    minority = int(labels.max() - labels.bincount().flip(0).argmin())
     return Embeddings(
         source=path,
         title=path.stem,
         labels=labels,
-        classes=["class 0", "class 1"],
+        classes=[f"class {c}" for c in _classes(labels)],
         minority=minority,
         views=len(z),
         files=list(range(len(labels))),
@@ -481,7 +488,7 @@ def load_embeddings(path, smoke):
 
 def evaluation_settings(embeddings, args):
     """Collect what decides the result: a metrics.json with equal settings is current."""
-    n = torch.bincount(embeddings.labels, minlength=2).tolist()
+    n = torch.bincount(embeddings.labels, minlength=len(embeddings.classes)).tolist()
     if 0 in n:
         name = embeddings.classes[n.index(0)]
         raise UserError(f"{embeddings.title}: no test image of class {name}; make the subset again")
@@ -556,16 +563,16 @@ def print_table(values, embeddings, n):
     }
     names = [f"{name:>10}" for name in embeddings.classes]
     names[embeddings.minority] += " (minority)"
-    print(f"\n{embeddings.title}: {n[0]} and {n[1]} images, views: {embeddings.views}")
+    print(f"\n{embeddings.title}: {' and '.join(map(str, n))} images, views: {embeddings.views}")
     for space, metrics in values.items():
-        print(f"{space:<11}{names[0]}  {names[1]}   value at collapse")
+        print(f"{space:<11}{'  '.join(names)}   value at collapse")
         for name, pair in metrics.items():
             unit, digits = {"sad": ("L2", 3), "cad": ("L2", 3), "gpu": ("", 3)}.get(name, ("%", 1))
             cells = [
                 f"{'-' if pair is None else f'{pair[c]:.{digits}f}':>{len(names[c])}}"
-                for c in (0, 1)
+                for c in range(len(names))
             ]
-            print(f"  {name.upper():<4} {unit:<4}{cells[0]}  {cells[1]}   {collapse[name]}")
+            print(f"  {name.upper():<4} {unit:<4}{'  '.join(cells)}   {collapse[name]}")
 
 
 if __name__ == "__main__":

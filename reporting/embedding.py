@@ -22,7 +22,10 @@ def plot_embedding(out, embeddings, metrics, args):
     space, (_, rows) = next(iter(embeddings.spaces.items()))
     rows, labels, minority = rows.numpy(), embeddings.labels.numpy(), embeddings.minority
     pairs = [metrics[name] for name in ("saa", "cac")]
-    saa, cac = (f"{p[minority]:.0f} / {p[1 - minority]:.0f}" if p else "-" for p in pairs)
+    others = np.arange(len(embeddings.classes)) != minority
+    saa, cac = (
+        f"{p[minority]:.0f} / {np.array(p)[others].mean():.0f}" if p else "-" for p in pairs
+    )
     title = f"{embeddings.title}, {space}\nSAA {saa} %, CAC {cac} % (minority / majority)"
     chosen = np.arange(len(rows))
     if len(rows) > MAX_PLOT_POINTS:
@@ -50,8 +53,11 @@ def draw_scatter(xy, labels, names, minority, limit, title):
     axes = figure.subplots()
     majority_style = dict(c=MAJORITY, marker="o", s=14, linewidths=0)
     minority_style = dict(c=MINORITY, marker="^", s=30, linewidths=0.5, edgecolors="w")
-    for c, style in ((1 - minority, majority_style), (minority, minority_style)):
+    others = [c for c in range(len(names)) if c != minority]
+    for i, c in enumerate(others):
+        style = majority_style | ({"c": f"C{i}"} if len(others) > 1 else {})
         axes.scatter(*xy[labels == c].T, label=names[c], **style)
+    axes.scatter(*xy[labels == minority].T, label=names[minority], **minority_style)
     axes.set(title=title, aspect="equal", xlabel="PCA 1", ylabel="PCA 2")
     if np.isinf(limit):
         note = "t-SNE: shows neighbours, not distances; a collapse is magnified"

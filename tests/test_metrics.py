@@ -255,7 +255,7 @@ def test_metrics_are_pure(metric):
             for metric in METRICS
             for case in [
                 (torch.ones(2, 40, 2), [1] * 40, "of class 1"),
-                (torch.ones(2, 40, 2), [1, 2] * 20, "0 and 1"),
+                (torch.ones(2, 40, 2), [1, 2] * 20, "0 to C-1"),
                 (torch.ones(2, 40, 2), [0, 1], r"labels \[40\]"),
                 (torch.ones(40, 2), [0, 1] * 20, "views, images"),
                 (torch.full((2, 40, 2), torch.nan), [0, 1] * 20, "NaN"),
@@ -510,7 +510,7 @@ def test_collapsed_embeddings_of_one_view(tmp_path, monkeypatch, capsys):
         (dict(z=np.ones((40, 2)), labels=[0, 1]), r"labels \[40\]"),
         (dict(z=np.full((40, 2), np.nan), labels=[0, 1] * 20), "NaN"),
         (dict(z=np.ones((40, 2)), labels=[1] * 40), "of class 1"),
-        (dict(z=np.ones((40, 2)), labels=[1, 2] * 20), "0 and 1"),
+        (dict(z=np.ones((40, 2)), labels=[1, 2] * 20), "0 to C-1"),
         (dict(z=np.ones((40, 2)), labels=["a", "b"] * 20), "labels is <U1, not numbers"),
         (dict(z=np.array([{}] * 40), labels=[0, 1] * 20), "allow_pickle=False"),
         (dict(z=np.ones((6, 2)), labels=[0, 1] * 3), "--neighborhood 0.05"),

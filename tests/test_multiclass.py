@@ -25,6 +25,7 @@ from common import (
 )
 from datasets.ratios import choose_tail, long_tail_counts
 from datasets.splits import draw_splits
+from evaluate_metrics import compute_metrics
 
 T = 0.2
 RATIOS = ("lt10", "lt1", "natural")
@@ -325,3 +326,36 @@ def test_class_folders_are_ordered_as_named(make, tmp_path):
 )
 def test_a_mistake_in_the_classes_is_one_line(refused, words, says):
     refused("digits", *words.split(), says=[says])
+
+
+# metrics ------------------------------------------------------------------------------------------
+
+
+def test_metrics_of_three_classes_equal_double_loops():
+    z, y = batch(seed=3)
+    z = z.transpose(0, 1)  # [V, n, D]
+    rows, labels, image = z.flatten(0, 1), y.repeat(2), torch.arange(len(y)).repeat(2)
+    distance = torch.cdist(rows, rows).fill_diagonal_(torch.inf)
+    per_class = {name: [] for name in ("saa", "cac", "cad", "gpu", "sad")}
+    for c in range(3):
+        members = [i for i in range(len(rows)) if labels[i] == c]
+        nearest = {i: distance[i].argsort()[:4].tolist() for i in members}
+        hits = [image[nearest[i][0]] == image[i] for i in members]
+        per_class["saa"].append(100 * sum(map(float, hits)) / len(hits))
+        same = [sum(int(labels[j]) == c for j in nearest[i]) / 4 for i in members]
+        per_class["cac"].append(100 * sum(same) / len(same))
+        pairs = [float(distance[i, j]) for i in members for j in members if i != j]
+        per_class["cad"].append(sum(pairs) / len(pairs))
+        per_class["gpu"].append(sum(math.exp(-2 * d * d) for d in pairs) / len(pairs))
+        views = [float((z[0, i] - z[1, i]).norm()) for i in range(len(y)) if y[i] == c]
+        per_class["sad"].append(sum(views) / len(views))
+    found = compute_metrics(z, y, neighborhood=4)
+    for name, expected in per_class.items():
+        assert found[name] == pytest.approx(expected, rel=1e-9), name
+    assert len(found["peu"]) == 3
+
+
+def test_metrics_refuse_a_class_without_an_image():
+    z, y = batch()
+    with pytest.raises(ValueError, match="0 to C-1"):
+        compute_metrics(z.transpose(0, 1), 2 * y, neighborhood=4)
