@@ -228,18 +228,8 @@ def print_summary(args, source, packed, records):
     names = " / ".join(f"{name} (rare)" if name == rare else name for name in source.classes)
     stored = " x ".join(map(str, packed.shape[1:]))
     print(f"{args.name}: {len(packed.names)} images of {names}, stored as {stored}")
-    head = " / ".join(name if len(name) <= 12 else f"{name[:11]}…" for name in source.classes)
-    head = head if len(source.classes) == 2 else "all (least-most)"
-    width = max(15, len(head) + 2)
-    print(f"{'ratio':<12}" + "".join(f" {split:>{width}}" for split in SPLITS))
-    print(" " * 12 + f" {head:>{width}}" * len(SPLITS))
-    rows = {ratio: records[ratio]["counts"] for ratio in records}
     published = DATASETS[args.dataset].counts
-    if published:
-        rows["published"] = {s: dict(enumerate(published[s])) for s in SPLITS}
-    for name, counts in rows.items():
-        columns = [format_counts([*counts[split].values()]) for split in SPLITS]
-        print(f"{name:<12}" + "".join(f" {column:>{width}}" for column in columns))
+    print_counts(source.classes, {r: records[r]["counts"] for r in records}, published)
     found = {s: count_classes(packed.labels[packed.split == s], 2) for s in SPLITS}
     if published and any(tuple(found[s].values()) != published[s] for s in SPLITS):
         print("WARNING: the counts of all images are not the published ones")
@@ -248,6 +238,20 @@ def print_summary(args, source, packed, records):
     print_list("truncated, read as far as possible", packed.truncated)
     leaks = [" = ".join(names) for names in record["leaks"]]
     print_list("WARNING: equal pictures in two splits or in both classes", leaks)
+
+
+def print_counts(classes, rows, published):
+    """Print a table of the images per split and class; rows: {ratio: counts of its record}."""
+    head = " / ".join(name if len(name) <= 12 else f"{name[:11]}…" for name in classes)
+    head = head if len(classes) == 2 else "all (least-most)"
+    width = max(15, len(head) + 2)
+    print(f"{'ratio':<12}" + "".join(f" {split:>{width}}" for split in SPLITS))
+    print(" " * 12 + f" {head:>{width}}" * len(SPLITS))
+    if published:
+        rows["published"] = {s: dict(enumerate(published[s])) for s in SPLITS}
+    for name, counts in rows.items():
+        columns = [format_counts([*counts[split].values()]) for split in SPLITS]
+        print(f"{name:<12}" + "".join(f" {column:>{width}}" for column in columns))
 
 
 def format_counts(counts):
@@ -363,7 +367,22 @@ def share(text):
 
 
 def check_args(args):
-    """Refuse flags that the data set does not accept; fill in size and name."""
+    """Refuse flags that do not fit; fill in ratios, size and name."""
+    refuse_unused_flags(args)
+    if args.ratios:
+        texts = [text for word in args.ratios for text in word.split(",") if text]
+        args.ratios = list(dict.fromkeys(parse_ratio(text)[0] for text in texts))
+    if args.imbalance:
+        args.ratios = list(dict.fromkeys([long_tail_name(args.imbalance), *(args.ratios or [])]))
+    if args.dataset != "all":
+        args.size = args.size or DATASETS[args.dataset].size
+        args.name = args.name or default_name(args)
+        if args.name in ("", ".", "..") or Path(args.name).name != args.name:
+            raise UserError(f"--name {args.name}: not a folder name; give its parent with --out")
+
+
+def refuse_unused_flags(args):
+    """Raise UserError for a flag that the data set or another flag leaves without a use."""
     if args.path is not None:
         raise UserError(f"{args.path}: give the place of the images as --data-root {args.path}")
     entry = DATASETS.get(args.dataset)
@@ -372,23 +391,18 @@ def check_args(args):
         if getattr(args, flag) and flag not in accepted:
             name = flag.replace("_", "-")
             raise UserError(f"--{name}: {args.dataset} does not take it; leave it out")
-    if args.ratios:
-        texts = [text for word in args.ratios for text in word.split(",") if text]
-        args.ratios = list(dict.fromkeys(parse_ratio(text)[0] for text in texts))
-    if args.imbalance:
-        args.ratios = list(dict.fromkeys([long_tail_name(args.imbalance), *(args.ratios or [])]))
     if args.classes and (args.minority or args.majority):
         raise UserError("--classes: names all classes; leave out --minority and --majority")
     if args.tail and not args.classes:
         raise UserError("--tail: names rare ones of --classes; add --classes A,B,C")
-    if entry:
-        args.size = args.size or entry.size
-        root = Path(args.data_root).resolve()
-        names = {"folder": root.name, "table": root.name, "npz": root.stem}
-        suffix = f"-{len(args.classes.split(','))}classes" if args.classes else ""
-        args.name = args.name or names.get(args.dataset, args.dataset) + suffix
-        if args.name in ("", ".", "..") or Path(args.name).name != args.name:
-            raise UserError(f"--name {args.name}: not a folder name; give its parent with --out")
+
+
+def default_name(args):
+    """Return the name of <dataset>/: that of the data set, or of the user's own images."""
+    root = Path(args.data_root).resolve()
+    names = {"folder": root.name, "table": root.name, "npz": root.stem}
+    suffix = f"-{len(args.classes.split(','))}classes" if args.classes else ""
+    return names.get(args.dataset, args.dataset) + suffix
 
 
 def main():

@@ -93,7 +93,8 @@ def parse_classes(flag, text, known, names):
 
     names: {another name of a class: class}, in letters of any case.
     """
-    classes = {**{name.lower(): c for name, c in names.items()}, **{name: name for name in known}}
+    others = {name.lower(): c for name, c in names.items() if c in known}
+    classes = {**others, **{name: name for name in known}}
     # a class name may itself hold a comma
     chosen = [text] if text in known else [word.strip() for word in text.split(",")]
     members = [classes.get(name, classes.get(name.lower())) for name in chosen]
@@ -106,6 +107,11 @@ def parse_classes(flag, text, known, names):
     return list(dict.fromkeys(members))
 
 
+def describe_numbers(numbers, names):
+    """Return {"3": "3 name of class 3"} for the classes of a data set."""
+    return {str(c): f"{c} {names.get(str(c), '')}".rstrip() for c in numbers}
+
+
 def binary_labels(labels, minority, majority, names, where):
     """Label two groups of numbered classes: 0 for --minority, 1 for --majority, else -1.
 
@@ -115,8 +121,8 @@ def binary_labels(labels, minority, majority, names, where):
     """
     has_findings = labels.ndim == 2
     numbers = range(labels.shape[1]) if has_findings else np.unique(labels)
-    known = {str(c): f"{c} {names[str(c)]}" if str(c) in names else str(c) for c in numbers}
-    by_name = {names[c]: c for c in known if c in names}
+    known = describe_numbers(numbers, names)
+    by_name = {name: c for c, name in names.items()}
     groups = choose_classes(known, minority, majority, where, by_name)
     columns = [[int(c) for c in group] for group in groups]
     if has_findings:
@@ -157,7 +163,7 @@ def ordered_labels(labels, args, names):
     An image of several of them is -1, too. Returns int [M], and fields of a Source.
     """
     numbers = range(labels.shape[1]) if labels.ndim == 2 else np.unique(labels)
-    known = {str(c): f"{c} {names[str(c)]}" if str(c) in names else str(c) for c in numbers}
+    known = describe_numbers(numbers, names)
     chosen, tail = choose_ordered_classes(args, known, names)
     columns = [int(c) for c in chosen]
     is_member = labels[:, columns] == 1 if labels.ndim == 2 else labels[:, None] == columns

@@ -16,30 +16,25 @@ from utils.cli import UserError
 def load(args):
     """Load the images that --labels lists; a missing val or test is drawn from train."""
     root, table = Path(args.data_root), args.labels
-    if not root.is_dir():
-        raise UserError(f"--data-root {root}: no such folder; give the folder of the images")
-    if table is None or not Path(table).is_file():
-        found = ", ".join(sorted(map(str, root.glob("*.csv")))) or "none"
-        problem = "table needs it" if table is None else f"{table}: no such file"
-        raise UserError(f"--labels {problem}; give a CSV file (in {root}: {found})")
+    check_places(root, table)
     columns, rows = read_rows(table)
-    entries = read_entries(rows, choose_columns(args, columns, table), root, table)
+    columns = choose_columns(args, columns, table)
+    entries = read_entries(rows, columns, table, root)
+    check_files(entries, table, root)
     labels = {path: entry["label"] for path, entry in entries.items()}
     classes, minority, tail = choose_user_classes(sorted(set(labels.values())), args, table)
     number = {label: c for c, (_, members) in enumerate(classes) for label in members}
-    kept = {path: entry for path, entry in entries.items() if entry["label"] in number}
-    splits = [read_split(entry.get("split", "train"), path, table) for path, entry in kept.items()]
-    given = [split for split in SPLITS if split in splits]
-    if "train" not in given:
-        raise UserError(f"{table}: no line has the split train; val and test alone do not do")
-    found = [(path, number[labels[path]], split) for path, split in zip(kept, splits, strict=True)]
-    patients = [entry.get("patient") for entry in kept.values()]
+    kept = [path for path in sorted(entries) if labels[path] in number]
+    splits = [read_split(entries[path].get("split", "train"), path, table) for path in kept]
+    if "train" not in splits:
+        raise UserError(f"{table}: no line has the split train; give it to most of the images")
+    patients = [entries[path].get("patient") for path in kept]
     return user_source(
         args,
         root,
-        found,
-        given,
-        patients=np.array(patients) if "patient" in next(iter(kept.values())) else None,
+        [(path, number[labels[path]], split) for path, split in zip(kept, splits, strict=True)],
+        given=[split for split in SPLITS if split in splits],
+        patients=np.array(patients) if "patient" in columns else None,
         # so that a change of the table is noticed
         groups=[f"{patient}\t{split}" for patient, split in zip(patients, splits, strict=True)],
         classes=[name for name, _ in classes],
@@ -47,6 +42,16 @@ def load(args):
         tail=tail,
         notes=describe_left_out(labels, number, root, table),
     )
+
+
+def check_places(root, table):
+    """Raise UserError unless the folder of the images and the table are there."""
+    if not root.is_dir():
+        raise UserError(f"--data-root {root}: no such folder; give the folder of the images")
+    if table is None or not Path(table).is_file():
+        found = ", ".join(sorted(map(str, root.glob("*.csv")))) or "none"
+        problem = "table needs it" if table is None else f"{table}: no such file"
+        raise UserError(f"--labels {problem}; give a CSV file (in {root}: {found})")
 
 
 def read_rows(path):
@@ -103,10 +108,10 @@ def choose_columns(args, found, table):
     return {name: column for name, column in columns.items() if column in found}
 
 
-def read_entries(rows, columns, root, table):
-    """Read {path of an image: its label, and patient and split if known}, in the order of paths.
+def read_entries(rows, columns, table, root):
+    """Read {path of an image: its label, and patient and split if known}.
 
-    Raises UserError for an empty cell, a missing file, and a file with two different lines.
+    Raises UserError for an empty cell, and for a file with two different lines.
     """
     entries = {}
     for row in rows:
@@ -126,6 +131,11 @@ def read_entries(rows, columns, root, table):
                 f"{table}: {path} has two lines, with {columns[name]} {first[name]} and "
                 f"{entry[name]}; leave one"
             )
+    return entries
+
+
+def check_files(entries, table, root):
+    """Raise UserError for files that are missing or do not lie below the data root."""
     missing = [path for path in entries if not path.is_file()]
     if missing:
         raise UserError(
@@ -135,7 +145,6 @@ def read_entries(rows, columns, root, table):
     outside = [path for path in entries if ".." in path.parts or not path.is_relative_to(root)]
     if outside:
         raise UserError(f"{table}: {outside[0]} is not below {root}; give a higher --data-root")
-    return dict(sorted(entries.items()))
 
 
 def read_split(text, path, table):

@@ -17,7 +17,7 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1
 
-from datasets.images import read_image
+from datasets.images import list_images, read_image
 from datasets.source import SPLITS
 from datasets.splits import draw_fold, draw_splits
 
@@ -219,6 +219,8 @@ def test_grey_values_of_dicom(tmp_path):
     signed = ramp(-1000, 900, np.int16)
     np.testing.assert_array_equal(read(signed, bits=16), np.rint(255 * (signed + 1000.0) / 1900))
     assert (read(np.full((4, 4), 7, np.uint16)) == 0).all()
+    # what --predict reads
+    assert dicom(tmp_path / "IM1", x) in list_images(tmp_path)
     colours = np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8)
     path = dicom(tmp_path / "colours", colours, bits=8, kind="RGB")
     np.testing.assert_array_equal(read_image(path), colours)
