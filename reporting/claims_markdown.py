@@ -124,14 +124,15 @@ def table_1(regimes):
     lines = []
     for regime in (r for r in regimes if r.kind != "medical"):
         ratios = sorted(regime.share, key=regime.share.get, reverse=True)
+        known = [ratio for ratio in ratios if ratio in paper.RATIOS]
         header = ["", *ratios]
-        for ratio in set(ratios) & {*paper.RATIOS}:
+        for ratio in known:
             header += [f"paper, {ratio}", f"rerun, {ratio}"]
         rows = []
         for method in methods_of(regime):
             row = [METHODS.get(method, method)]
             row += [score_cell(regime, ratio, method, "balanced_accuracy") for ratio in ratios]
-            for ratio in set(ratios) & {*paper.RATIOS}:
+            for ratio in known:
                 row += [paper.table_1_text(method, ratio), paper.rerun_text(method, ratio)]
             rows.append(row)
         lines += ["", f"{regime.name} ({regime.kind} images):", "", *markdown_table(header, rows)]
@@ -267,7 +268,7 @@ def changed_table(regime):
                 *(mean_text(members, value, digits) for value, digits in CHANGED_COLUMNS.values()),
             ]
             for label, members in groups.items()
-            if any(measured_values(members, probe_score("auroc")))
+            if measured_values(members, probe_score("auroc"))
         ]
         if table:
             header = ["method", "n", *CHANGED_COLUMNS]

@@ -127,7 +127,7 @@ def metric_case(regime, ratio, key, repair, is_worse=True):
 
 def measure_other_metrics(regime):
     for ratio in regime.imbalanced():
-        for key in METRICS.keys() - {*CLASS_METRICS}:
+        for key in (key for key in METRICS if key not in CLASS_METRICS):
             cases = [metric_case(regime, ratio, key, repair, is_worse=False) for repair in REPAIRS]
             where = f"{METRICS[key]} calls SupCon better"
             yield placed(regime, ratio, required(where, cases))
@@ -331,7 +331,7 @@ def judge_init(regime):
     for ratio in regime.imbalanced():
         started = regime.changed(ratio, regime.repair, "init")
         others = regime.changed(ratio, "supcon", "init")
-        for weights in started.keys() & others.keys():
+        for weights in sorted(started.keys() & others.keys()):
             where = f"from {weights}, {METHODS[regime.repair]} over SupCon"
             case = compare(where, started[weights], others[weights])
             return measured(place(regime, ratio, where), [case])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datasets import DATASETS
-from reporting.claims_statistics import MIN_PAIRS, Case, Difference, p_text
+from reporting.claims_statistics import ALPHA, MIN_PAIRS, Case, Difference, p_text
 from reporting.collect import LOSS_SETTINGS
 from reporting.tables import is_smoke
 
@@ -281,7 +281,8 @@ def compare(where, a, b, margin=0.0, rows="balanced"):
     smallest = min(found.values(), key=lambda d: abs(d.mean))
     n = len(smallest.values)
     p = p_text(min(p_yes, p_no))
-    hint = needed_seeds(list(found.values()), [*a.values(), *b.values()])
+    is_open = min(p_yes, p_no) >= ALPHA
+    hint = needed_seeds(list(found.values()), [*a.values(), *b.values()]) if is_open else ""
     return Case(where, f"{', '.join(texts)}, n {n}, {p}", p_yes, p_no, smallest.mean, hint=hint)
 
 

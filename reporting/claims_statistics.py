@@ -7,6 +7,7 @@ every reading is, "no" if one comparison is by both scores, and otherwise undeci
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from scipy.special import stdtr, stdtrit
@@ -25,11 +26,11 @@ class Difference:
     values: list
     margin: float = 0.0
 
-    @property
+    @cached_property
     def mean(self):
         return float(np.mean(self.values))
 
-    @property
+    @cached_property
     def std(self):
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else math.nan
 
