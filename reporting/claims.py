@@ -63,7 +63,7 @@ CLAIMS = (
         "SAA and CAC show the collapse; SAD, CAD, GPU and PEU do not.",
         "At the rarest ratio: SAA and CAC of SupCon are both below those of both losses (mean of "
         "the classes, in the projection). Also measured: each other metric calls SupCon better "
-        "than both (lower SAD, CAD and GPU, higher PEU).",
+        "than both (lower SAD, CAD and GPU, higher PEU). The verdict is about SAA and CAC.",
         "SupCon and both losses at 99-1, with evaluate_metrics.py",
         3,
         rules.judge_class_metrics,

@@ -14,7 +14,7 @@ from reporting.claims_runs import (
     measured_values,
     probe_score,
 )
-from reporting.claims_statistics import MIN_PAIRS, TOLERANCE, count_text
+from reporting.claims_statistics import MIN_PAIRS, TOLERANCE, count_text, p_text
 from reporting.collect import FLOORS, METHODS
 from reporting.tables import FIGURE_CAPTION, distinct_text, markdown_table
 
@@ -98,7 +98,7 @@ def control_table(regimes):
         known = [row for row in regime.rows if row["test_images"]]
         images, rare = (distinct_text(known, f"test_{key}") for key in ("images", "minority"))
         is_judge = "**yes**" if all(control.passed for control in found) else "no"
-        table.append([regime.name, is_judge, *texts, f"{images} ({rare})"])
+        table.append([regime.full_name, is_judge, *texts, f"{images} ({rare})"])
     return markdown_table(header, table, text_columns=6) if table else ["No run."]
 
 
@@ -153,13 +153,13 @@ def table_2(regimes):
     header, rows = [""], []
     for regime, ratio in columns:
         header += [f"{regime.name}, {ratio}", "paper"]
-    for method in METHODS | {"untrained": ""}:
+    for method in (*FLOORS, *METHODS):
         cells = []
         for regime, ratio in columns:
             paper_text = paper.table_2_text(method, regime.dataset) if ratio == "natural" else "-"
             cells += [score_cell(regime, ratio, method, "auroc"), paper_text]
         if set(cells[::2]) != {"-"}:
-            rows.append([METHODS.get(method) or method, *cells])
+            rows.append([METHODS.get(method, method), *cells])
     note = (
         "Cells: probe on balanced rows / on a balanced 1 % / on the run's own rows. The paper's "
         f"column is its Table 2 ({paper.NOTE})."
@@ -182,7 +182,8 @@ WORDS = {True: "yes", False: "no", None: "undecided"}
 
 
 def primary_text(case):
-    return f"{case.where}: {WORDS[case.holds]} ({case.size:+.1f}, p {case.p:.3f})"
+    size = f"{case.size:+.1f}" if case.unit == "points" else f"{case.size:.2f}"
+    return f"{case.where}: {WORDS[case.holds]} ({size} {case.unit}, {p_text(case.p)})"
 
 
 def decider_text(judgement, regimes):
@@ -228,7 +229,7 @@ def cases_markdown(regimes, judgements):
 
 
 def case_table(cases):
-    rows = [[case.where, WORDS[case.holds], f"{case.p:.3f}", case.evidence] for case in cases]
+    rows = [[case.where, WORDS[case.holds], p_text(case.p), case.evidence] for case in cases]
     return markdown_table(["case", "holds", "p", "measured"], rows, 4) if cases else ["Not run."]
 
 

@@ -236,7 +236,7 @@ def cac_case(regime, score):
     p_yes, p_no = (min(1.0, 2 * (side + 1) / (DRAWS + 1)) for side in (DRAWS - above, above))
     (low, high), r2 = np.percentile(drawn, [2.5, 97.5]), float(r_squared(points))
     evidence = f"{r2:.2f} ({low:.2f} to {high:.2f}) over {len(points)} settings"
-    return Case(SCORES[score], evidence, p_yes, p_no, r2)
+    return Case(SCORES[score], evidence, p_yes, p_no, r2, "of the variance")
 
 
 def base_points(regime, key, score):
@@ -394,7 +394,7 @@ def settling_case(regime, key, other):
     d = Difference(earlier)
     evidence = f"{d} percent of the training earlier, n {len(earlier)}, {p_text(d.p_yes)}"
     where = place(regime, ratio, f"{names[key]} tells the final order before {names[other]}")
-    return Case(where, evidence, d.p_yes, d.p_no, d.mean)
+    return Case(where, evidence, d.p_yes, d.p_no, d.mean, "percent of the training")
 
 
 def settling_percent(pair, score, key):
@@ -430,8 +430,8 @@ def judge_overhead():
         p_yes = p_round if high <= OVERHEAD else 1.0
         p_no = p_round if low > OVERHEAD else 1.0
         evidence = f"{ratio:.2f} of SupCon's time, {low:.2f} to {high:.2f}"
-        hint = "more rounds on a quiet machine"
-        cases.append(Case(METHODS[method], evidence, p_yes, p_no, ratio, hint=hint))
+        options = {"unit": "of SupCon's time", "hint": "more rounds on a quiet machine"}
+        cases.append(Case(METHODS[method], evidence, p_yes, p_no, ratio, **options))
     return all_of(f"benchmark, {data['arch']}, {data['size']} px", cases)
 
 

@@ -57,6 +57,10 @@ class Regime:
 
     @property
     def name(self):
+        return f"{self.dataset} at {self.size} px"
+
+    @property
+    def full_name(self):
         steps = "unknown" if self.steps is None else f"{self.steps:,}"
         return f"{self.dataset}, {self.arch}, {self.size} px, {steps} steps"
 

@@ -81,7 +81,8 @@ class Case:
     evidence: str
     p_yes: float
     p_no: float
-    size: float = 0.0  # points; the largest case is shown as an example
+    size: float = 0.0  # of the effect
+    unit: str = "points"
     holds: bool | None = None
     p: float = 1.0
     hint: str = ""  # what would decide it
@@ -107,6 +108,7 @@ def all_of(where, cases):
         max(case.p_yes for case in cases),
         min(1.0, len(cases) * min(case.p_no for case in cases)),
         min((case.size for case in cases), key=abs),
+        cases[0].unit,
         hint=next((case.hint for case in cases if case.hint and case.p_yes >= ALPHA), ""),
     )
 

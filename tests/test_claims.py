@@ -168,11 +168,11 @@ def test_a_case_per_data_set_and_the_rest_is_also_measured():
     rows += [row | {"size": 64} for row in make_rows()]
     found = judgement(rows, "c")
     assert [case.where.split(":")[0] for case in found.primary] == [
-        "inat21-mammals, resnet8, 64 px, 1,050 steps, 99-1",
-        "inat21-plants, resnet8, 32 px, 1,050 steps, 99-1",
+        "inat21-mammals at 64 px, 99-1",
+        "inat21-plants at 32 px, 99-1",
     ]
     both = [case.where for case in found.others if "both losses" in case.where]
-    assert both == ["inat21-mammals, resnet8, 32 px, 1,050 steps, 99-1: both losses over SupCon"]
+    assert both == ["inat21-mammals at 32 px, 99-1: both losses over SupCon"]
 
 
 def test_natural_by_images_and_recipe():
