@@ -5,6 +5,7 @@
     python -m benchmarks losses     time and memory of the losses, relative to the masked form
     python -m benchmarks subsets    packing 15,120 photographs, relative to a plain Pillow loop
     python -m benchmarks pipeline   pre-training relative to its network and to a DataLoader
+    python -m benchmarks reading    batches from a packed file, relative to one plain thread
     python -m benchmarks metrics    the six metrics, relative to NumPy
 
 Absolute times differ between machines and between minutes. Therefore all variants run once in
@@ -21,6 +22,7 @@ from benchmarks.methods import measure_methods
 from benchmarks.metrics import measure_metrics
 from benchmarks.networks import measure_networks
 from benchmarks.pipeline import measure_pipeline
+from benchmarks.reading import measure_reading
 from benchmarks.subsets import measure_subsets
 from benchmarks.timing import print_table
 from utils.cli import ArgumentParser, number_from, run_main
@@ -34,6 +36,7 @@ BENCHMARKS = {
     "losses": measure_losses,
     "subsets": measure_subsets,
     "pipeline": measure_pipeline,
+    "reading": measure_reading,
     "metrics": measure_metrics,
 }
 SMOKE = dict(arch="resnet8", size=8, batch_size=8, steps=1, rows=1000, rounds=2)
