@@ -120,6 +120,16 @@ def test_the_table_of_the_pipeline_holds_the_measured_figures():
         assert cells[1:] == [ratio(row[key]) for row in measured.values()]
 
 
+def test_the_table_of_reading_holds_the_measured_figures():
+    measured, _ = load("reading")
+    header, *rows = table("reader")
+    assert header[1:] == list(measured)
+    readers = next(iter(measured.values()))
+    for cells, reader in zip(rows, readers, strict=True):
+        expected = [by_reader[reader] for by_reader in measured.values()]
+        assert cells[1:] == [f"{row['ratio']:.1f}, {row['per second']:,.0f}" for row in expected]
+
+
 def test_the_tables_of_packing_hold_the_measured_figures():
     measured, _ = load("subsets")
     assert f"{measured['images']:,} JPEGs" in PAGE
