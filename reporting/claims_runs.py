@@ -183,21 +183,21 @@ def mark_changes(rows):
     """
     trained = [row for row in rows if row["kind"] == "contrastive" and row["method"] != "untrained"]
     shared = usual_settings(trained)
-    own = {name: [] for name in dict.fromkeys(row["method"] for row in rows)}
     for row in rows:
-        own[row["method"]].append(row)
-    own = {name: usual_settings(members) for name, members in own.items()}
-    for row in rows:
-        usual, settings = own[row["method"]], row["settings"]
+        usual = usual_settings([other for other in rows if other["method"] == row["method"]])
         if row["kind"] == "contrastive":
-            both = {key: usual.get(key) for key in METHOD_SETTINGS}, DEFAULTS
-            usual = shared | {k: v for some in both for k, v in some.items() if k in settings}
-        ignored = (*LOSS_SETTINGS, "epochs", "batch_size") if row["method"] == "untrained" else ()
-        row["changes"] = {
-            key: settings.get(key)
-            for key in sorted({*usual, *settings} - {*ignored})
-            if settings.get(key) != usual.get(key)
-        }
+            own = {key: usual.get(key) for key in METHOD_SETTINGS} | DEFAULTS
+            usual = shared | {key: own[key] for key in own.keys() & row["settings"].keys()}
+        row["changes"] = changed_settings(row, usual)
+
+
+def changed_settings(row, usual):
+    """Return {setting: value} of a run that differs; an untrained network may differ in length."""
+    ignored = (*LOSS_SETTINGS, "epochs", "batch_size") if row["method"] == "untrained" else ()
+    keys = sorted({*usual, *row["settings"]} - {*ignored})
+    return {
+        key: row["settings"].get(key) for key in keys if row["settings"].get(key) != usual.get(key)
+    }
 
 
 def usual_settings(rows):

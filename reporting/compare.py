@@ -117,23 +117,27 @@ def compare_scores(pairs):
     The interval is of the mean over seeds: each draw of the test images is the same for both runs
     of a pair, and for all pairs that share their test images. All in percent.
     """
-    observed, drawn = [], []
-    for pair in pairs:
-        options = [(p.p_minority, p.is_minority, p.threshold or 0.5) for p in pair]
-        observed.append([observed_scores(*some) for some in options])
-        a, b = (bootstrap_scores(*some) for some in options)
-        drawn.append({score: a[score] - b[score] for score in a})
-    table = {}
-    for score in SCORE_TITLES:
-        is_missing = any(p.threshold is None for pair in pairs for p in pair)
-        if score.endswith("_at_threshold") and is_missing:
-            continue
-        a, b = 100 * np.array([[one[score], other[score]] for one, other in observed]).T
-        low, high = interval(100 * np.mean([of_pair[score] for of_pair in drawn], axis=0))
-        std = float(np.std(a - b, ddof=1)) if len(pairs) > 1 else None
-        row = {"a": a.mean(), "b": b.mean(), "difference": (a - b).mean()}
-        table[score] = {key: float(v) for key, v in row.items()} | dict(low=low, high=high, std=std)
-    return table
+    runs = [run for pair in pairs for run in pair]
+    options = [(run.p_minority, run.is_minority, run.threshold or 0.5) for run in runs]
+    observed = [observed_scores(*some) for some in options]
+    drawn = [bootstrap_scores(*some) for some in options]
+    has_thresholds = all(run.threshold is not None for run in runs)
+    return {
+        score: compare_values([o[score] for o in observed], [d[score] for d in drawn])
+        for score in SCORE_TITLES
+        if has_thresholds or not score.endswith("_at_threshold")
+    }
+
+
+def compare_values(observed, drawn):
+    """Compare one score of the runs A, B, A, B, ...: its values, and its values in each draw."""
+    a, b = 100 * np.array(observed).reshape(-1, 2).T
+    differences = 100 * (np.mean(drawn[::2], axis=0) - np.mean(drawn[1::2], axis=0))
+    low, high = interval(differences)
+    std = float(np.std(a - b, ddof=1)) if len(a) > 1 else None
+    means = {"a": a, "b": b, "difference": a - b}
+    means = {key: float(np.mean(values)) for key, values in means.items()}
+    return means | {"low": low, "high": high, "std": std}
 
 
 def comparison_markdown(name_a, name_b, pairs, table):
