@@ -423,7 +423,7 @@ def score_probe(probe, x, y, minority):
 
 def print_scores(result, task):
     header = "".join(f"{name:>10}" for name in ("accuracy", "balanced", "AUROC", "F1"))
-    print(f"{'percent':24}{header}    F1 of '{task.classes[task.minority]}'")
+    print(f"{'percent':24}{header}   (F1: that of '{task.classes[task.minority]}')")
     for key in ["val", *(f"test{KEY_ENDINGS[name]}" for name in ROW_SETS)]:
         if result.get(key):
             values = (

@@ -86,7 +86,7 @@ two_gpus() {
 }
 
 evidence() {  # results/evidence.sh continues where it stopped: as many steps as it takes
-    [ -n "$SMOKE" ] || step evidence bash results/evidence.sh
+    [ -n "$SMOKE" ] || step evidence bash results/evidence.sh gpu
 }
 
 for part in "${@:-tests methods speed precision two_gpus evidence}"; do

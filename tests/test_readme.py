@@ -80,6 +80,10 @@ def test_help_fits_a_screen(script, capsys):
         call(SCRIPTS[script], "--help")
     lines = capsys.readouterr().out.splitlines()
     assert end.value.code == 0 and len(lines) <= 50 and max(map(len, lines)) <= 120
+    groups = [line[:-1] for line in lines if re.fullmatch(r"\w[\w ,]*:", line)]
+    expected = ["data", "classes, splits and ratios", "method", "training", "machine", "output"]
+    assert groups == [name for name in expected if name in groups]
+    assert lines[-1].startswith(f"example: python {script} ")
 
 
 def flags_of(module, capsys, pattern=r"^  (--[a-z-]+)"):
@@ -91,8 +95,8 @@ def flags_of(module, capsys, pattern=r"^  (--[a-z-]+)"):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_flag_is_read(script, capsys):
     """The value of a flag is used somewhere other than where it is declared."""
-    folders = {"make_subsets.py": "datasets", "pretrain.py": "baselines"}
-    files = [ROOT / script, *(ROOT / folders.get(script, "none")).glob("*.py")]
+    folders = ("datasets", "baselines")
+    files = [ROOT / script, *(path for name in folders for path in (ROOT / name).glob("*.py"))]
     text = "".join(path.read_text(encoding="utf-8") for path in files)
     for flag in flags_of(SCRIPTS[script], capsys) - {"--smoke"}:
         name = flag[2:].replace("-", "_")
