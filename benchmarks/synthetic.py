@@ -42,6 +42,7 @@ def synthetic_subset(images, size):
         ratio="95-5",
         classes=["majority", "minority"],
         minority=1,
+        tail=[1],
         counts=dict.fromkeys(SPLITS, counts),
         splits=dict.fromkeys(SPLITS, np.arange(images)),
         images=noise,
