@@ -51,6 +51,7 @@ from utils.runs import Run, add_machine_flags, module_sha256, provenance, save_t
 from utils.scores import (
     add_score_flags,
     classification_scores,
+    prediction_columns,
     print_test_scores,
     score_splits,
     write_predictions,
@@ -285,7 +286,9 @@ def make_config(task, args, amp):
 
 def loss_for_counts(args, labels, device):
     """Return --loss for the class counts of the training labels [n]."""
-    counts = [1, 1] if args.balanced_batches else np.bincount(labels, minlength=2).tolist()
+    counts = np.bincount(labels, minlength=2).tolist()
+    if args.balanced_batches:
+        counts = [1] * len(counts)
     with torch.device(device):
         return make_loss(args.loss, counts, args.epochs, args.gamma)
 
@@ -300,10 +303,10 @@ def select_training_rows(subset, args):
     Each class keeps its share, at least one image. Raises UserError if they do not fill a batch.
     """
     rows = subset.splits["train"]
-    members = [rows[subset.labels[rows] == c] for c in (0, 1)]
+    members = [rows[subset.labels[rows] == c] for c in range(len(subset.classes))]
     counts = [max(1, round(args.fraction * len(m))) for m in members]
     if args.subsample_balanced:
-        counts = [min(counts)] * 2
+        counts = [min(counts)] * len(counts)
     # The model seed never changes the data. A smaller share is contained in a larger one.
     rng = np.random.default_rng(0)
     kept = [rng.permutation(m)[:n] for m, n in zip(members, counts, strict=True)]
@@ -380,7 +383,7 @@ def choose_tau(model, best, subset, run, device):
     model.head.bias.zero_()
     for i, tau in enumerate(TAUS):
         model.head.weight.copy_(tau_normalized(weight, tau))
-        p = model.head(features).double().softmax(1)[:, 1].cpu()
+        p = model.head(features).double().softmax(1).cpu()
         scores = classification_scores(p, subset.labels[rows], subset.minority)
         best.update(model, i, scores["balanced_accuracy"])
         run.log(epoch=i, tau=tau, **{f"val_{name}": value for name, value in scores.items()})
@@ -388,12 +391,12 @@ def choose_tau(model, best, subset, run, device):
 
 
 def predict_split(model, subset, split, device, batch_size):
-    """Return the class probabilities of the images of a split, float64 [n, 2]."""
+    """Return the class probabilities of the images of a split, float64 [n, C]."""
     return embed(model, subset, subset.splits[split], device, batch_size).double().softmax(1)
 
 
 def validate(model, subset, device, batch_size):
-    p = predict_split(model, subset, "val", device, batch_size)[:, 1]
+    p = predict_split(model, subset, "val", device, batch_size)
     return classification_scores(p, subset.labels[subset.splits["val"]], subset.minority)
 
 
@@ -413,18 +416,20 @@ def write_results(task, model, best, config, args, device):
         split: predict_split(model, subset, split, device, batch_size) for split in ("val", "test")
     }
     y = {split: subset.labels[subset.splits[split]] for split in p}
-    result = score_splits(p, y, subset.minority, args.threshold_for, args.prevalence)
+    result = score_splits(p, y, subset.tail, args.threshold_for, args.prevalence)
     save_network(task, model, result, args)
     names = read_index(subset.path.with_name("index.csv"))[-1]
-    predictions = {split: (subset.splits[split], p[split][:, subset.minority]) for split in p}
-    write_predictions(files[0], names, subset.labels, predictions)
+    predictions = {
+        split: (subset.splits[split], prediction_columns(p[split], subset.tail)) for split in p
+    }
+    write_predictions(files[0], names, subset.labels, predictions, subset.classes)
     chosen = {"best_epoch": best.epoch + 1}
     if args.retrain == "tau_norm":
         chosen = {"tau": TAUS[best.epoch]}
     write_json(task.summary, {**result, **settings, **chosen, "provenance": provenance(device)})
     text = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in chosen.items())
     print(f"test, {text}: {format_scores(result['test'])}")
-    print_test_scores(result, p["test"], y["test"], subset.classes, subset.minority)
+    print_test_scores(result, p["test"], y["test"], subset.classes, subset.tail)
     print(f"wrote {task.summary} and {files[0]}")
     print_next("report.py", find_runs_folder(task.out))
 

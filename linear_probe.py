@@ -60,6 +60,7 @@ from utils.runs import module_sha256, provenance, save_tensors
 from utils.scores import (
     add_score_flags,
     classification_scores,
+    prediction_columns,
     print_test_scores,
     score_splits,
     write_predictions,
@@ -240,7 +241,7 @@ def train_probes(task, settings, args, device):
     for name, rows in task.row_sets.items():
         probe, chosen = fit_probe(task, rows, train.get(name), (x["val"], y["val"]), args, device)
         p = {split: predict_probabilities(probe, x[split]) for split in x}
-        scores = score_splits(p, y, task.minority, args.threshold_for, args.prevalence)
+        scores = score_splits(p, y, task.tail, args.threshold_for, args.prevalence)
         ending, fitted[name] = KEY_ENDINGS[name], (probe, p, scores)
         result |= {key + ending: scores[key] for key in ("val", "test", "test_interval")}
         result["chosen" + ending] = chosen
@@ -250,7 +251,7 @@ def train_probes(task, settings, args, device):
     write_probe(task, settings, result, headline, args, device)
     print_scores(result, task)
     _, p, scores = headline
-    print_test_scores(scores, p["test"], y["test"], task.classes, task.minority)
+    print_test_scores(scores, p["test"], y["test"], task.classes, task.tail)
     print(f"wrote {task.out / 'probe.json'}")
 
 
@@ -277,8 +278,11 @@ def write_probe(task, settings, result, headline, args, device):
             threshold_rule=args.threshold_for,
             smoke=args.smoke,
         )
-    predictions = {split: (task.splits[split], p[split][:, task.minority]) for split in p}
-    write_predictions(predictions_path(task.out), task.files, task.labels, predictions)
+    predictions = {
+        split: (task.splits[split], prediction_columns(p[split], task.tail)) for split in p
+    }
+    path = predictions_path(task.out)
+    write_predictions(path, task.files, task.labels, predictions, task.classes)
     write_json(task.out / "probe.json", {**result, **settings, **data})
 
 
@@ -326,7 +330,7 @@ def fit_probe(task, rows, x, val, args, device):
 def fit_logistic_regression(x, y, x_val, y_val, minority, args):
     """Fit logistic regression for each strength, keep the best by validation AUROC.
 
-    x float64 [n, D], y int [n] of 0 and 1.
+    x float64 [n, D], y int [n]. More than two classes: multinomial.
     """
     strengths = STRENGTHS[2:4] if args.smoke else STRENGTHS
     class_weight = "balanced" if args.class_weights == "balanced" else None
@@ -335,7 +339,8 @@ def fit_logistic_regression(x, y, x_val, y_val, minority, args):
     best_auroc = -1.0
     for strength in tqdm(strengths, desc="strengths", leave=False, disable=None):
         model.set_params(C=strength).fit(x.numpy(), y)
-        candidate = linear_layer(torch.from_numpy(model.coef_[0]), float(model.intercept_[0]))
+        weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
+        candidate = linear_layer(weight, bias)
         auroc = score_probe(candidate, x_val, y_val, minority)["auroc"]
         # a tie keeps the stronger regularisation
         if auroc > best_auroc:
@@ -347,25 +352,32 @@ def fit_centroids(x, y, x_val, y_val, minority, args):
     """Classify by the nearest class mean (Euclidean).
 
     The logit is the signed distance from the middle of both means, in standard deviations over the
-    training rows: nothing is trained, so its probability is not calibrated.
+    training rows: nothing is trained, so its probability is not calibrated. More than two classes:
+    minus half of the squared distance from the mean, in its standard deviations.
     """
-    low, high = (x[torch.from_numpy(y == c)].mean(0) for c in (0, 1))
-    direction, middle = high - low, (low + high) / 2
-    spread = ((x - middle) @ direction).std()
-    weight = direction / spread if spread > 0 else torch.zeros_like(direction)
-    probe = linear_layer(weight, -float(middle @ weight))
+    means = torch.stack([x[torch.from_numpy(y == c)].mean(0) for c in np.unique(y)])  # [C, D]
+    middle = means.sum(0) / len(means)
+    directions = means[1:] - means[:1] if len(means) == 2 else means - middle
+    spread = torch.stack([(x - middle) @ direction for direction in directions]).std()
+    weight = directions / spread if spread > 0 else torch.zeros_like(directions)
+    bias = torch.stack([-(middle @ row) for row in weight])
+    if len(means) > 2:
+        bias -= (weight * directions).sum(1) / 2
+    probe = linear_layer(weight, bias)
     return probe, {"val_auroc": score_probe(probe, x_val, y_val, minority)["auroc"]}
 
 
 def linear_layer(weight, bias):
-    """Build a Linear, float64, with logits -t/2 and t/2, where t = x @ weight + bias.
+    """Build a Linear, float64, with logits t = weight @ x + bias; weight [C, D], bias [C].
 
-    Their softmax is the sigmoid of t.
+    A single row is for two classes: logits -t/2 and t/2, whose softmax is the sigmoid of t.
     """
-    probe = nn.Linear(len(weight), 2, dtype=torch.float64)
+    if len(weight) == 1:
+        weight, bias = (torch.cat([-value / 2, value / 2]) for value in (weight, bias))
+    probe = nn.Linear(*reversed(weight.shape), dtype=torch.float64)
     with torch.no_grad():
-        probe.weight.copy_(torch.stack([-weight / 2, weight / 2]))
-        probe.bias.copy_(torch.tensor([-bias / 2, bias / 2]))
+        probe.weight.copy_(weight)
+        probe.bias.copy_(bias)
     return probe
 
 
@@ -381,7 +393,7 @@ def train_on_images(task, rows, mean, std, val, args, device):
 
     loader = BatchLoader(task.subset, rows, device, split_order)
     torch.manual_seed(args.seed)
-    probe = nn.Linear(task.encoder.dim, 2).to(device)
+    probe = nn.Linear(task.encoder.dim, len(task.classes)).to(device)
     optimizer_class, options = OPTIMIZERS[args.optimizer]
     optimizer = optimizer_class(probe.parameters(), lr=LR, **options)
     is_weighted, counts = args.class_weights == "balanced", np.bincount(task.labels[rows])
@@ -413,17 +425,19 @@ def train_on_images(task, rows, mean, std, val, args, device):
 
 @torch.no_grad()
 def predict_probabilities(probe, x):
-    """Return the class probabilities, float64 [n, 2], of features [n, D]."""
+    """Return the class probabilities, float64 [n, C], of features [n, D]."""
     return probe(x.to(probe.weight)).double().softmax(1).cpu()
 
 
 def score_probe(probe, x, y, minority):
-    return classification_scores(predict_probabilities(probe, x)[:, 1], y, minority)
+    return classification_scores(predict_probabilities(probe, x), y, minority)
 
 
 def print_scores(result, task):
     header = "".join(f"{name:>10}" for name in ("accuracy", "balanced", "AUROC", "F1"))
-    print(f"{'percent':24}{header}   (F1: that of '{task.classes[task.minority]}')")
+    is_binary = len(task.classes) == 2
+    note = f"F1: that of '{task.classes[task.minority]}'" if is_binary else "means of the classes"
+    print(f"{'percent':24}{header}   ({note})")
     for key in ["val", *(f"test{KEY_ENDINGS[name]}" for name in ROW_SETS)]:
         if result.get(key):
             values = (

@@ -25,19 +25,19 @@ from utils.runs import load_strict, load_tensors, module_sha256
 LOSSES = ("ce", "weighted_ce", "focal", "ldam_drw", "logit_adjusted", "auc_margin")
 SCALE = 30.0  # of the cosine classifier's logits
 
-# Each builds a classifier on features [B, dim] with logits [B, 2].
+# Each builds a classifier on features [B, dim] with logits [B, C].
 HEADS = {
-    "linear": lambda dim: nn.Linear(dim, 2),
-    "mlp": lambda dim: nn.Sequential(
-        nn.Linear(dim, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU(), nn.Linear(dim, 2)
+    "linear": nn.Linear,
+    "mlp": lambda dim, classes: nn.Sequential(
+        nn.Linear(dim, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU(), nn.Linear(dim, classes)
     ),
-    "cosine": lambda dim: CosineClassifier(dim, SCALE),
-    "lws": lambda dim: LearnableScale(nn.Linear(dim, 2)),
+    "cosine": lambda dim, classes: CosineClassifier(dim, SCALE, classes),
+    "lws": lambda dim, classes: LearnableScale(nn.Linear(dim, classes)),
 }
 
 
 class Classifier(nn.Module):
-    """An encoder and a head with two logits.
+    """An encoder and a head with a logit per class.
 
     has_fixed_encoder: the encoder stays in eval mode; its batch-norm statistics are fixed, too.
     """
@@ -51,14 +51,14 @@ class Classifier(nn.Module):
         self.encoder.train(mode and not self.has_fixed_encoder)
         return self
 
-    def forward(self, x):  # [B, 3, H, W] -> [B, 2]
+    def forward(self, x):  # [B, 3, H, W] -> [B, C]
         return self.head(self.encoder(x))
 
 
 def make_loss(name, counts, epochs, gamma=2.0):
-    """Return a loss of LOSSES: (logits [B, 2], targets [B], epoch) -> scalar (nats).
+    """Return a loss of LOSSES: (logits [B, C], targets [B], epoch) -> scalar (nats).
 
-    counts [2]: images of each class; weights, margins and priors come from them. epochs: of the
+    counts [C]: images of each class; weights, margins and priors come from them. epochs: of the
     training, for ldam_drw. gamma: of the focal loss.
     """
     weights, prior = class_weights(counts), torch.tensor(counts) / sum(counts)
@@ -150,6 +150,7 @@ def load_classifier(path):
         raise UserError(f"{path}: belongs to another encoder; move it back, or train it again")
     if settings["smoke"]:
         print(f"  WARNING: {path} was trained with --smoke; its probabilities mean nothing")
-    head, weights = HEADS[settings["head"]](encoder.dim), path.with_name(settings["weights"])
+    head = HEADS[settings["head"]](encoder.dim, len(settings["classes"]))
+    weights = path.with_name(settings["weights"])
     load_strict(head, load_tensors(weights), weights)
     return ImageClassifier(Classifier(encoder, head, has_fixed_encoder=True), settings).eval()

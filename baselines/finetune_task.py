@@ -41,7 +41,7 @@ def finetune(args):
     config, subset, encoder = load_source_run(args)
     encoder_sha256 = module_sha256(encoder)
     encoder.requires_grad_(args.train == "all")
-    head = HEADS[args.head](encoder.dim)
+    head = HEADS[args.head](encoder.dim, len(subset.classes))
     out = args.out or args.source / "finetune"
     # A supervised run has a finetune.json of its own.
     is_contrastive = "projection_dim" in config
@@ -54,6 +54,8 @@ def train_from_scratch(args):
     """Train a new network on a subset, from random weights or those of --init."""
     args.seed = args.seed or 0
     subset = load_subset(args.source)
+    if args.loss == "auc_margin" and len(subset.classes) > 2:
+        raise UserError(f"--loss auc_margin: is for two classes; {args.source} has more; use ce")
     subset.change_views(args.size, args.recipe, args.no_flip)
     if args.init == "imagenet":
         subset.mean, subset.std = IMAGENET_MEAN, IMAGENET_STD
@@ -63,7 +65,7 @@ def train_from_scratch(args):
     stem = resolve_stem(args.arch, args.stem, subset.size, args.init)
     torch.manual_seed(args.seed)
     encoder, network = build_encoder(args.arch, stem), {"arch": args.arch, "stem": stem}
-    head = HEADS[args.head](encoder.dim)
+    head = HEADS[args.head](encoder.dim, len(subset.classes))
     if args.init is not None:
         network["init"] = args.init
         network["init_sha256"] = load_init(encoder, args.arch, args.init, subset.classes)
@@ -79,7 +81,7 @@ def retrain(args):
     """Train a new classifier on the frozen encoder of a run, or re-scale the one it has."""
     config, subset, encoder = load_source_run(args)
     encoder_sha256 = module_sha256(encoder)
-    head = HEADS[args.head](encoder.dim)
+    head = HEADS[args.head](encoder.dim, len(subset.classes))
     # A fine-tuned encoder has no method.
     source_settings = {"encoder_method": "fine-tuned", **prefixed_settings(config, "encoder")}
     source_settings |= network_settings(config, subset)

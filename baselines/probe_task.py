@@ -10,7 +10,7 @@ import torch.nn as nn
 
 from common import embed, load_run, load_subset
 from datasets.pack import read_index
-from datasets.probe_rows import draw_row_sets, load_balanced_sibling
+from datasets.probe_rows import balanced_ratio, draw_row_sets, load_balanced_sibling
 from datasets.subset import Subset
 from utils.arrays import load_labeled_splits
 from utils.cli import UserError
@@ -28,8 +28,9 @@ class ProbeTask:
 
     source: Path  # run folder, subset or .npz file
     out: Path
-    classes: list  # two names, index = label
-    minority: int  # label of the rare class
+    classes: list  # names, index = label
+    minority: int  # label of the rarest class
+    tail: list  # labels of the rare classes
     labels: np.ndarray  # int [M]
     files: list  # M names, for predictions.csv
     splits: dict  # {"val": rows, "test": rows}
@@ -66,10 +67,11 @@ def make_task(source, out, subset, encoder, args, **options):
     """Draw the training rows and build the task of an encoder on a subset."""
     labels, split, _, files = read_index(subset.path.with_name("index.csv"))
     sibling = load_balanced_sibling(subset, args.smoke) if "balanced" in args.rows else None
-    if "balanced" in args.rows and sibling is None and subset.ratio != "50-50":
+    ratio = balanced_ratio(subset)
+    if "balanced" in args.rows and sibling is None and subset.ratio != ratio:
         print(
-            "no probe on balanced rows: 50-50.json is missing beside the subset; "
-            "make_subsets.py --ratios 50-50 adds it"
+            f"no probe on balanced rows: {ratio}.json is missing beside the subset; "
+            f"make_subsets.py --ratios {ratio} adds it"
         )
     pool = np.flatnonzero(split == "train")
     seed = read_json(subset.path, "make it with make_subsets.py").get("seed", 0)
@@ -84,6 +86,7 @@ def make_task(source, out, subset, encoder, args, **options):
         out=out,
         classes=subset.classes,
         minority=subset.minority,
+        tail=subset.tail,
         labels=labels,
         files=files,
         splits=subset.splits,
@@ -137,16 +140,20 @@ def load_features(path, args):
     splits = dict(zip(data, np.split(np.arange(len(labels)), ends), strict=True))
     if args.smoke:
         for split, rows in splits.items():
-            splits[split] = np.sort(np.concatenate([rows[labels[rows] == c][:16] for c in (0, 1)]))
+            splits[split] = np.sort(
+                np.concatenate([rows[labels[rows] == c][:16] for c in np.unique(labels)])
+            )
     train = splits["train"]
+    minority = int(np.bincount(labels[train]).argmin())
     row_sets = draw_row_sets(args.rows, labels, train, train, seed=0)
     if not row_sets:
         raise UserError("--rows balanced: an .npz file has no 50-50 subset; use other rows")
     return ProbeTask(
         source=path,
         out=args.out or path.with_name(f"{path.stem}_probe"),
-        classes=["class 0", "class 1"],
-        minority=int(np.bincount(labels[train]).argmin()),
+        classes=[f"class {c}" for c in np.unique(labels)],
+        minority=minority,
+        tail=[minority],
         labels=labels,
         files=[f"{split}[{i}]" for split, (_, y) in data.items() for i in range(len(y))],
         splits=splits,

@@ -207,13 +207,13 @@ def balanced_batches(labels, batch_size, steps, generator, run_length=4):
     Source: the sampler of cRT (Kang et al. 2020, arXiv:1910.09217).
     """
     labels, run_length = torch.as_tensor(labels), min(run_length, max(1, batch_size // 2))
-    members = [(labels == c).nonzero().squeeze(1) for c in (0, 1)]
+    members = [(labels == c).nonzero().squeeze(1) for c in range(max(2, int(labels.max()) + 1))]
     if any(len(m) == 0 for m in members):
-        raise ValueError("balanced batches need both classes")
-    lists = [members[c][:0] for c in (0, 1)]
+        raise ValueError("balanced batches need images of every class")
+    lists = [rows[:0] for rows in members]
     drawn, batches = torch.empty(0, dtype=torch.long), []
     while len(batches) < steps:
-        for c in torch.randperm(2, generator=generator).tolist():
+        for c in torch.randperm(len(members), generator=generator).tolist():
             while len(lists[c]) < run_length:
                 order = torch.randperm(len(members[c]), generator=generator)
                 lists[c] = torch.cat([lists[c], members[c][order]])

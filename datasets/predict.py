@@ -17,7 +17,7 @@ from utils.files import atomic_write, write_table
 class ImageClassifier(nn.Module):
     """A trained network with all it needs to classify an image; torch.export takes it whole.
 
-    network: normalised [B, 3, size, size] -> logits [B, 2]. settings: what the JSON file of the
+    network: normalised [B, 3, size, size] -> logits [B, C]. settings: what the JSON file of the
     classifier holds (baselines/classification.py), such as classes, threshold, size and mean.
     """
 
@@ -26,7 +26,7 @@ class ImageClassifier(nn.Module):
         self.network, self.settings = network, settings
 
     def forward(self, images, sizes):
-        """Return the class probabilities, float64 [B, 2].
+        """Return the class probabilities, float64 [B, C].
 
         images: uint8 [B, channels, stored_size, stored_size], squeezed to squares; sizes: int
         [B, 2], their height and width before.
@@ -68,12 +68,15 @@ def list_prediction_images(args):
 def predict_folder(classifier, folder, files, csv_path, device):
     """Write file, probability of the minority class, predicted class and threshold of each image.
 
-    files: from list_prediction_images. The minority class is predicted from the threshold
-    up. An unreadable image has empty cells; when all others are written, a UserError names the
-    first one.
+    files: from list_prediction_images. The minority class is predicted from the threshold up. Of
+    more than two classes the likeliest is predicted; each has a column. An unreadable image has
+    empty cells; when all others are written, a UserError names the first one.
     """
     settings, unreadable = classifier.settings, []
     classes, minority = settings["classes"], settings["minority"]
+    is_binary = len(classes) == 2
+    shown = [minority] if is_binary else list(range(len(classes)))
+    columns = ["file", *(f"p_{classes[c]}" for c in shown), "predicted", "threshold"]
     classifier.to(device).eval()
 
     def predict_files():
@@ -85,15 +88,15 @@ def predict_folder(classifier, folder, files, csv_path, device):
                 # Pillow raises many kinds of exceptions for a damaged file.
                 reason = " ".join(str(error).split())
                 unreadable.append(f"{printable(path)}: cannot be read as an image ({reason})")
-                yield name, "", "", ""
+                yield name, *[""] * (len(columns) - 1)
                 continue
-            p = float(predict_image(classifier, pixels, device)[minority])
-            label = minority if p >= settings["threshold"] else 1 - minority
-            yield name, p, classes[label], settings["threshold"]
+            p = predict_image(classifier, pixels, device)
+            label = int(p.argmax())
+            if is_binary:
+                label = minority if p[minority] >= settings["threshold"] else 1 - minority
+            yield name, *p[shown].tolist(), classes[label], settings["threshold"]
 
-    write_table(
-        csv_path, ["file", f"p_{classes[minority]}", "predicted", "threshold"], predict_files()
-    )
+    write_table(csv_path, columns, predict_files())
     print(f"wrote {csv_path}: {len(files) - len(unreadable)} images")
     if unreadable:
         others = f", and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""

@@ -35,20 +35,20 @@ def draw_row_sets(names, labels, own, pool, seed, balanced=None):
 
 def draw_subsampled(rows, labels, seed):
     """Cut rows to the number of the rarer class, in each class."""
-    rarer = np.bincount(labels[rows], minlength=2).min()
+    rarer = np.bincount(labels[rows], minlength=labels.max() + 1).min()
     return draw_per_class(rows, labels, rarer, [seed, STREAMS["subsampled"]])
 
 
 def draw_one_percent(pool, labels, seed):
-    """Draw 1 % of the training images of the data set, half of each class, at least 10 per class.
+    """Draw 1 % of the training images of the data set, equally many per class, at least 10.
 
     pool: the training rows of the whole data set, whatever the ratio of the run. An imbalanced run
-    has too few rare images for this draw. If a class has fewer images than wanted, both classes get
+    has too few rare images for this draw. If a class has fewer images than wanted, every class gets
     as many as it has. Source: supplement S2.3 of arXiv:2503.17024, as a public rerun quotes it: "a
     class-balanced subset of 1 % of the training images"; not checked against the paper.
     """
-    wanted = max(MIN_PER_CLASS, round(0.01 * len(pool) / 2))
-    found = int(np.bincount(labels[pool], minlength=2).min())
+    counts = np.bincount(labels[pool], minlength=2)
+    wanted, found = max(MIN_PER_CLASS, round(0.01 * len(pool) / len(counts))), int(counts.min())
     if found < wanted:
         print(f"one-percent rows: {found} per class, not {wanted}; the data set has no more")
     return draw_per_class(pool, labels, min(wanted, found), [seed, STREAMS["one-percent"]])
@@ -57,15 +57,22 @@ def draw_one_percent(pool, labels, seed):
 def draw_per_class(rows, labels, n, seed):
     """Draw n rows of each class without replacement; returns them sorted."""
     drawn = [
-        np.random.default_rng([*seed, c]).permutation(rows[labels[rows] == c])[:n] for c in (0, 1)
+        np.random.default_rng([*seed, c]).permutation(rows[labels[rows] == c])[:n]
+        for c in range(labels.max() + 1)
     ]
     return np.sort(np.concatenate(drawn))
 
 
+def balanced_ratio(subset):
+    """Return the name of the ratio with equal classes."""
+    return "50-50" if len(subset.classes) == 2 else "lt1"
+
+
 def load_balanced_sibling(subset, smoke=False):
-    """Load the 50-50 subset of the same images; None where there is none or it is `subset`."""
-    path = subset.path.with_name("50-50.json")
-    if subset.ratio == "50-50" or not path.exists():
+    """Load the balanced subset of the same images; None where there is none or it is `subset`."""
+    ratio = balanced_ratio(subset)
+    path = subset.path.with_name(f"{ratio}.json")
+    if subset.ratio == ratio or not path.exists():
         return None
     # images.npy has been verified with the subset
     sibling = load_subset(path, verify=False)
@@ -76,6 +83,6 @@ def load_balanced_sibling(subset, smoke=False):
 
 def describe_rows(rows, labels):
     """Return the record of training rows for probe.json: counts per class and a checksum."""
-    counts = np.bincount(labels[rows], minlength=2).tolist()
+    counts = np.bincount(labels[rows], minlength=labels.max() + 1).tolist()
     digest = hashlib.sha256(json.dumps(rows.tolist()).encode()).hexdigest()
     return {"counts": counts, "sha256": digest}

@@ -156,7 +156,7 @@ def load_network(folder, head):
     """Build the network of a supervised run from its encoder.pt and classifier.pt."""
     encoder = build_encoder("resnet8")
     encoder.load_state_dict(torch.load(folder / "encoder.pt", weights_only=True))
-    head = HEADS[head](encoder.dim)
+    head = HEADS[head](encoder.dim, 2)
     head.load_state_dict(torch.load(folder / "classifier.pt", weights_only=True))
     return Classifier(encoder, head, has_fixed_encoder=True).eval()
 

@@ -2,14 +2,25 @@
 
 import json
 import math
+import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import call
 from pictures import picture
+from PIL import Image
 from sklearn.datasets import load_digits
 
+import evaluate_metrics
+import finetune
+import linear_probe
+import make_subsets
+import pretrain
+import report
 from baselines import bcl_loss, draw_k_positives, kcl_loss, paco_loss, sbcl_loss, tsc_loss
 from baselines.shared import class_prior
 from common import (
@@ -26,7 +37,12 @@ from common import (
 from datasets.ratios import choose_tail, long_tail_counts
 from datasets.splits import draw_splits
 from evaluate_metrics import compute_metrics
+from utils.cli import UserError
+from utils.files import read_log, read_table
+from utils.scores import classification_scores, read_predictions, score_splits
 
+SUBSET = "subsets/digits-3classes/lt4.json"
+SMALL = "--smoke --arch resnet8 --size 8 --watch-every 1".split()
 T = 0.2
 RATIOS = ("lt10", "lt1", "natural")
 LABELS = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 1, 0])
@@ -359,3 +375,121 @@ def test_metrics_refuse_a_class_without_an_image():
     z, y = batch()
     with pytest.raises(ValueError, match="0 to C-1"):
         compute_metrics(z.transpose(0, 1), 2 * y, neighborhood=4)
+
+
+# from the subset to the scores --------------------------------------------------------------------
+
+
+def test_scores_of_three_classes_are_means_over_the_classes():
+    y = np.array([0, 0, 0, 1, 1, 2])
+    p = np.random.default_rng(0).dirichlet([1, 1, 1], len(y))
+    scores = classification_scores(p, y, 2)
+    predicted = p.argmax(1)
+    recalls = [(predicted[y == c] == c).mean() for c in range(3)]
+    assert scores["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+    assert scores["accuracy"] == pytest.approx((predicted == y).mean())
+    wins = [
+        np.mean([[a > b for b in p[y != c, c]] for a in p[y == c, c]]) for c in range(3)
+    ]  # no ties
+    assert scores["auroc"] == pytest.approx(np.mean(wins))
+    rare = score_splits({"val": p, "test": p}, {"val": y, "test": y}, [1, 2])
+    is_rare = y > 0
+    found = (p[:, 1:].sum(1) > 0.5)[is_rare].mean()
+    assert rare["test"]["sensitivity"] == pytest.approx(found)
+    assert "auroc" not in rare["test_interval"] and "sensitivity" in rare["test_interval"]
+
+
+def test_the_centroid_probe_takes_the_nearest_of_three_means():
+    x = torch.randn(60, 5, generator=rng(), dtype=torch.float64)
+    y = np.arange(60) % 3
+    x[:, 0] += 3 * torch.from_numpy(y)
+    probe, _ = linear_probe.fit_centroids(x, y, x, y, 2, None)
+    means = torch.stack([x[y == c].mean(0) for c in range(3)])
+    nearest = torch.cdist(x, means).argmin(1)
+    assert torch.equal(probe(x).argmax(1), nearest)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """A folder with a run on three classes of digits, and its subsets."""
+    folder, before = tmp_path_factory.mktemp("three"), Path.cwd()
+    os.chdir(folder)
+    words = "--classes", "3,5,8", "--imbalance", 4, "--ratios", "lt1", "--workers", 1
+    call(make_subsets, "digits", *words)
+    call(pretrain, SUBSET, *SMALL)
+    yield Path("runs/digits-3classes/lt4/supmin/seed0")
+    os.chdir(before)
+
+
+def read(path):
+    return json.loads(Path(path).read_text())
+
+
+def test_the_chain_of_scripts_takes_three_classes(three, capsys):
+    config = read(three / "config.json")
+    assert config["classes"] == ["3", "5", "8"] and config["tail"] == [2]
+    call(linear_probe, three)
+    probe = read(three / "probe.json")
+    assert {"accuracy", "auroc", "average_precision"} <= probe["test"].keys()
+    assert probe["test_balanced_train"]["balanced_accuracy"] > 0
+    table = read_predictions(three / "predictions.csv")
+    assert list(table)[3:] == ["p_minority", "p_3", "p_5", "p_8"]
+    np.testing.assert_allclose(table["p_3"] + table["p_5"] + table["p_8"], 1)
+    np.testing.assert_array_equal(table["p_minority"], table["p_8"])
+    call(evaluate_metrics, three)
+    metrics = read(three / "metrics.json")
+    assert all(len(metrics[name]) == 3 for name in ("sad", "saa", "cad", "cac", "gpu", "peu"))
+    call(finetune, three, "--smoke")
+    call(report, "runs", "--out", "tables")
+    assert "lt4" in capsys.readouterr().out + Path("tables/report.md").read_text()
+
+
+@pytest.mark.parametrize("method", [name for name in pretrain.METHODS if name != "supmin"])
+def test_every_method_trains_on_three_classes(three, method):
+    call(pretrain, SUBSET, *SMALL, "--method", method)
+    log = read_log(three.parents[1] / method / "seed0")
+    assert all(np.isfinite(line["loss"]) for line in log if "epoch" in line)
+
+
+@pytest.mark.parametrize("loss", finetune.LOSSES)
+def test_every_supervised_loss_trains_on_three_classes(three, loss):
+    words = SUBSET, "--loss", loss, "--smoke", "--arch", "resnet8", "--size", 8
+    if loss == "auc_margin":
+        with pytest.raises(UserError, match="two classes"):
+            call(finetune, *words)
+        return
+    call(finetune, *words, "--balanced-batches")
+    result = read(f"runs/digits-3classes/lt4/{loss}/seed0/finetune.json")
+    assert 0 <= result["test"]["balanced_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("retrain", ["crt", "lws", "tau_norm"])
+def test_a_classifier_is_trained_again_on_three_classes(three, retrain):
+    if not Path("runs/digits-3classes/lt4/ce/seed0/classifier.pt").exists():
+        call(finetune, SUBSET, "--loss", "ce", "--smoke", "--arch", "resnet8", "--size", 8)
+    call(finetune, "runs/digits-3classes/lt4/ce/seed0", "--retrain", retrain, "--smoke")
+
+
+def test_new_images_get_a_probability_of_each_class(three, tmp_path):
+    images = load_digits().images[:3]
+    for i, image in enumerate(images):
+        Image.fromarray(np.rint(image * 255 / 16).astype(np.uint8)).save(tmp_path / f"{i}.png")
+    call(linear_probe, three, "--predict", tmp_path, "--csv", "out.csv")
+    header, rows = read_table(Path("out.csv"))
+    assert header == ["file", "p_3", "p_5", "p_8", "predicted", "threshold"] and len(rows) == 3
+    assert all(row[4] in ("3", "5", "8") for row in rows)
+
+
+def test_a_variant_has_a_folder_of_its_own():
+    subset = SimpleNamespace(name="digits", ratio="99-1")
+
+    def folder(*flags):
+        args = pretrain.parse_args(["subset.json", *flags])
+        return str(pretrain.default_folder(args, subset))
+
+    assert folder() == "runs/digits/99-1/supmin/seed0"
+    assert folder("--method", "paco", "--epochs", "9") == "runs/digits/99-1/paco/seed0"
+    assert folder("--minority-per-batch", "4").endswith("supmin-minority-per-batch4/seed0")
+    assert folder("--method", "suppro", "--margin", "0.5").endswith("suppro-margin0.5/seed0")
+    assert folder("--method", "tsc", "--variant", "paper").endswith("tsc-variant-paper/seed0")
+    assert folder("--relu", "--temperature", "0.1").endswith("supmin-relu-temperature0.1/seed0")

@@ -39,7 +39,7 @@ def load_arrays(path, names, layout):
 
 
 def load_labeled_splits(path, splits):
-    """Read features <split> [n, D] and labels <split>_labels [n] of 0 and 1 from an .npz file.
+    """Read features <split> [n, D] and labels <split>_labels [n] from 0 up from an .npz file.
 
     Returns {split: (float32 [n, D], int64 [n])}. Raises UserError where they do not fit.
     """
@@ -47,6 +47,7 @@ def load_labeled_splits(path, splits):
     layout = f"{', '.join(splits)} [n, D] and {', '.join(names[len(splits) :])} [n]"
     arrays = load_arrays(path, names, layout)
     first = arrays[splits[0]]
+    n_classes = max(2, len(np.unique(arrays[f"{splits[0]}_labels"])))
     for split in splits:
         x, labels = arrays[split], arrays[f"{split}_labels"]
         if x.ndim != 2 or x.shape[1] != first.shape[-1]:
@@ -57,8 +58,9 @@ def load_labeled_splits(path, splits):
         if not np.isfinite(x).all():
             raise UserError(f"{path}: {split} holds NaN or infinite values; remove those rows")
         found = np.unique(labels).tolist()
-        if found != [0, 1]:
-            raise UserError(f"{path}: {split}_labels holds {found[:5]}; it must hold 0 and 1")
+        if len(found) < 2 or found != list(range(n_classes)):
+            wanted = " and ".join(map(str, range(n_classes))) if n_classes < 4 else "0 to C-1"
+            raise UserError(f"{path}: {split}_labels holds {found[:5]}; it must hold {wanted}")
     return {
         split: (arrays[split].astype(np.float32), arrays[f"{split}_labels"].astype(np.int64))
         for split in splits

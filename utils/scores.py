@@ -26,11 +26,16 @@ RATES = ("sensitivity", "specificity")
 def classification_scores(probabilities, labels, minority):
     """Return accuracy, balanced_accuracy, auroc and f1 as fractions.
 
-    probabilities [n] of label 1; labels [n]. The predicted class is that above 0.5; auroc and f1
-    take the minority as the positive class. Raises UserError if a class has no image.
+    probabilities [n, C], or [n] of label 1 of two; labels [n]. The likeliest class is predicted.
+    auroc and f1 take the minority of two classes as the positive class. Of more than two classes
+    they are means over the classes, each against the rest. Raises UserError if a class is missing.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
-    check_classes(labels)
+    check_classes(labels, max([2, *probabilities.shape[1:]]))
+    if probabilities.ndim == 2 and probabilities.shape[1] > 2:
+        return multiclass_scores(probabilities, labels)
+    if probabilities.ndim == 2:
+        probabilities = probabilities[:, 1]
     predicted = (probabilities > 0.5).astype(int)
     p_minority = probabilities if minority else 1 - probabilities
     f1 = f1_score(labels, predicted, pos_label=minority, zero_division=0.0)
@@ -40,6 +45,24 @@ def classification_scores(probabilities, labels, minority):
         "auroc": float(roc_auc_score(labels == minority, p_minority)),
         "f1": float(f1),
     }
+
+
+def multiclass_scores(p, labels):
+    """Return the scores of classification_scores for p [n, C], C > 2."""
+    predicted = p.argmax(1)
+    # Against the rest, class by class: scikit-learn's own form needs rows that sum to 1.
+    aurocs = [roc_auc_score(labels == c, p[:, c]) for c in range(p.shape[1])]
+    return {
+        "accuracy": float(accuracy_score(labels, predicted)),
+        "balanced_accuracy": float(balanced_accuracy_score(labels, predicted)),
+        "auroc": float(np.mean(aurocs)),
+        "f1": float(f1_score(labels, predicted, average="macro", zero_division=0.0)),
+    }
+
+
+def minority_probability(p, minority):
+    """Return the probability of the minority, one label or several, float64 [n]; p [n, C]."""
+    return np.asarray(p)[:, np.atleast_1d(minority)].sum(1)
 
 
 def rare_class_scores(p_minority, is_minority, threshold):
@@ -69,28 +92,36 @@ def rare_class_scores(p_minority, is_minority, threshold):
 def score_splits(probabilities, labels, minority, rule="youden", prevalence=None):
     """Score val and test with the threshold that `rule` chooses on val.
 
-    probabilities: {"val": p [n, 2], "test": p [n, 2]}; labels: {"val": int [n], "test": int [n]};
-    minority: label of the rare class; prevalence: its share where the classifier is used.
+    probabilities: {"val": p [n, C], "test": p [n, C]}; labels: {"val": int [n], "test": int [n]};
+    minority: label of the rare class, or several, which are the positive class of thresholds and
+    intervals together; prevalence: its share where the classifier is used.
     Returns the dict of probe.json and finetune.json: val, test, test_interval, threshold and
     threshold_rule.
     """
-    p_minority = {split: np.asarray(p)[:, minority] for split, p in probabilities.items()}
-    is_minority = {split: np.asarray(y) == minority for split, y in labels.items()}
+    p_minority = {split: minority_probability(p, minority) for split, p in probabilities.items()}
+    is_minority = {split: np.isin(y, minority) for split, y in labels.items()}
     threshold = choose_threshold(p_minority["val"], is_minority["val"], rule)
     result = {
-        split: classification_scores(p[:, 1], labels[split], minority)
+        split: classification_scores(p, labels[split], np.atleast_1d(minority)[0])
         | rare_class_scores(p_minority[split], is_minority[split], threshold)
         for split, p in probabilities.items()
     }
     if prevalence is not None:
         result["test"] |= predictive_values(result["test"], prevalence)
     interval = bootstrap_intervals(p_minority["test"], is_minority["test"], threshold)
+    if np.asarray(probabilities["test"]).shape[1] > 2:
+        # Their scores are over all classes, these intervals for the tail against the rest.
+        for name in ("accuracy", "balanced_accuracy", "auroc", "f1"):
+            del interval[name]
     return result | dict(test_interval=interval, threshold=threshold, threshold_rule=rule)
 
 
-def check_classes(labels):
-    if len(np.unique(labels)) < 2:
+def check_classes(labels, n_classes=2):
+    found = len(np.unique(labels))
+    if found < 2:
         raise UserError(f"all {len(labels)} images are of one class; scores need both")
+    if found < n_classes:
+        raise UserError(f"images of {found} of the {n_classes} classes; scores need all of them")
 
 
 def sensitivity_specificity(is_minority, is_positive):
@@ -179,18 +210,29 @@ def predictive_values(scores, prevalence):
 # --------------------------------------------------------------------------------------------------
 
 
-def write_predictions(path, files, labels, predictions):
+def prediction_columns(p, minority):
+    """Return the probabilities of predictions.csv from p [n, C], for write_predictions.
+
+    They are float64 [n]: that of the minority; of more than two classes [n, 1 + C].
+    """
+    p_minority, p = minority_probability(p, minority), np.asarray(p)
+    return p_minority if p.shape[1] == 2 else np.column_stack([p_minority, p])
+
+
+def write_predictions(path, files, labels, predictions, classes=()):
     """Write a CSV table with file, split, label and p_minority of every predicted image.
 
-    files: names of all M images; labels: int [M]; predictions: {split: (rows [n], p [n])}, where p
-    is the probability of the minority class. All digits are kept: scores can be computed again.
+    More than two classes have a column p_<class> each. files: names of all M images; labels: int
+    [M]; predictions: {split: (rows [n], p of prediction_columns)}; classes: C names. All digits are
+    kept: scores can be computed again.
     """
+    further = [f"p_{name}" for name in classes] if len(classes) > 2 else []
     table = (
-        (files[row], split, labels[row], float(p))
+        (files[row], split, labels[row], *np.atleast_1d(p).astype(float).tolist())
         for split, (rows, probabilities) in predictions.items()
         for row, p in zip(rows, probabilities, strict=True)
     )
-    write_table(path, ["file", "split", "label", "p_minority"], table)
+    write_table(path, ["file", "split", "label", "p_minority", *further], table)
 
 
 def read_predictions(path):
@@ -209,16 +251,18 @@ def read_predictions(path):
 def print_test_scores(result, p, labels, classes, minority):
     """Print the test scores at the chosen threshold with their intervals, in percent.
 
-    result: of score_splits; p [n, 2] and labels int [n]: of the test split; classes: names.
+    result: of score_splits; p [n, C] and labels int [n]: of the test split; classes: names.
     """
-    scores, is_minority = result["test"], np.asarray(labels) == minority
+    scores, is_minority = result["test"], np.isin(labels, minority)
     n, rare = len(is_minority), int(is_minority.sum())
-    positive = int((np.asarray(p)[:, minority] >= scores["threshold"]).sum())
+    positive = int((minority_probability(p, minority) >= scores["threshold"]).sum())
     print(f"threshold {scores['threshold']:.3g} ({result['threshold_rule']}, on validation):")
     for names in SHOWN:
-        print(" ", "   ".join(format_interval(name, result) for name in names))
+        shown = [name for name in names if name in result["test_interval"]]
+        print(" ", "   ".join(format_interval(name, result) for name in shown))
     shares = f"{rare} of {n} ({rare / n:.1%}), predicted {positive} ({positive / n:.1%})"
-    print(f"  test images of '{classes[minority]}': {shares}")
+    names = " + ".join(classes[c] for c in np.atleast_1d(minority))
+    print(f"  test images of '{names}': {shares}")
     if rare < RARE_IMAGES_FOR_A_VERDICT:
         print(f"  WARNING: {rare} rare test images: intervals are wide")
     if "prevalence" in scores:
