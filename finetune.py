@@ -76,7 +76,7 @@ def main():
     device = pick_device(args.device, args.deterministic)
     folder = find_classifier(args) if args.is_reuse else None
     if folder:
-        print(f"{folder}: its finished network classifies; nothing is trained")
+        print(f"{folder}: uses the finished network; nothing is trained")
     else:
         from_run = retrain if args.retrain else finetune
         task = from_run(args) if args.source.is_dir() else train_from_scratch(args)

@@ -156,7 +156,7 @@ def main():
     for source in args.sources or [args.embeddings]:
         out = args.out or source
         if args.is_reuse and all(file.exists() for file in probe_files(out)):
-            print(f"{out}: its finished probe classifies; nothing is trained")
+            print(f"{out}: uses the finished probe; nothing is trained")
         else:
             out = probe_source(source, args, device)
         if args.predict or args.export:

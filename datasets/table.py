@@ -50,7 +50,7 @@ def check_places(root, table):
         raise UserError(f"--data-root {root}: no such folder; give the folder of the images")
     if table is None or not Path(table).is_file():
         found = ", ".join(sorted(map(str, root.glob("*.csv")))) or "none"
-        problem = "table needs it" if table is None else f"{table}: no such file"
+        problem = "is missing" if table is None else f"{table}: no such file"
         raise UserError(f"--labels {problem}; give a CSV file (in {root}: {found})")
 
 
