@@ -36,6 +36,7 @@ METHOD_STYLES = {
     "focal": Style("focal loss", "#D200B4", "h", DASHES),
     "ldam_drw": Style("LDAM-DRW", "#C30F0F", "8", DASH_DOT),
     "logit_adjusted": Style("logit adjustment", "#F06978", "d", LONG),
+    "auc_margin": Style("AUC margin", "#8C6A1A", "3", DASH_DOT),
     "crt": Style("cRT", "#E1004B", "H", DOTS),
     "tau_norm": Style("tau-normalisation", "#D269E1", "1"),
     "lws": Style("LWS", "#FF00FF", "2", DASHES),

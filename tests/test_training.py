@@ -196,18 +196,19 @@ def test_predict_writes_a_probability_for_every_image(run, workplace):
     for script in (linear_probe, finetune):
         call(script, run, "--smoke", "--predict", "new", "--csv", "new.csv")
         lines = Path("new.csv").read_text(encoding="utf-8").splitlines()
-        assert lines[0] == "file,p_5-9,predicted" and len(lines) == 5
+        assert lines[0] == "file,p_5-9,predicted,threshold" and len(lines) == 5
         assert lines[1].startswith("a folder/ziffer ä 0.png,")
         for line in lines[1:]:
-            _, p, predicted = line.split(",")
-            assert 0 <= float(p) <= 1 and predicted == ("5-9" if float(p) > 0.5 else "0-4")
+            _, p, predicted, threshold = line.split(",")
+            assert 0 <= float(p) <= 1
+            assert predicted == ("5-9" if float(p) >= float(threshold) else "0-4")
     Path("new/a folder/kaputt.jpg").write_bytes(b"not a picture")
     Path("new/broken.jpg").write_bytes(b"not a picture")
     with pytest.raises(UserError, match="kaputt.jpg: cannot be read as an image .*, and 1 more"):
         call(linear_probe, run, "--smoke", "--predict", "new", "--csv", "new.csv")
     lines = Path("new.csv").read_text(encoding="utf-8").splitlines()
-    empty = [line for line in lines if line.endswith(",,")]
-    assert empty == ["a folder/kaputt.jpg,,", "broken.jpg,,"] and len(lines) == 7
+    empty = [line for line in lines if line.endswith(",,,")]
+    assert empty == ["a folder/kaputt.jpg,,,", "broken.jpg,,,"] and len(lines) == 7
     with pytest.raises(UserError, match="--predict nowhere: no such folder"):
         call(linear_probe, "runs/no/run", "--predict", "nowhere", "--csv", "new.csv")
 

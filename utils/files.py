@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 
@@ -141,11 +141,14 @@ def cached_sha256(path):
     if cache.exists() and cache.read_text(encoding="utf-8").startswith(f"{key} "):
         return cache.read_text(encoding="utf-8").split()[-1]
     digest = sha256(path)
-    # A file that has just changed may change again within one tick of the clock. A folder that
-    # cannot be written has no cache.
-    if time.time_ns() - status.st_ctime_ns > TICK_NS and os.access(path.parent, os.W_OK):
-        with atomic_write(cache) as temporary:
+    # A file that has just changed may change again within one tick of the clock.
+    if time.time_ns() - status.st_ctime_ns > TICK_NS:
+        # Processes that read one subset write at the same time: each has a temporary file of its
+        # own. A folder that cannot be written has no cache.
+        temporary = cache.with_name(f".part-{os.getpid()}-{cache.name}")
+        with suppress(OSError):
             temporary.write_text(f"{key} {digest}", encoding="utf-8")
+            os.replace(temporary, cache)
     return digest
 
 
