@@ -245,6 +245,7 @@ def color_jitter(x, order, brightness, contrast, saturation, hue):
     of 0 brightness, 1 contrast, 2 saturation, 3 hue; factors [B], 1 for no change; hue [B] as a
     share of the colour circle, 0 for no change. Equals torchvision's adjust_* functions.
     """
+    hue = hue * (x.shape[1] == 3)  # one channel has no hue
     factors = torch.stack([brightness, contrast, saturation, hue], 1)  # [B, 4]
     is_changed = factors != torch.tensor([1.0, 1.0, 1.0, 0.0])
     # Step by step, images of the same next operation are changed together; 4: no operation.
@@ -277,12 +278,10 @@ def adjust_saturation(x, factor):
 
 
 def shift_hue(x, shift):
-    """Turn the hue of images [B, C, H, W] in [0, 1] by shift, a share of the colour circle.
+    """Turn the hue of RGB images [B, 3, H, W] in [0, 1] by shift, a share of the colour circle.
 
-    shift [B] or [B, 1, 1, 1]. One channel has no hue and stays.
+    shift [B] or [B, 1, 1, 1].
     """
-    if x.shape[1] == 1:
-        return x
     r, g, b = x.unbind(1)  # [B, H, W]
     value = r.maximum(g).maximum(b)
     chroma = value - r.minimum(g).minimum(b)
