@@ -21,6 +21,7 @@ FUNCTIONS = {
         "suppro_loss": "z, labels, prototypes, temperature=0.07, margin=1.0",
         "draw_supervised_majority": "labels, minority, ratio, generator",
         "antipodal_prototypes": "dim, generator",
+        "simplex_prototypes": "classes, dim, generator",
         "class_weights": "counts",
         "focal_loss": "logits, targets, gamma=2.0, weights=None",
         "warmup_cosine": "epoch, epochs, lr, warmup_epochs=10",
@@ -63,8 +64,8 @@ FLAGS = {
         "--patient-column": "patient",
         "--split-column": "split",
         **dict.fromkeys(
-            "--download --minority --majority --store-size --grayscale --patient --skip-bad "
-            "--verify --name --labels --folds".split(),
+            "--download --minority --majority --classes --tail --imbalance --store-size "
+            "--grayscale --patient --skip-bad --verify --name --labels --folds".split(),
             "",
         ),
     },

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from conftest import call
 
 import finetune
 import pretrain
-from utils.cli import ArgumentParser, UserError, print_next
+from utils.cli import ArgumentParser, UserError, print_next, run_main
 
 
 def test_the_names_that_flags_take_are_those_there_are(capsys):
@@ -61,3 +63,11 @@ def test_the_next_command_can_be_typed(capsys):
     print_next("evaluate_metrics.py", *runs, smoke=True)
     typed = "next: python evaluate_metrics.py 'my runs/a' b c d --smoke\n"
     assert capsys.readouterr().out == typed
+
+
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(2**57), lambda: np.empty(2**57)])
+def test_an_input_larger_than_the_memory_is_one_line(allocate, capsys, handlers):
+    with pytest.raises(SystemExit) as stop:
+        run_main(allocate)
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.endswith("out of memory; use a smaller --size or --batch-size\n")

@@ -124,11 +124,15 @@ def run_main(main):
         misplaced = PermissionError, FileNotFoundError, FileExistsError
         status = 2 if isinstance(error, misplaced + (NotADirectoryError, IsADirectoryError)) else 1
         message = f"{error.filename}: {error.strerror}; choose another place, or free some space"
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         # torch.OutOfMemoryError, without importing torch
-        if type(error).__name__ != "OutOfMemoryError":
+        is_gpu = type(error).__name__ == "OutOfMemoryError"
+        # torch has no exception of its own for the memory of the CPU
+        if not (is_gpu or isinstance(error, MemoryError) or "can't allocate memory" in str(error)):
             raise
-        status, message = 1, "out of GPU memory; use --chunk, or a smaller --batch-size"
+        status, message = 1, "out of memory; use a smaller --size or --batch-size"
+        if is_gpu:
+            message = "out of GPU memory; use --chunk, or a smaller --batch-size"
     # All ranks of a machine meet the same mistake; the first one reports it.
     if status == 1 or os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
