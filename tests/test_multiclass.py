@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,6 +39,7 @@ from common import (
 from datasets.ratios import choose_tail, long_tail_counts
 from datasets.splits import draw_splits
 from evaluate_metrics import compute_metrics
+from reporting import multiclass
 from utils.cli import UserError
 from utils.files import read_log, read_table
 from utils.scores import classification_scores, read_predictions, score_splits
@@ -478,6 +481,21 @@ def test_new_images_get_a_probability_of_each_class(three, tmp_path):
     header, rows = read_table(Path("out.csv"))
     assert header == ["file", "p_3", "p_5", "p_8", "predicted", "threshold"] and len(rows) == 3
     assert all(row[4] in ("3", "5", "8") for row in rows)
+
+
+def test_the_comparison_of_class_numbers_has_a_row_per_run(three, tmp_path, monkeypatch):
+    call(linear_probe, three, "--rows", "own")
+    call(evaluate_metrics, three)
+    place = tmp_path / "runs/digits-3classes/lt4/supmin"
+    place.mkdir(parents=True)
+    shutil.copytree(three, place / "seed0")
+    monkeypatch.setattr(sys, "argv", ["multiclass", str(tmp_path / "runs"), str(tmp_path)])
+    multiclass.main()
+    header, rows = read_table(tmp_path / "runs.csv")
+    assert header == multiclass.COLUMNS and rows[0][:4] == ["digits", "3", "supmin", "0"]
+    cac = read(three / "metrics.json")["cac"]
+    assert float(rows[0][8]) == pytest.approx(100 * (np.mean(cac) - 100 / 3) / (200 / 3), abs=0.01)
+    assert (tmp_path / "multiclass.png").stat().st_size > 1000
 
 
 def test_a_variant_has_a_folder_of_its_own():
