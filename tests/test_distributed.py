@@ -103,7 +103,8 @@ def small_and_double():
 
 COMMAND = [
     *(SUBSET, "--method", "supmin", "--majority-supervision", "0.5", "--smoke", "--size", "16"),
-    *("--epochs", "40", "--warmup-epochs", "5", "--device", "cpu", "--watch-every", "20", "--out"),
+    *("--epochs", "40", "--warmup-epochs", "5", "--device", "cpu", "--watch-every", "20"),
+    *("--save-every", "1", "--out"),
 ]
 # The process group of these tests is there already.
 PRETRAIN = SimpleNamespace(main=pretrain.main.__wrapped__, __name__="pretrain")

@@ -98,8 +98,8 @@ def test_balanced_batches_use_up_a_class_before_they_repeat_an_image(size):
             assert len(set(members[start : start + count])) == count
 
 
-def test_balanced_batches_need_both_classes():
-    with pytest.raises(ValueError, match="both classes"):
+def test_balanced_batches_need_every_class():
+    with pytest.raises(ValueError, match="every class"):
         balanced_batches(torch.zeros(9), 4, 1, rng())
 
 
