@@ -141,6 +141,25 @@ def test_training_goes_on_while_a_checkpoint_is_written(monkeypatch):
     assert load_tensors("slow/checkpoint.pt")["model"]["weight"].item() == before
 
 
+def test_the_last_epoch_is_saved_after_a_write_that_failed(monkeypatch):
+    model, failures = torch.nn.Linear(1, 1), [OSError("full")]
+    run = Run(
+        "failed", {"sha256": "", "epochs": 9, "smoke": True}, torch.device("cpu"), 1, model=model
+    )
+
+    def fail_once(path, state):
+        if failures:
+            raise failures.pop()
+        save_tensors(path, state)
+
+    monkeypatch.setattr("utils.runs.save_tensors", fail_once)
+    with pytest.raises(OSError, match="full"), run:
+        for epoch in range(9):
+            run.finish_epoch(epoch, {"loss": 1.0})
+    assert len(log_of(Path("failed"))) == 2
+    assert load_tensors("failed/checkpoint.pt")["epoch"] == 2
+
+
 @pytest.fixture
 def full_disk():
     """full_disk(n): no file can grow beyond n bytes, as on a full disk or beyond a quota."""

@@ -143,6 +143,7 @@ class Run:
         else:
             is_due = (epoch + 1) % self.save_every == 0
         if is_due:
+            self._wait_for_write()
             self._start_write()
 
     def copy_checkpoint(self, epoch):
@@ -152,12 +153,14 @@ class Run:
         self.unsaved = {**copies, "epoch": epoch, "config": self.config}
 
     def _start_write(self):
-        """Let the thread write checkpoint.pt after it has finished the one before."""
-        self._wait_for_write()
-        arguments, self.unsaved = (self.folder / "checkpoint.pt", self.unsaved), None
-        self.write, self.last_save = self.writer.submit(save_tensors, *arguments), read_clock()
+        """Let the thread write checkpoint.pt, after the one before."""
+        # In the thread every tensor would wait for all steps that the GPU has queued.
+        state = map_tensors(torch.Tensor.cpu, self.unsaved)
+        self.write = self.writer.submit(save_tensors, self.folder / "checkpoint.pt", state)
+        self.unsaved, self.last_save = None, read_clock()
 
     def _wait_for_write(self):
+        """Wait for the last write; raise its error."""
         if self.write:
             self.write.result()
 
@@ -165,7 +168,7 @@ class Run:
         return self
 
     def __exit__(self, *exception):
-        """Save the last finished epoch, also after a signal."""
+        """Save the last finished epoch, also after a signal or a failed write."""
         if self.unsaved:
             self._start_write()
         self._wait_for_write()
