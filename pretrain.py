@@ -473,7 +473,10 @@ def validate_embedding(model, subset, device, batch_size):
     """
     rows = subset.splits["val"]
     if len(rows) > MONITORED_IMAGES:
-        rows = np.sort(np.random.default_rng(0).choice(rows, MONITORED_IMAGES, replace=False))
+        drawn = np.random.default_rng(0).choice(rows, MONITORED_IMAGES, replace=False)
+        # The measures need an image of each class, and a rare one may have none among the drawn.
+        is_missed = ~np.isin(subset.labels[rows], subset.labels[drawn])
+        rows = np.sort(np.append(drawn, rows[is_missed]))
     z = embed(
         model, subset, rows, device, batch_size, views=2, generator=make_generator(0, 0, 0, 0)
     )

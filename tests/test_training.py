@@ -166,6 +166,21 @@ def test_monitor_tells_a_collapse_from_a_spread_embedding(workplace, monkeypatch
     assert stats["val_saa"] == pytest.approx([100 / 357] * 2, abs=1e-3)
 
 
+def test_monitor_sees_every_class_of_a_large_validation_split(workplace, monkeypatch):
+    subset, seen = load_subset(SUBSET), []
+    first = [subset.splits["val"][subset.labels[subset.splits["val"]] == c][:1] for c in (0, 1)]
+    subset.splits["val"] = np.concatenate([np.repeat(first[0], 90), first[1]])
+
+    def embed(model, subset, rows, *args, **options):
+        seen.append(subset.labels[rows].tolist())
+        return torch.eye(len(rows), 8).expand(2, -1, -1)
+
+    monkeypatch.setattr(pretrain, "embed", embed)
+    monkeypatch.setattr(pretrain, "MONITORED_IMAGES", 20)
+    pretrain.validate_embedding(None, subset, torch.device("cpu"), 64)
+    assert sorted(seen[0]) == [0] * 20 + [1]
+
+
 def test_a_real_run_replaces_a_smoke_run_and_not_the_reverse(run):
     folder = Path("runs/digits/99-1/supmin/seed7")
     shutil.copytree(run, folder)
