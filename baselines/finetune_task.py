@@ -39,6 +39,7 @@ class Task:
 def finetune(args):
     """Train the network of a run, or a new head on its frozen encoder."""
     config, subset, encoder = load_source_run(args)
+    check_loss(args, subset)
     encoder_sha256 = module_sha256(encoder)
     encoder.requires_grad_(args.train == "all")
     head = HEADS[args.head](encoder.dim, len(subset.classes))
@@ -54,8 +55,7 @@ def train_from_scratch(args):
     """Train a new network on a subset, from random weights or those of --init."""
     args.seed = args.seed or 0
     subset = load_subset(args.source)
-    if args.loss == "auc_margin" and len(subset.classes) > 2:
-        raise UserError(f"--loss auc_margin: is for two classes; {args.source} has more; use ce")
+    check_loss(args, subset)
     subset.change_views(args.size, args.recipe, args.no_flip)
     if args.init == "imagenet":
         subset.mean, subset.std = IMAGENET_MEAN, IMAGENET_STD
@@ -108,6 +108,12 @@ def defaults_from_run(args, config):
     args.seed = config["seed"] if args.seed is None else args.seed
     args.batch_size = args.batch_size or config["batch_size"]
     args.lr = 0.2 * args.batch_size / 512 if args.lr is None else args.lr
+
+
+def check_loss(args, subset):
+    """Raise UserError if --loss is not for as many classes."""
+    if args.loss == "auc_margin" and len(subset.classes) > 2:
+        raise UserError(f"--loss auc_margin: is for two classes; {args.source} has more; use ce")
 
 
 def network_settings(config, subset):

@@ -460,6 +460,8 @@ def test_every_supervised_loss_trains_on_three_classes(three, loss):
     if loss == "auc_margin":
         with pytest.raises(UserError, match="two classes"):
             call(finetune, *words)
+        with pytest.raises(UserError, match="two classes"):
+            call(finetune, three, "--loss", loss, "--smoke")
         return
     call(finetune, *words, "--balanced-batches")
     result = read(f"runs/digits-3classes/lt4/{loss}/seed0/finetune.json")
