@@ -258,6 +258,8 @@ def check_args(args, typed):
         raise UserError(f"--fraction {args.fraction:g}: give a share above 0 and up to 1")
     if args.bn_train and args.train != "head":
         raise UserError("--bn-train: needs a frozen encoder; add --train head or --retrain crt")
+    if args.compile and args.train == "head" and not args.bn_train:
+        raise UserError("--compile: only training compiles, and the encoder is frozen; drop it")
     if args.head_lr is not None and args.train == "head":
         raise UserError("--head-lr: only the head is trained; give its learning rate as --lr")
 

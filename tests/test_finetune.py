@@ -541,6 +541,7 @@ def test_each_epoch_prints_one_line(run, capsys):
         (f"{SCRATCH} --arch resnet8 --stem cifar", "--stem cifar: resnet8 has its own"),
         (f"{SCRATCH} --init nowhere.pt", "--init nowhere.pt: no such file"),
         ("RUN --train head --head-lr 1", "--head-lr: only the head is trained"),
+        ("RUN --train head --compile", "--compile: only training compiles"),
         ("RUN --retrain crt --loss ce", "--loss: cannot .* with --retrain crt; leave it out"),
         ("RUN --retrain lws --train=head", "--train: cannot .* with --retrain lws"),
         ("RUN --retrain crt --subsample-balanced", "--subsample-balanced: cannot"),
