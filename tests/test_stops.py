@@ -120,11 +120,11 @@ def test_auto_saves_once_a_minute_and_at_the_end(undisturbed, monkeypatch):
     assert_same_run(undisturbed, Path("auto"))
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(monkeypatch):
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     """The file holds the state at the end of its epoch, not that of the moment of writing."""
     model = torch.nn.Linear(1, 1)
     run = Run(
-        "slow", {"sha256": "", "epochs": 2, "smoke": True}, torch.device("cpu"), 1, model=model
+        tmp_path, {"sha256": "", "epochs": 2, "smoke": True}, torch.device("cpu"), 1, model=model
     )
     is_changed = threading.Event()
 
@@ -138,13 +138,13 @@ def test_training_goes_on_while_a_checkpoint_is_written(monkeypatch):
         run.finish_epoch(0, {"loss": 1.0})
         model.weight.data += 1
         is_changed.set()
-    assert load_tensors("slow/checkpoint.pt")["model"]["weight"].item() == before
+    assert load_tensors(tmp_path / "checkpoint.pt")["model"]["weight"].item() == before
 
 
-def test_the_last_epoch_is_saved_after_a_write_that_failed(monkeypatch):
+def test_the_last_epoch_is_saved_after_a_write_that_failed(tmp_path, monkeypatch):
     model, failures = torch.nn.Linear(1, 1), [OSError("full")]
     run = Run(
-        "failed", {"sha256": "", "epochs": 9, "smoke": True}, torch.device("cpu"), 1, model=model
+        tmp_path, {"sha256": "", "epochs": 9, "smoke": True}, torch.device("cpu"), 1, model=model
     )
 
     def fail_once(path, state):
@@ -156,8 +156,8 @@ def test_the_last_epoch_is_saved_after_a_write_that_failed(monkeypatch):
     with pytest.raises(OSError, match="full"), run:
         for epoch in range(9):
             run.finish_epoch(epoch, {"loss": 1.0})
-    assert len(log_of(Path("failed"))) == 2
-    assert load_tensors("failed/checkpoint.pt")["epoch"] == 2
+    assert len(log_of(tmp_path)) == 2
+    assert load_tensors(tmp_path / "checkpoint.pt")["epoch"] == 2
 
 
 @pytest.fixture
