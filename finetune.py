@@ -174,7 +174,8 @@ def make_parser():
     positive, number = number_from(1), number_from(0, float)
     add = parser.add_argument_group("data").add_argument
     add("source", type=Path, help="subsets/<dataset>/<ratio>.json, or a run folder")
-    add("--size", type=number_from(8), metavar="S", help="input side, px (default: the source's)")
+    side = number_from(8, high=4096)
+    add("--size", type=side, metavar="S", help="input side, px (default: the source's)")
     text = "share of the training images of each class"
     add("--fraction", type=number, default=1.0, metavar="F", help=text)
     text = "leave out majority images until the classes are equal"

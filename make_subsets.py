@@ -27,12 +27,14 @@ from datasets.images import describe_enlargement
 from datasets.pack import count_workers, mean_std, open_packed, pack_images, scan_images
 from datasets.ratios import RATIOS, choose_tail, draw_all_ratios, long_tail_name, parse_ratio
 from datasets.source import SPLITS
+from datasets.splits import split_percents
 from utils.cli import ArgumentParser, UserError, command_line, number_from, print_next, run_main
 from utils.files import lock_folder, read_json, sha256, write_json
 
 DEFAULT_BATCH_SIZE = 256  # of pretrain.py
 # images of a class in a split: fewer give a warning, or no verdict
 FEW, VERDICT = 10, 25
+WATCHED_IMAGES = 10  # of validation, that pretrain.py needs for --watch-every
 ENOUGH = 5  # rare training images of the ratio to begin with
 # flags that decide the content of a subset; the later ones are recorded where they are given
 SETTINGS = "dataset size store_size grayscale seed patient minority majority".split()
@@ -170,7 +172,10 @@ def print_next_training(folder, records):
     ratio = "natural" if next(iter(counts)) == "natural" else min(shares, key=shares.get)
     largest_batch = 2 ** int(math.log2(sum(counts[ratio])))
     small_batch = ["--batch-size", largest_batch] if largest_batch < DEFAULT_BATCH_SIZE else []
-    print_next("pretrain.py", folder / f"{ratio}.json", "--method", "supmin", *small_batch)
+    few = sum(records[ratio]["counts"]["val"].values()) < WATCHED_IMAGES
+    unwatched = ["--watch-every", 0] if few else []
+    flags = "--method", "supmin", *small_batch, *unwatched
+    print_next("pretrain.py", folder / f"{ratio}.json", *flags)
     size, batch_size = min(32, records[ratio]["size"]), min(64, largest_batch)
     print(f"without a GPU, add: --arch resnet8 --size {size} --batch-size {batch_size}")
 
@@ -311,7 +316,7 @@ def parse_args():
         "Images on disk -> subsets/<dataset>/: decoded once, at several ratios.",
         example="python make_subsets.py folder --data-root scans --patient '(patient[0-9]+)'",
     )
-    pixels = dict(type=number_from(1), metavar="PIXELS")
+    pixels = dict(type=number_from(1, high=4096), metavar="PIXELS")
     add = p.add_argument_group("data").add_argument
     text = f"{' '.join(DATASETS)}; all: those below --data-root"
     add("dataset", choices=[*DATASETS, "all"], metavar="dataset", help=text)
@@ -393,6 +398,10 @@ def refuse_unused_flags(args):
             raise UserError(f"--{name}: {args.dataset} does not take it; leave it out")
     if args.classes and (args.minority or args.majority):
         raise UserError("--classes: names all classes; leave out --minority and --majority")
+    if args.folds and args.test_share:
+        raise UserError(f"--test-share: --folds {args.folds} decides the test split; leave it out")
+    if sum(split_percents(args).values()) >= 100:
+        raise UserError("--test-share, --val-share: leave no image for train; give smaller shares")
     if args.tail and not args.classes:
         raise UserError("--tail: names rare ones of --classes; add --classes A,B,C")
 

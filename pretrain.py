@@ -205,7 +205,8 @@ def parse_args(words=None):
     positive, number = number_from(1), number_from(0, float)
     add = parser.add_argument_group("data").add_argument
     add("subset", type=Path, help="subsets/<dataset>/<ratio>.json, from make_subsets.py")
-    add("--size", type=number_from(8), metavar="S", help="input side, px (default: the subset's)")
+    side = number_from(8, high=4096)
+    add("--size", type=side, metavar="S", help="input side, px (default: the subset's)")
     recipe = f"augmentation: {', '.join(RECIPES)} (default: the subset's)"
     add("--recipe", choices=RECIPES, metavar="NAME", help=recipe)
     add("--no-flip", action="store_true", help="never flip images left-right")

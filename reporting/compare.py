@@ -118,7 +118,11 @@ def compare_scores(pairs):
     of a pair, and for all pairs that share their test images. All in percent.
     """
     runs = [run for pair in pairs for run in pair]
-    options = [(run.p_minority, run.is_minority, run.threshold or 0.5) for run in runs]
+    thresholds = [0.5 if run.threshold is None else run.threshold for run in runs]
+    options = [
+        (run.p_minority, run.is_minority, threshold)
+        for run, threshold in zip(runs, thresholds, strict=True)
+    ]
     observed = [observed_scores(*some) for some in options]
     drawn = [bootstrap_scores(*some) for some in options]
     has_thresholds = all(run.threshold is not None for run in runs)

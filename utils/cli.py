@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import math
 import os
 import re
 import shlex
@@ -86,13 +87,14 @@ class ArgumentParser(argparse.ArgumentParser):
         return parsed
 
 
-def number_from(low, kind=int):
-    """Return an argparse type: a finite number of `kind` that is at least `low`."""
+def number_from(low, kind=int, high=math.inf):
+    """Return an argparse type: a finite number of `kind` from `low` to `high`."""
+    limits = f"from {low} up" if high == math.inf else f"from {low} to {high}"
 
     def number(text):
         value = kind(text)
-        if not low <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not a number from {low} up")
+        if not (low <= value <= high and value < math.inf):
+            raise argparse.ArgumentTypeError(f"{text} is not a number {limits}")
         return value
 
     number.__name__ = kind.__name__
