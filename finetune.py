@@ -274,6 +274,7 @@ def make_config(task, args, amp):
         **{key: getattr(args, key) for key in ("epochs", "batch_size", "lr", "seed", "smoke")},
         **{key: getattr(subset, key) for key in ("size", "recipe", "ratio", "classes", "minority")},
         **({} if subset.flip else {"no_flip": True}),
+        **({"tail": subset.tail} if len(subset.classes) > 2 else {}),
         dataset=subset.name,
         amp=amp.mode,
         subset=os.path.relpath(subset.path, task.out),

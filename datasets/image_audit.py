@@ -52,9 +52,10 @@ def draw_hard_examples(path, title, subset, columns, features):
     columns: those of neighbours.csv, one entry per test image; features float [n, D]: unit vectors
     of the encoder.
     """
-    rows, classes, rare = subset.splits["test"], subset.classes, subset.classes[subset.minority]
+    rows, classes = subset.splits["test"], subset.classes
+    rare = " + ".join(classes[c] for c in subset.tail)
     labels, split, _, names = read_index(subset.path.with_name("index.csv"))
-    is_rare = labels[rows] == subset.minority
+    is_rare = np.isin(labels[rows], subset.tail)
     p = np.array([np.nan if value == "" else value for value in columns["p"]], dtype=float)
     cac = np.array(columns["cac"])
     # without predictions every p is NaN and no image counts as wrong

@@ -78,7 +78,7 @@ def load_predictions(run, row):
         run=run,
         minority=row["classes"][row["minority"]],
         files=table["file"][rows],
-        is_minority=table["label"][rows] == row["minority"],
+        is_minority=np.isin(table["label"][rows], row.get("tail", [row["minority"]])),
         p_minority=table["p_minority"][rows],
         threshold=row.get(f"{result}_threshold"),
     )

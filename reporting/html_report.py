@@ -9,10 +9,11 @@ import shlex
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reporting import charts
-from reporting.collect import METRICS
+from reporting.collect import METRICS, run_kind
 from reporting.html_images import HARD_WIDTH, SHEET_WIDTH, map_points, shrunk_uri, svg_markup
 from reporting.styles import RC, style_of
 from reporting.tables import (
@@ -290,13 +291,15 @@ def best_result(run, place):
     name = next((name for name in ("probe", "finetune") if name in run), None)
     if name is None:
         return None, None
-    path = place and place / "predictions.csv"
+    # A supervised run has predictions.csv of its own, beside those of its probe.
+    is_beside = name == "probe" and run_kind(run["config"]) not in ("contrastive", "raw pixels")
+    path = place and place / ("probe_predictions.csv" if is_beside else "predictions.csv")
     if not path or not path.is_file():
         return run[name], None
     table = read_predictions(path)
     is_test = table["split"] == "test"
-    is_minority = table["label"][is_test] == run["config"]["minority"]
-    return run[name], (table["p_minority"][is_test], is_minority)
+    tail = run["config"].get("tail", [run["config"]["minority"]])
+    return run[name], (table["p_minority"][is_test], np.isin(table["label"][is_test], tail))
 
 
 def draw_charts(epochs, predictions, result):
