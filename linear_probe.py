@@ -377,7 +377,8 @@ def linear_layer(weight, bias):
     probe = nn.Linear(*reversed(weight.shape), dtype=torch.float64)
     with torch.no_grad():
         probe.weight.copy_(weight)
-        probe.bias.copy_(bias)
+        # Rounded to float32, as for the committed results.
+        probe.bias.copy_(bias.float())
     return probe
 
 
