@@ -56,6 +56,9 @@ class Predictions:
 def load_seeds(folder):
     """Return {seed: (path, row)} of a run, or of a folder with the seeds of one setting."""
     runs = load_runs(folder)[1]
+    if (folder / "config.json").exists():
+        # A run may hold re-trained classifiers, which are runs of their own.
+        runs = [run for run in runs if run["path"] == "."]
     rows = [row for row in make_rows(runs) if row["state"] == "finished"]
     if len({(row["method"], row["ratio"], settings_json(row)) for row in rows}) > 1:
         raise UserError(f"{folder}: holds runs of several settings; give the folder of one setting")

@@ -60,6 +60,7 @@ def test_two_single_runs_of_other_seeds_and_their_thresholds(tmp_path, monkeypat
     )
     for run in (a, b):
         make_predictions(run, 1.0)
+    make_run(a, "crt", folder="crt")  # a run inside a run is not compared
     call(monkeypatch, "--compare", a, b)
     printed = capsys.readouterr().out
     assert "1 pairs" in printed and "sensitivity at the chosen threshold" in printed
