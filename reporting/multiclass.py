@@ -17,11 +17,12 @@ from reporting.styles import METHOD_STYLES, RC
 from utils.files import atomic_write, read_json, read_log, write_table
 
 COLUMNS = "dataset classes method seed collapse_gap balanced_accuracy auroc saa cac".split()
-# {column: title of its panel}; all in percent
+# {column: (title of its panel, unit)}
 PANELS = {
-    "balanced_accuracy": "balanced accuracy of the probe",
-    "saa": "SAA, mean of the classes",
-    "cac": "CAC, mean of the classes: 0 is chance",
+    "collapse_gap": ("loss below its collapse value", "nats"),
+    "balanced_accuracy": ("balanced accuracy of the probe", "%"),
+    "saa": ("SAA, mean of classes", "%"),
+    "cac": ("CAC, mean (0 is chance)", "%"),
 }
 
 
@@ -54,14 +55,14 @@ def draw_comparison(rows):
     """Return a figure with a line of panels per data set: score over the number of classes."""
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(11, 3.2 * len(datasets)), layout="constrained")
+        figure = Figure(figsize=(13, 3.2 * len(datasets) + 0.3), layout="constrained")
         for line, dataset in zip(
             figure.subplots(len(datasets), len(PANELS), squeeze=False), datasets, strict=True
         ):
-            for axes, (column, title) in zip(line, PANELS.items(), strict=True):
+            for axes, (column, (title, unit)) in zip(line, PANELS.items(), strict=True):
                 draw_panel(axes, [row for row in rows if row["dataset"] == dataset], column)
-                axes.set(title=title, xlabel="classes", ylabel=f"{dataset}, %")
-        line[0].legend(fontsize=8)
+                axes.set(title=title, xlabel="classes", ylabel=f"{dataset}, {unit}")
+        figure.legend(*line[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
