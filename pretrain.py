@@ -324,8 +324,8 @@ def default_folder(args, subset):
     for option, default in defaults.items():
         value = getattr(args, option)
         if value != default:
-            text = {True: "", str: f"-{value}"}.get(value if value is True else type(value), value)
-            name += f"-{option.replace('_', '-')}{text}"
+            text = f"-{value}" if isinstance(value, str) else str(value)
+            name += f"-{option.replace('_', '-')}" + ("" if value is True else text)
     return Path("runs", subset.name, subset.ratio, name, f"seed{args.seed}")
 
 

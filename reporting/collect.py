@@ -342,16 +342,27 @@ def check_encoder(run):
 
 
 def flatten_result(name, result, minority):
-    """Flatten metrics.json, probe.json or finetune.json; each metric is split by class."""
+    """Flatten metrics.json, probe.json or finetune.json; each metric is split by class.
+
+    Of more than two classes, `_majority` is the mean of all but the rarest, and each class has a
+    value of its own.
+    """
     row, result = {}, dict(result)
     if name == "metrics":
         spaces = {"": result, "encoder_": result.pop("encoder", {})}
         for prefix, values in spaces.items():
             for key in METRICS.keys() & values.keys():
                 # null: the metric is not defined for this run
-                pair = values[key] or (NOT_APPLICABLE, NOT_APPLICABLE)
-                row[f"{prefix}{key}_minority"] = pair[minority]
-                row[f"{prefix}{key}_majority"] = pair[1 - minority]
+                if values[key] is None:
+                    row |= {
+                        f"{prefix}{key}_{of}": NOT_APPLICABLE for of in ("minority", "majority")
+                    }
+                    continue
+                others = [value for c, value in enumerate(values[key]) if c != minority]
+                row[f"{prefix}{key}_minority"] = values[key][minority]
+                row[f"{prefix}{key}_majority"] = sum(others) / len(others)
+                if len(others) > 1:
+                    row |= {f"{prefix}{key}_class{c}": v for c, v in enumerate(values[key])}
         result = {key: value for key, value in result.items() if key not in METRICS}
     return row | flatten(result, f"{name}_")
 

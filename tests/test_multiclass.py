@@ -445,6 +445,10 @@ def test_the_chain_of_scripts_takes_three_classes(three, capsys):
     call(finetune, three, "--smoke")
     call(report, "runs", "--out", "tables")
     assert "lt4" in capsys.readouterr().out + Path("tables/report.md").read_text()
+    header, rows = read_table(Path("tables/results.csv"))
+    row = dict(zip(header, rows[0], strict=True))
+    assert float(row["cac_class1"]) == pytest.approx(metrics["cac"][1])
+    assert float(row["cac_majority"]) == pytest.approx(np.mean(metrics["cac"][:2]))
 
 
 @pytest.mark.parametrize("method", [name for name in pretrain.METHODS if name != "supmin"])
