@@ -42,6 +42,8 @@ SCORES = {
     "specificity_at_threshold": "specificity at the chosen threshold",
     "sensitivity_at_90_specificity": "sensitivity at 90 % specificity",
     "sensitivity_at_95_specificity": "sensitivity at 95 % specificity",
+    "ppv_at_threshold": "positive predictive value at the given prevalence",
+    "npv_at_threshold": "negative predictive value at the given prevalence",
     "accuracy": "accuracy at 0.5",
     "f1": "F1 at 0.5",
     "brier": "Brier score (lower is better)",
