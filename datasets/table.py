@@ -142,7 +142,11 @@ def check_files(entries, table, root):
             f"{table}: {len(missing)} of {len(entries)} files are missing, first {missing[0]}; "
             "correct the paths, or --data-root"
         )
-    outside = [path for path in entries if ".." in path.parts or not path.is_relative_to(root)]
+    outside = [
+        path
+        for path in entries
+        if not path.is_relative_to(root) or ".." in path.relative_to(root).parts
+    ]
     if outside:
         raise UserError(f"{table}: {outside[0]} is not below {root}; give a higher --data-root")
 
