@@ -438,7 +438,7 @@ def print_scores(result, task):
     header = "".join(f"{name:>10}" for name in ("accuracy", "balanced", "AUROC", "F1"))
     is_binary = len(task.classes) == 2
     note = f"F1: that of '{task.classes[task.minority]}'" if is_binary else "means of the classes"
-    print(f"{'percent':24}{header}   ({note})")
+    print(f"{'percent, at 0.5':24}{header}   ({note})")
     for key in ["val", *(f"test{KEY_ENDINGS[name]}" for name in ROW_SETS)]:
         if result.get(key):
             values = (
