@@ -128,7 +128,30 @@ def test_one_gpu_takes_the_runs_in_turn(kit, xargs):
     assert finished_seeds(kit) == ["1", "3"]
     assert {path.name for path in kit.glob(f"{FOLDER}/*/busy*")} == {"busy 1"}
     if xargs == "GNU":
-        assert "\nepoch 1 of 1, threads None\n" in done.stdout
+        assert f"\n{FOLDER}/seed1: epoch 1 of 1, threads None\n" in done.stdout
+
+
+@pytest.mark.parametrize("gpu", ["1", ""])
+def test_a_gpu_trains_the_next_run_beside_the_probe(kit, gpu):
+    """The probe of seed 0 waits for the next training to begin, and that of seed 1 fails."""
+    probe = """
+busy = pathlib.Path("busy " + os.environ["CUDA_VISIBLE_DEVICES"])
+deadline = time.time() + 1
+while out.name == "seed0" and not busy.exists() and time.time() < deadline:
+    time.sleep(0.01)
+if busy.exists():
+    (out / "beside").touch()
+print("the probe")
+sys.exit(out.name == "seed1")
+"""
+    (kit / "linear_probe.py").write_text(RUN + probe)
+    variables = {"JOBS": "1", "SEEDS": "0 1 3", "SECONDS_OF_A_RUN": "0.5"}
+    done = run_all(kit, CUDA_VISIBLE_DEVICES=gpu, **variables)
+    assert done.returncode == 1 and "same command" in done.stderr
+    assert re.findall(r"failed: .*linear_probe.*?/seed(\d) ", done.stderr) == ["1"]
+    assert finished_seeds(kit) == ["0", "3"]
+    assert (kit / FOLDER / "seed0/beside").exists() == bool(gpu)
+    assert (f"\n{FOLDER}/seed0: the probe\n" in done.stdout) == bool(gpu)
 
 
 def test_a_killed_runner_is_reported(kit):

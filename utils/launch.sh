@@ -33,30 +33,44 @@ devices() {  # print the ids of the GPUs; without a GPU print the word cpu, JOBS
     fi || printf 'cpu %.0s' $(seq "${JOBS:-$1}")
 }
 
-launch() {  # run the commands on stdin, one at a time on each of the devices "$@"
+launch() {  # run the commands on stdin, one training at a time on each of the devices "$@"
     local slots=(-P $# --process-slot-var=SLOT)
     xargs "${slots[@]}" true < /dev/null 2> /dev/null || slots=()  # macOS: one at a time
     local -x DEVICES="$*"
     [ $# = 1 ] || local -x OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((CORES > $# ? CORES / $# : 1))}"
-    export -f run_one
+    export -f train run_part
     echo "training on: $DEVICES"
-    # shellcheck disable=SC2016  # expanded by the inner shell
-    guard xargs -0 -n 1 ${slots[@]+"${slots[@]}"} bash -c 'run_one "$0"' < <(tr '\n' '\0') ||
+    guard run_commands < <(tr '\n' '\0') ||
         { echo "some runs failed; the same command tries them again" >&2; return 1; }
 }
 
-run_one() {  # run command $1 on the device of this slot; several at a time: label every line
+# shellcheck disable=SC2016  # the inner shells expand $0, a command
+run_commands() {
+    local each=(xargs -0 -n 1 ${slots[@]+"${slots[@]}"} bash -c)
+    if [[ $DEVICES == *cpu* ]]; then  # a probe beside a training would only share its cores
+        "${each[@]}" 'run_part "$0" "$0"'
+    else  # what follows the training of a run goes on beside the training of the next
+        { "${each[@]}" 'train "$0"' 3>&1 >&4 |
+            nice "${each[@]}" 'run_part "$0" "${0#* && }"'; } 4>&1
+    fi
+}
+
+train() {  # run the first part of command $1, then hand the command on if it has further parts
+    run_part "$1" "${1%% && *}" 3>&- && if [[ $1 == *" && "* ]]; then printf '%s\0' "$1" >&3; fi
+}
+
+run_part() {  # run part $2 of command $1 on the device of this slot, and label its lines
     set -o pipefail
-    local devices name=${1##*--out } line
+    local devices name=${1#*--out } line
     read -ra devices <<< "$DEVICES"
     [ "${devices[SLOT]}" = cpu ] || export CUDA_VISIBLE_DEVICES=${devices[SLOT]}
-    echo "$1"
-    if [ ${#devices[@]} = 1 ]; then
-        bash -c "$1"
+    echo "$2"
+    if [ "$DEVICES" = cpu ]; then
+        bash -c "$2"
     else  # a signal ends the command; the loop prints what the command says about it
-        bash -c "$1" 2>&1 | (trap '' INT TERM USR1
+        bash -c "$2" 2>&1 | (trap '' TERM
             while IFS= read -r line; do printf '%s: %s\n' "${name%% *}" "$line"; done)
-    fi || { echo "failed: $1" >&2; return 1; }
+    fi || { echo "failed: $2" >&2; return 1; }
 }
 
 guard() {  # run a command in its own process group, to which signals are passed on
@@ -66,11 +80,10 @@ guard() {  # run a command in its own process group, to which signals are passed
     wait "$group"
 }
 
-stop() {  # start no further run, pass signal $1 on, give the runs 30 s to end
+stop() {  # start no further run, end the others, give them 30 s
     trap - INT TERM HUP USR1
     echo "stopped by SIG$1; the same command continues" >&2
-    kill -s TERM "$group" 2> /dev/null || true  # xargs
-    kill -s "${1/HUP/TERM}" -- "-$group" 2> /dev/null || true
+    kill -s TERM -- "-$group" 2> /dev/null || true  # at USR1 xargs starts one more
     for _ in {1..300}; do kill -s 0 -- "-$group" 2> /dev/null || break; sleep 0.1; done
     exit $((128 + $(kill -l "$1")))
 }
