@@ -32,7 +32,7 @@ from datasets.pack import read_index
 from datasets.subset import Subset, load_subset
 from reporting.embedding import plot_embedding
 from utils.arrays import load_arrays
-from utils.cli import ArgumentParser, UserError, number_from, print_next, run_main
+from utils.cli import ArgumentParser, UserError, number_from, print_next, run_main, share
 from utils.distributed import pick_device
 from utils.files import find_runs_folder, lock_folder, read_json, sha256, write_json
 from utils.runs import load_strict, load_tensors, make_generator, module_sha256, provenance
@@ -68,7 +68,7 @@ def parse_args():
 
 
 def share_or_count(text):
-    return int(text) if text.isdigit() else float(text)
+    return int(text) if text.isdigit() else share(text)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -379,7 +379,7 @@ def main():
     for run in args.runs:
         evaluate_run(run, args, device)
     if args.runs:
-        print_next("report.py", find_runs_folder(args.runs[0]))
+        print_next("report.py", find_runs_folder(args.runs[0]), "--html")
 
 
 def evaluate_run(run, args, device):

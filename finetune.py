@@ -411,10 +411,12 @@ def write_results(task, model, best, config, args, device):
     settings |= {"threshold_rule": args.threshold_for, "prevalence": args.prevalence}
     files = [task.out / name for name in ("predictions.csv", "classifier.pt", "classifier.json")]
     previous = read_json(task.summary, "delete it") if task.summary.exists() else {}
-    is_current = all(previous.get(key) == value for key, value in settings.items())
-    if is_current and all(file.exists() for file in files):
+    changed = [key for key, value in settings.items() if previous.get(key) != value]
+    if not changed and all(file.exists() for file in files):
         print(f"finished already: {task.summary}")
         return
+    if previous and changed:
+        print(f"replaces {task.summary}, which was made with other {', '.join(changed)}")
     subset, batch_size = task.subset, config["batch_size"]
     p = {
         split: predict_split(model, subset, split, device, batch_size) for split in ("val", "test")
@@ -433,9 +435,9 @@ def write_results(task, model, best, config, args, device):
     write_json(task.summary, {**result, **settings, **chosen, "provenance": provenance(device)})
     text = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in chosen.items())
     print(f"test, {text}: {format_scores(result['test'])}")
-    print_test_scores(result, p["test"], y["test"], subset.classes, subset.tail)
+    print_test_scores(result, p, y, subset.classes, subset.tail)
     print(f"wrote {task.summary} and {files[0]}")
-    print_next("report.py", find_runs_folder(task.out))
+    print_next("report.py", find_runs_folder(task.out), "--html")
 
 
 def save_network(task, model, result, args):

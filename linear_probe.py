@@ -215,12 +215,15 @@ def probe_is_current(task, settings):
     if not all(file.exists() for file in needed):
         return False
     old = read_json(path, "delete it")
-    if all(old.get(key) == value for key, value in settings.items()):
+    changed = [key for key, value in settings.items() if old.get(key) != value]
+    if not changed:
         return True
     if settings["smoke"] and not old.get("smoke"):
         raise UserError(f"{path}: holds a real probe; choose another folder with --out")
-    if old.get("protocol") != settings["protocol"]:
+    if "protocol" in changed:
         os.replace(path, path.with_name(f"probe_{old.get('protocol')}.json"))
+    else:
+        print(f"replaces {path}, which was made with other {', '.join(changed)}")
     return False
 
 
@@ -251,7 +254,7 @@ def train_probes(task, settings, args, device):
     write_probe(task, settings, result, headline, args, device)
     print_scores(result, task)
     _, p, scores = headline
-    print_test_scores(scores, p["test"], y["test"], task.classes, task.tail)
+    print_test_scores(scores, p, y, task.classes, task.tail)
     print(f"wrote {task.out / 'probe.json'}")
 
 

@@ -28,7 +28,15 @@ from datasets.pack import count_workers, mean_std, open_packed, pack_images, sca
 from datasets.ratios import RATIOS, choose_tail, draw_all_ratios, long_tail_name, parse_ratio
 from datasets.source import SPLITS
 from datasets.splits import split_percents
-from utils.cli import ArgumentParser, UserError, command_line, number_from, print_next, run_main
+from utils.cli import (
+    ArgumentParser,
+    UserError,
+    command_line,
+    number_from,
+    print_next,
+    run_main,
+    share,
+)
 from utils.files import lock_folder, read_json, sha256, write_json
 
 DEFAULT_BATCH_SIZE = 256  # of pretrain.py
@@ -158,7 +166,8 @@ def build_subset(args):
         print(f"{folder} is there already, made with these settings; checksums verified")
     for path in folder.glob(".part-*"):
         path.unlink()
-    print_next_training(folder, {ratio: records[ratio] for ratio in drawn})
+    if not args.folds or args.fold == args.folds:
+        print_next_training(folder, {ratio: records[ratio] for ratio in drawn})
 
 
 def print_next_training(folder, records):
@@ -171,13 +180,14 @@ def print_next_training(folder, records):
     shares = {ratio: min(images) / sum(images) for ratio, images in (enough or counts).items()}
     ratio = "natural" if next(iter(counts)) == "natural" else min(shares, key=shares.get)
     largest_batch = 2 ** int(math.log2(sum(counts[ratio])))
-    small_batch = ["--batch-size", largest_batch] if largest_batch < DEFAULT_BATCH_SIZE else []
+    is_small = largest_batch < DEFAULT_BATCH_SIZE
+    small_batch = ["--batch-size", largest_batch] if is_small else []
     few = sum(records[ratio]["counts"]["val"].values()) < WATCHED_IMAGES
     unwatched = ["--watch-every", 0] if few else []
     flags = "--method", "supmin", *small_batch, *unwatched
     print_next("pretrain.py", folder / f"{ratio}.json", *flags)
-    size, batch_size = min(32, records[ratio]["size"]), min(64, largest_batch)
-    print(f"without a GPU, add: --arch resnet8 --size {size} --batch-size {batch_size}")
+    size, batch = min(32, records[ratio]["size"]), "" if is_small else " --batch-size 64"
+    print(f"without a GPU, add: --arch resnet8 --size {size}{batch}")
 
 
 def verify_subset(args):
@@ -364,13 +374,6 @@ def parse_args():
     return args
 
 
-def share(text):
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1, such as 0.2")
-    return value
-
-
 def check_args(args):
     """Refuse flags that do not fit; fill in ratios, size and name."""
     refuse_unused_flags(args)
@@ -424,6 +427,8 @@ def main():
             print(f"fold {fold} of {args.folds}")
             changed = dict(fold=fold, name=f"{args.name}-fold{fold}")
             step(argparse.Namespace(**{**vars(args), **changed}))
+        if not args.verify:
+            print("the other folds likewise; then average their test scores")
     else:
         step(args)
 

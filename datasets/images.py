@@ -82,7 +82,7 @@ def describe_enlargement(stored, size):
         return []
     return [
         f"images are enlarged from {stored} to {size} pixels for the network; --size {stored} "
-        f"takes {(size / stored) ** 2:.3g} times less work; --arch resnet20 fits such images"
+        f"takes {(size / stored) ** 2:.3g} times less work"
     ]
 
 

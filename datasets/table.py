@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -17,8 +18,8 @@ def load(args):
     """Load the images that --labels lists; a missing val or test is drawn from train."""
     root, table = Path(args.data_root), args.labels
     check_places(root, table)
-    columns, rows = read_rows(table)
-    columns = choose_columns(args, columns, table)
+    found, rows = read_rows(table)
+    columns = choose_columns(args, found, table)
     entries = read_entries(rows, columns, table, root)
     check_files(entries, table, root)
     labels = {path: entry["label"] for path, entry in entries.items()}
@@ -40,7 +41,7 @@ def load(args):
         classes=[name for name, _ in classes],
         minority=minority,
         tail=tail,
-        notes=describe_left_out(labels, number, root, table),
+        notes=describe_unused(found, columns) + describe_left_out(labels, number, root, table),
     )
 
 
@@ -123,8 +124,8 @@ def read_entries(rows, columns, table, root):
                 f"{table}: {n} lines have no {empty[0]}, first that of "
                 f"{entry['path'] or 'an empty path'}; fill or remove them"
             )
-        # Windows writes backslashes
-        path = root / entry.pop("path").replace("\\", "/")
+        # a path may be absolute; Windows writes backslashes
+        path = root / os.path.relpath(root / entry.pop("path").replace("\\", "/"), root)
         first = entries.setdefault(path, entry)
         for name in (name for name in entry if entry[name] != first[name]):
             raise UserError(
@@ -142,11 +143,7 @@ def check_files(entries, table, root):
             f"{table}: {len(missing)} of {len(entries)} files are missing, first {missing[0]}; "
             "correct the paths, or --data-root"
         )
-    outside = [
-        path
-        for path in entries
-        if not path.is_relative_to(root) or ".." in path.relative_to(root).parts
-    ]
+    outside = [path for path in entries if ".." in path.relative_to(root).parts]
     if outside:
         raise UserError(f"{table}: {outside[0]} is not below {root}; give a higher --data-root")
 
@@ -156,6 +153,13 @@ def read_split(text, path, table):
     if text.lower() not in SPLIT_NAMES:
         raise UserError(f"{table}: split {text!r} of {path}; write train, val or test")
     return SPLIT_NAMES[text.lower()]
+
+
+def describe_unused(found, columns):
+    """Describe the columns that are not read, which may name patients: [] or one line."""
+    unused = ", ".join(column for column in found if column not in columns.values())
+    hint = "" if "patient" in columns else "; --patient-column keeps a patient's images together"
+    return [f"columns that are not used: {unused}{hint}"] * bool(unused)
 
 
 def describe_left_out(labels, number, root, table):

@@ -158,7 +158,7 @@ def test_an_incomplete_folder_is_one_line(moved, damage):
     assert "\n" not in str(error.value) and not Path("out.csv").exists()
 
 
-def test_another_rule_moves_the_threshold_and_trains_nothing_again(run, monkeypatch):
+def test_another_rule_moves_the_threshold_and_trains_nothing_again(run, monkeypatch, capsys):
     """Last in this file: it writes into the run of the other tests."""
     monkeypatch.chdir(run.parent)
     commands = {
@@ -169,6 +169,8 @@ def test_another_rule_moves_the_threshold_and_trains_nothing_again(run, monkeypa
     for name, (script, *words) in commands.items():
         before, log = read_json(run / name), (run / "finetune/log.jsonl").read_bytes()
         call(script, *words, "--threshold-for", "sensitivity=0.95", "--prevalence", 0.01)
+        line = f"replaces run/{name}, which was made with other threshold_rule, prevalence\n"
+        assert line in capsys.readouterr().out
         after, table = read_json(run / name), read_predictions(run / tables[name])
         is_val = table["split"] == "val"
         p, truth = table["p_minority"][is_val], table["label"][is_val] == 1

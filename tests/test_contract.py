@@ -310,6 +310,6 @@ def test_every_script_prints_the_command_that_follows(chain):
         "python pretrain.py subsets/digits/99-1.json --method supmin",
         f"python linear_probe.py {run} --smoke",
         f"python evaluate_metrics.py {run} --smoke",
-        "python report.py runs",
-        "python report.py runs",
+        "python report.py runs --html",
+        "python report.py runs --html",
     ]

@@ -113,6 +113,18 @@ def test_patients_and_splits_of_a_table(make, refused, tmp_path):
     refused(*WORDS, says=["patient p0", "in train and in another split", "into one"])
 
 
+def test_absolute_paths_and_columns_that_are_not_used(make, tmp_path):
+    rows = scans(tmp_path / "data")
+    table = tmp_path / "data/labels.csv"
+    write(table, [{**row, "path": tmp_path / "data" / row["path"], "site": "s1"} for row in rows])
+    note = "columns that are not used: site"
+    assert f"{note}; --patient-column keeps a patient" in make(*WORDS).stdout
+    assert {line["source"] for line in index(Path("subsets/data"))} == {r["path"] for r in rows}
+    patients = [{**row, "patient": i, "site": "s1"} for i, row in enumerate(rows)]
+    write(table, patients)
+    assert f"{note}\n" in make(*WORDS, "--name", "patients").stdout
+
+
 def test_labels_of_a_table_become_two_classes(make, planned, refused, tmp_path):
     rows = scans(tmp_path / "data")
     for i, row in enumerate(rows):
@@ -132,6 +144,7 @@ def test_mistakes_in_a_table(refused, tmp_path):
     table = tmp_path / "data/labels.csv"
     rows = scans(tmp_path / "data")
     good = table.read_text()
+    picture(tmp_path / "scan.png")
     for text, says in (
         (good.replace("path", "file"), ["no column path, only file, label", "--path-column"]),
         (good.replace("scan 03", "x").replace("scan 05", "y"), ["2 of 40 files", "ward 0/x.png"]),
@@ -139,7 +152,7 @@ def test_mistakes_in_a_table(refused, tmp_path):
         (good.replace(",well", ",ill"), ["1 classes (ill)", "two are needed"]),
         (good + "ward 0/scan 00.png,well\n", ["ward 0/scan 00.png", "label ill and well"]),
         (good + "ward 0/scan 00.png,well,old\n", ["line 42 has too many cells"]),
-        (good + "../data/ward 0/scan 00.png,ill\n", ["is not below data", "--data-root"]),
+        (good + "../scan.png,ill\n", ["data/../scan.png is not below data", "--data-root"]),
         ("", ["no column path, only nothing"]),
     ):
         table.write_text(text)
@@ -330,7 +343,9 @@ def test_folds_test_every_image_once(make, refused, tmp_path):
     words = "folder", "--ratios", "natural", "--patient", r" 0*(\d+)"
     refused(*words, "--folds", 9, says=["--folds 9", "8 patients", "--folds 8 or less"])
     done = make(*words, "--folds", 4)
-    assert done.stdout.count("next: python pretrain.py subsets/data-fold") == 4
+    assert re.findall("next: python pretrain.py (.*?) ", done.stdout) == [
+        "subsets/data-fold4/natural.json"
+    ]
     tested = []
     for fold in range(1, 5):
         subset = natural(f"data-fold{fold}")

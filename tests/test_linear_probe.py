@@ -392,6 +392,7 @@ def test_embeddings_that_do_not_fit_are_refused(tmp_path, change, words):
         ),
         (["run", "--threshold-for", "f1"], "--threshold-for: give youden, sensitivity=0.95 or"),
         (["run", "--prevalence", "1"], "--prevalence: 1 is not a share between 0 and 1"),
+        (["run", "--prevalence", "2%"], "--prevalence: 2% is not a share .*, such as 0.2"),
         (["run", "--rows", "all"], "invalid choice: 'all'"),
         (["runs/nowhere"], "runs/nowhere/config.json"),
         (["run/config.json"], "run/config.json: is a file of a run; give its folder, run"),

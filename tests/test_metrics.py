@@ -359,7 +359,7 @@ def test_a_run_gets_metrics_and_a_picture(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     call(monkeypatch, "runs/noise/99-1/supmin/seed0", "--device", "cpu")
     printed = capsys.readouterr().out
-    assert "few (minority)" in printed and "next: python report.py runs" in printed
+    assert "few (minority)" in printed and "next: python report.py runs --html" in printed
     found = read(run / "metrics.json")
     expected = dict(space="projection", split="test", views=2, n=[8, 16], minority=0)
     assert {key: found[key] for key in expected} == expected

@@ -12,6 +12,7 @@ from utils.scores import (
     choose_threshold,
     classification_scores,
     predictive_values,
+    print_test_scores,
     rare_class_scores,
     read_predictions,
     score_splits,
@@ -162,6 +163,20 @@ def test_predictive_values_follow_bayes():
 def test_unknown_rules_are_refused(text):
     with pytest.raises(Exception, match="give youden, sensitivity=0.95 or specificity=0.9"):
         threshold_rule(text)
+
+
+def test_few_rare_images_and_the_rare_label_are_named(capsys):
+    p, labels = simulate_splits(minority=0)
+    result = score_splits(p, labels, 0)
+    print_test_scores(result, p, labels, ["ill", "well"], 0)
+    printed = capsys.readouterr().out
+    assert "test images of 'ill' (label 0): 20 of 200" in printed
+    assert "20 rare test images: intervals are wide" in printed
+    assert "validation images" not in printed
+    rare = np.flatnonzero(labels["val"] == 0)
+    labels["val"][rare[9:]] = 1
+    print_test_scores(result, p, labels, ["ill", "well"], 0)
+    assert "9 rare validation images: the threshold is uncertain" in capsys.readouterr().out
 
 
 NAMES = ["=cmd|' /C calc'!A0.png", "+1.png", "-1.png", "@a.png", "\ta", "\ra", "'=a", "'a", "a=b,ä"]

@@ -177,7 +177,7 @@ def test_what_limits_the_results_is_said(make, tmp_path):
     # 7 validation images are too few for the collapse monitor.
     command = "next: python pretrain.py subsets/data/natural.json --method supmin --batch-size 32"
     assert f"{command} --watch-every 0\n" in done.stdout
-    assert "without a GPU, add: --arch resnet8 --size 32 --batch-size 32\n" in done.stdout
+    assert "without a GPU, add: --arch resnet8 --size 32\n" in done.stdout
 
 
 def test_images_that_use_12_of_16_bits_are_noticed(make, tmp_path):

@@ -101,6 +101,17 @@ def number_from(low, kind=int, high=math.inf):
     return number
 
 
+def share(text):
+    """Parse a share, an argparse type: a number above 0 and below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1, such as 0.2")
+    return value
+
+
 def interrupt(number, frame):
     raise Interrupted(number)
 

@@ -15,11 +15,12 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from utils.cli import UserError
+from utils.cli import UserError, share
 from utils.files import read_table, write_table
 from utils.intervals import bootstrap_intervals
 
-RARE_IMAGES_FOR_A_VERDICT = 25
+# Rare test images, and rare validation images: with fewer there is a warning.
+RARE_IMAGES_FOR_A_VERDICT, RARE_IMAGES_FOR_A_THRESHOLD = 25, 10
 RATES = ("sensitivity", "specificity")
 
 
@@ -150,13 +151,7 @@ def add_score_flags(add):
         help="threshold by validation: youden, sensitivity=S or specificity=S",
     )
     text = "also write predictive values for this share of rare images, as 0.01"
-    add("--prevalence", type=share_between_0_and_1, metavar="SHARE", help=text)
-
-
-def share_between_0_and_1(text):
-    if not 0 < float(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1")
-    return float(text)
+    add("--prevalence", type=share, metavar="SHARE", help=text)
 
 
 def threshold_rule(text):
@@ -251,20 +246,24 @@ def read_predictions(path):
 def print_test_scores(result, p, labels, classes, minority):
     """Print the test scores at the chosen threshold with their intervals, in percent.
 
-    result: of score_splits; p [n, C] and labels int [n]: of the test split; classes: names.
+    result: of score_splits; p, labels and minority: those it was given; classes: names.
     """
-    scores, is_minority = result["test"], np.isin(labels, minority)
-    n, rare = len(is_minority), int(is_minority.sum())
-    positive = int((minority_probability(p, minority) >= scores["threshold"]).sum())
+    scores = result["test"]
+    rare_val, rare = (int(np.isin(labels[split], minority).sum()) for split in ("val", "test"))
+    n = len(labels["test"])
+    positive = int((minority_probability(p["test"], minority) >= scores["threshold"]).sum())
     print(f"threshold {scores['threshold']:.3g} ({result['threshold_rule']}, on validation):")
     for names in SHOWN:
         shown = [name for name in names if name in result["test_interval"]]
         print(" ", "   ".join(format_interval(name, result) for name in shown))
     shares = f"{rare} of {n} ({rare / n:.1%}), predicted {positive} ({positive / n:.1%})"
     names = " + ".join(classes[c] for c in np.atleast_1d(minority))
-    print(f"  test images of '{names}': {shares}")
+    numbers = " + ".join(map(str, np.atleast_1d(minority)))
+    print(f"  test images of '{names}' (label {numbers}): {shares}")
     if rare < RARE_IMAGES_FOR_A_VERDICT:
         print(f"  WARNING: {rare} rare test images: intervals are wide")
+    if rare_val < RARE_IMAGES_FOR_A_THRESHOLD:
+        print(f"  WARNING: {rare_val} rare validation images: the threshold is uncertain")
     if "prevalence" in scores:
         values = (scores[f"{name}_at_threshold"] for name in ("ppv", "npv"))
         ppv, npv = ("undefined" if value is None else f"{value:.1%}" for value in values)
