@@ -74,11 +74,11 @@ def draw_hard_examples(path, title, subset, columns, features):
     equal = find_equal_pictures(subset, labels)
     lines = [
         (
-            f"{rare}, called something else: {is_missed.sum()} of {is_rare.sum()}",
+            f"{rare}, called something else at 0.5: {is_missed.sum()} of {is_rare.sum()}",
             lowest(p, is_missed, "p {p:.2f}"),
         ),
         (
-            f"something else, called {rare}: {is_false.sum()} of {(~is_rare).sum()}",
+            f"something else, called {rare} at 0.5: {is_false.sum()} of {(~is_rare).sum()}",
             lowest(-p, is_false, "p {p:.2f}"),
         ),
         (

@@ -13,6 +13,7 @@ import numpy as np
 from reporting.collect import load_runs, make_rows
 from reporting.tables import markdown_table, settings_json
 from utils.cli import UserError
+from utils.files import read_json
 from utils.intervals import DRAWS, bootstrap_scores, interval, observed_scores
 from utils.scores import read_predictions
 
@@ -55,6 +56,8 @@ class Predictions:
 
 def load_seeds(folder):
     """Return {seed: (path, row)} of a run, or of a folder with the seeds of one setting."""
+    if folder.name == "finetune" and (folder.parent / "config.json").exists():
+        return load_finetuning(folder)
     runs = load_runs(folder)[1]
     if (folder / "config.json").exists():
         # A run may hold re-trained classifiers, which are runs of their own.
@@ -67,12 +70,24 @@ def load_seeds(folder):
     return {row["seed"]: (Path(folder, row["path"]), row) for row in rows}
 
 
+def load_finetuning(folder):
+    """Return {seed: (path, row)} of <run>/finetune: the row of the run with its other threshold."""
+    ((seed, (run, row)),) = load_seeds(folder.parent).items()
+    # That of a contrastive run stands in the run's own folder.
+    places = (path / "finetune.json" for path in (folder, run))
+    summary = next((path for path in places if path.exists()), folder / "finetune.json")
+    threshold = read_json(summary, f"make it with python finetune.py {run}").get("threshold")
+    return {seed: (folder, {**row, "kind": "fine-tuned", "finetune_threshold": threshold})}
+
+
 def load_predictions(run, row):
     """Read the test predictions of a run. Raises UserError if there are none."""
     path = run / "predictions.csv"
     if not path.is_file():
-        script = "finetune.py" if row["kind"] == "supervised" else "linear_probe.py"
-        raise UserError(f"{path}: is missing; make it with python {script} {run}")
+        is_probed = row["kind"] in ("contrastive", "raw pixels")
+        script = "linear_probe.py" if is_probed else "finetune.py"
+        source = run.parent if row["kind"] == "fine-tuned" else run
+        raise UserError(f"{path}: is missing; make it with python {script} {source}")
     table = read_predictions(path)
     rows = np.flatnonzero(table["split"] == "test")
     rows = rows[np.argsort(table["file"][rows], kind="stable")]
@@ -163,7 +178,8 @@ def comparison_markdown(name_a, name_b, pairs, table):
     lines = [
         f"A: {name_a}",
         f"B: {name_b}",
-        f"{len(pairs)} pairs of runs; {images} test images, {rare} of them {pairs[0][0].minority}",
+        f"{len(pairs)} pair{'s' * (len(pairs) > 1)} of runs; {images} test images, {rare} of them "
+        f"{pairs[0][0].minority}",
         "",
         *markdown_table(HEADER, rows, pad=True),
         "",

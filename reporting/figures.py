@@ -1,5 +1,6 @@
 """Draw the figures of a report: one message each, a few methods in colour, the others grey."""
 
+import re
 import textwrap
 
 import matplotlib
@@ -34,6 +35,16 @@ MIN_RUNS_FOR_LINE = 10
 # Percent. Balanced accuracy is 50 by chance, and so is the mean CAC of both classes. An axis that
 # starts at the lowest value would exaggerate.
 CHANCE, LOWEST = 50, 45
+# {first word of a figure's file name: what no run has if the figure was not drawn}
+NEEDED = {
+    "accuracy": "a probe or a classifier",
+    "saa": "metrics at two ratios of a data set",
+    "cac": "a run with a probe and metrics",
+    "overview": "a probe or metrics",
+    "embeddings": "embedding.npz of evaluate_metrics.py",
+    "ablations": "a setting that was varied",
+    "metrics": "runs that may judge claims",
+}
 
 
 def plan_figures(groups, source):
@@ -63,7 +74,8 @@ def save_figures(plans, out):
         with matplotlib.rc_context(RC):
             figure = draw()
             if figure is None:
-                notes.append(f"{name}: not drawn, no run has what it shows")
+                kind = re.match("[a-z]+", name)[0]
+                notes.append(f"{name}: not drawn, it needs {NEEDED[kind]}")
                 continue
             with atomic_write(out / name) as tmp:
                 figure.savefig(tmp, dpi=100)
@@ -300,7 +312,7 @@ def score_rows(ax, groups):
     ax.axvline(CHANCE, color=INK, lw=0.8, ls=":")
     found = [group for group in groups if finite_cell(group, "balanced_accuracy")]
     ax.set_xlim(score_limits(found))
-    ax.set_xlabel("balanced test accuracy (%), dotted: chance")
+    ax.set_xlabel("balanced test accuracy at 0.5 (%), dotted: chance")
 
 
 def class_rows(ax, groups, metric):

@@ -50,7 +50,6 @@ SCORES = {
 }
 BAND = "Band: 95 % over test images, drawn with replacement within each class."
 CAPTIONS = {
-    "Loss": "At the dashed line all images of a batch have the same embedding.",
     "Validation": "Dotted: chance of kNN, balanced accuracy and the mean CAC of the classes.",
     "ROC": BAND,
     "Precision and recall": f"{BAND} Dotted: the minority's share of the test images.",
@@ -293,9 +292,11 @@ def best_result(run, place):
     name = next((name for name in ("probe", "finetune") if name in run), None)
     if name is None:
         return None, None
-    # A supervised run has predictions.csv of its own, beside those of its probe.
-    is_beside = name == "probe" and run_kind(run["config"]) not in ("contrastive", "raw pixels")
-    path = place and place / ("probe_predictions.csv" if is_beside else "predictions.csv")
+    # The predictions of a supervised run stand beside those of its probe.
+    paths = {"probe": "probe_predictions.csv", "finetune": "predictions.csv"}
+    if run_kind(run["config"]) in ("contrastive", "raw pixels"):
+        paths = {"probe": "predictions.csv", "finetune": "finetune/predictions.csv"}
+    path = place and place / paths[name]
     if not path or not path.is_file():
         return run[name], None
     table = read_predictions(path)
@@ -316,7 +317,7 @@ def draw_charts(epochs, predictions, result):
             found["Precision and recall"] = charts.precision_recall_chart(*predictions)
             found["Reliability"] = charts.reliability_chart(*predictions)
     return [
-        {"title": title, "svg": svg_markup(figure, title), "caption": CAPTIONS[title]}
+        {"title": title, "svg": svg_markup(figure, title), "caption": CAPTIONS.get(title, "")}
         for title, figure in found.items()
         if figure is not None
     ]

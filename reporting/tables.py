@@ -212,7 +212,8 @@ HOW_TO_READ = """\
   does not contain the choice of the test images.
 * *Interval over test images* is the 95 % bootstrap interval of one run: what other test images of
   the same kind would change. Of several seeds the bounds are averaged.
-* All scores are on the test split. Its images and rare images are counted below each table.
+* All scores are on the test split, accuracies at the threshold 0.5. Its images and rare images are
+  counted below each table.
 * "not run" was not measured yet. "-" does not apply.
 * The brackets after a method name the settings that set these runs apart from the others.
 * *Scored by* says what gave the accuracies: a linear probe on the frozen encoder, or the trained
@@ -325,15 +326,15 @@ def distinct_text(rows, key):
 
 
 def cell_text(cell, n, digits):
-    """Return a cell as "mean ± std", with its own n where that differs from the row's."""
+    """Return a cell as "mean ± std" or "mean", with its own n where it differs from the row's."""
     if isinstance(cell, Interval):
         return f"{cell.low:.{digits}f} to {cell.high:.{digits}f}"
     if not isinstance(cell, Statistic):
         return cell
     # The sum with 0.0 turns -0.000 into 0.000.
     mean = f"{round(cell.mean, digits) + 0.0:.{digits}f}"
-    std = "-" if cell.std is None else f"{cell.std:.{digits}f}"
-    return f"{mean} ± {std}" + ("" if len(cell.values) == n else f" (n {len(cell.values)})")
+    std = "" if cell.std is None else f" ± {cell.std:.{digits}f}"
+    return mean + std + ("" if len(cell.values) == n else f" (n {len(cell.values)})")
 
 
 def cell_texts(group, columns):

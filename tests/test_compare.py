@@ -63,9 +63,29 @@ def test_two_single_runs_of_other_seeds_and_their_thresholds(tmp_path, monkeypat
     make_run(a, "crt", folder="crt")  # a run inside a run is not compared
     call(monkeypatch, "--compare", a, b)
     printed = capsys.readouterr().out
-    assert "1 pairs" in printed and "sensitivity at the chosen threshold" in printed
+    assert "1 pair of runs" in printed and "sensitivity at the chosen threshold" in printed
     line = next(line for line in printed.splitlines() if line.startswith("| AUROC"))
     assert "+0.0 to +0.0" in line and line.endswith("| -                             |")
+
+
+def test_the_fine_tuning_of_a_run_is_compared(tmp_path, monkeypatch, capsys):
+    """That of a contrastive run has its finetune.json in the run, that of another its own."""
+    a = make_run(tmp_path, "supmin", probe=0.6, probe_options={"threshold": 0.7})
+    b = make_run(tmp_path, "ce", finetune=0.6)
+    (a / "finetune").mkdir()
+    (b / "finetune").mkdir()
+    (a / "finetune.json").write_text('{"threshold": 0.2, "test": {}}')
+    (b / "finetune/finetune.json").write_text('{"threshold": 0.9}')
+    with pytest.raises(UserError, match=f"predictions.csv: is missing; .* finetune.py {a}$"):
+        call(monkeypatch, "--compare", a / "finetune", b / "finetune")
+    for folder in (a, a / "finetune", b / "finetune"):
+        make_predictions(folder, 1.0)
+    call(monkeypatch, "--compare", a / "finetune", b / "finetune", "--out", tmp_path / "out")
+    with open(tmp_path / "out" / "comparison.csv", newline="") as file:
+        rows = {row["score"]: row for row in csv.DictReader(file)}
+    # The thresholds alone differ.
+    assert float(rows["auroc"]["difference"]) == 0
+    assert float(rows["sensitivity_at_threshold"]["difference"]) > 20
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path, monkeypatch):

@@ -96,6 +96,14 @@ def test_scores_stand_with_their_interval_and_threshold(tmp_path, monkeypatch):
     assert "Threshold 0.250, chosen on validation (youden)." in page
 
 
+def test_a_fine_tuned_contrastive_run_has_its_charts(tmp_path, monkeypatch):
+    path = make_full_run(tmp_path, probe=None, finetune=0.7)
+    (path / "finetune").mkdir()
+    (path / "predictions.csv").rename(path / "finetune/predictions.csv")
+    page = page_of(monkeypatch, path)
+    assert "<h3>ROC</h3>" in page and "need predictions.csv" not in page
+
+
 def test_names_of_classes_and_files_are_escaped(tmp_path, monkeypatch):
     path = make_full_run(tmp_path, names=(HOSTILE, "it's <b>"))
     page = page_of(monkeypatch, path)
