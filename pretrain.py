@@ -240,7 +240,6 @@ def parse_args(words=None):
     add("--lr", type=number, default=0.0625, help="of SGD after the warm-up; 0: untrained floor")
     add("--warmup-epochs", type=number_from(0), default=10, help="linear warm-up, then cosine")
     add("--seed", type=number_from(0), default=0, help="of weights, order and augmentation")
-    add("--smoke", action="store_true", help="tiny network, few images, two epochs of two steps")
 
     add = parser.add_argument_group("machine").add_argument
     text = "images per forward pass, to save memory; the loss still uses the whole batch"
@@ -251,6 +250,7 @@ def parse_args(words=None):
     text = "run folder (default: runs/<dataset>/<ratio>/<method>/seed<k>)"
     add("--out", type=Path, help=text)
     add("--watch-every", type=number_from(0), default=5, metavar="E", help="epochs between checks")
+    add("--smoke", action="store_true", help="tiny network, few images, two epochs of two steps")
     args = parser.parse_args(words)
     resolve_method_options(args)
     return args
@@ -439,7 +439,7 @@ def print_network(args, subset, steps_per_epoch):
     if args.lr == 0 and steps < SETTLED_STEPS:
         print(f"  WARNING: {steps} steps do not settle batch norm; use the epochs of the real run")
     if args.warmup_epochs > args.epochs and args.lr:
-        print("  the warm-up outlasts the run, so --lr is never reached; lower --warmup-epochs")
+        print("  the warm-up outlasts the run, so --lr is never reached; use more --epochs")
 
 
 # --------------------------------------------------------------------------------------------------
