@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import call
 
+import evaluate_metrics
 import finetune
 import pretrain
 from utils.cli import ArgumentParser, UserError, print_next, run_main
@@ -66,8 +67,23 @@ def test_the_next_command_can_be_typed(capsys):
 
 
 @pytest.mark.parametrize("allocate", [lambda: torch.empty(2**57), lambda: np.empty(2**57)])
-def test_an_input_larger_than_the_memory_is_one_line(allocate, capsys, handlers):
+@pytest.mark.parametrize(
+    "parser, flags",
+    [
+        (pretrain.parse_args, "--chunk or --batch-size or --size"),
+        (evaluate_metrics.parse_args, "--batch-size"),
+    ],
+)
+def test_too_little_memory_is_one_line(allocate, parser, flags, monkeypatch, capsys, handlers):
+    """The line names the flags that the script has."""
+
+    def main():
+        parser()
+        allocate()
+
+    monkeypatch.setattr("sys.argv", ["script.py", "folder"])
+
     with pytest.raises(SystemExit) as stop:
-        run_main(allocate)
+        run_main(main)
     assert stop.value.code == 1
-    assert capsys.readouterr().err.endswith("out of memory; use a smaller --size or --batch-size\n")
+    assert capsys.readouterr().err.endswith(f"out of memory; use a smaller {flags}\n")

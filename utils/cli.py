@@ -44,6 +44,8 @@ class ArgumentParser(argparse.ArgumentParser):
     output. Each script gives an example, the last line of its --help.
     """
 
+    flags = ()  # of the parser in use
+
     def __init__(self, description, smoke=None, example=None):
         super().__init__(
             description=description,
@@ -73,6 +75,7 @@ class ArgumentParser(argparse.ArgumentParser):
         return prefix + nearest[0] if nearest else None
 
     def parse_args(self, args=None):
+        ArgumentParser.flags = self._option_string_actions
         positional = [action for action in self._actions if not action.option_strings]
         names = [
             f"{action.metavar or action.dest}{' ...' * (action.nargs in ('+', '*'))}"
@@ -143,9 +146,10 @@ def run_main(main):
         # torch has no exception of its own for the memory of the CPU
         if not (is_gpu or isinstance(error, MemoryError) or "can't allocate memory" in str(error)):
             raise
-        status, message = 1, "out of memory; use a smaller --size or --batch-size"
-        if is_gpu:
-            message = "out of GPU memory; use --chunk, or a smaller --batch-size"
+        # The first one does not change the result.
+        savers = [f for f in ("--chunk", "--batch-size", "--size") if f in ArgumentParser.flags]
+        smaller = " or ".join(savers or ["input"])
+        status, message = 1, f"out of {'GPU ' * is_gpu}memory; use a smaller {smaller}"
     # All ranks of a machine meet the same mistake; the first one reports it.
     if status == 1 or os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
