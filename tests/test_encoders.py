@@ -277,3 +277,13 @@ def test_random_streams_do_not_collide():
     numbers = [(7,), (7, 0), (7, 0, 0), (0, 7), (2**32,), (0, 1)]
     draws = {tuple(torch.rand(2, generator=make_generator(*n)).tolist()) for n in numbers}
     assert len(draws) == len(numbers)
+
+
+def test_compile_without_a_compiler_is_refused_before_training(workplace, monkeypatch):
+    def compile_nothing(function, **options):
+        raise RuntimeError("No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    with pytest.raises(UserError, match="^--compile: No working .* found; .* drop --compile$"):
+        call(pretrain, *TINY, "--compile", "--out", "not compiled")
+    assert not log_of(Path("not compiled"))

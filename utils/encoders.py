@@ -97,8 +97,16 @@ def build_encoder(arch, stem="imagenet"):
 
 
 def compile_training(encoder):
-    """Compile the forward and backward pass in train mode; the keys of the state dict stay."""
+    """Compile the forward and backward pass in train mode; the keys of the state dict stay.
+
+    Raises UserError if torch cannot compile here, as without a C++ compiler.
+    """
     print("  --compile: the first step takes up to some minutes; later ones are faster on a GPU")
+    try:
+        torch.compile(torch.neg)(next(encoder.parameters()).detach())
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"--compile: {reason}; install g++, or drop --compile") from None
     eager, compiled = encoder.forward, torch.compile(encoder.forward, dynamic=False)
     # In eval mode batches have several sizes, and each would be compiled anew.
     encoder.forward = lambda x: (compiled if encoder.training else eager)(x)
