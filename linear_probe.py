@@ -255,7 +255,7 @@ def train_probes(task, settings, args, device):
     print_scores(result, task)
     _, p, scores = headline
     print_test_scores(scores, p, y, task.classes, task.tail)
-    print(f"wrote {task.out / 'probe.json'}")
+    print(f"wrote {task.out / 'probe.json'} and {predictions_path(task.out)}")
 
 
 def write_probe(task, settings, result, headline, args, device):

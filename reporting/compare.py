@@ -15,23 +15,8 @@ from reporting.tables import markdown_table, settings_json
 from utils.cli import UserError
 from utils.files import read_json
 from utils.intervals import DRAWS, bootstrap_scores, interval, observed_scores
-from utils.scores import read_predictions
+from utils.scores import SCORE_TITLES, read_predictions
 
-SCORE_TITLES = {
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-    "balanced_accuracy": "balanced accuracy",
-    "accuracy": "accuracy",
-    "f1": "F1",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "sensitivity_at_90_specificity": "sensitivity at 90 % specificity",
-    "sensitivity_at_95_specificity": "sensitivity at 95 % specificity",
-    "balanced_accuracy_at_threshold": "balanced accuracy at the chosen threshold",
-    "sensitivity_at_threshold": "sensitivity at the chosen threshold",
-    "specificity_at_threshold": "specificity at the chosen threshold",
-    "brier": "Brier score (lower is better)",
-}
 HEADER = [
     "score",
     "A (%)",
@@ -147,7 +132,7 @@ def compare_scores(pairs):
     return {
         score: compare_values([o[score] for o in observed], [d[score] for d in drawn])
         for score in SCORE_TITLES
-        if has_thresholds or not score.endswith("_at_threshold")
+        if score in observed[0] and (has_thresholds or not score.endswith("_at_threshold"))
     }
 
 

@@ -25,29 +25,11 @@ from reporting.tables import (
     split_by_subset,
 )
 from utils.files import atomic_write, read_json
-from utils.scores import read_predictions
+from utils.scores import SCORE_TITLES, read_predictions
 
 TEMPLATE = "report.html.j2"
 # Bytes. Charts of further groups are left out, so that the file stays below 5 MB.
 CHART_BUDGET = 2_500_000
-# {entry of a result: title}, fractions
-SCORES = {
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-    "balanced_accuracy": "balanced accuracy at 0.5",
-    "sensitivity": "sensitivity at 0.5",
-    "specificity": "specificity at 0.5",
-    "balanced_accuracy_at_threshold": "balanced accuracy at the chosen threshold",
-    "sensitivity_at_threshold": "sensitivity at the chosen threshold",
-    "specificity_at_threshold": "specificity at the chosen threshold",
-    "sensitivity_at_90_specificity": "sensitivity at 90 % specificity",
-    "sensitivity_at_95_specificity": "sensitivity at 95 % specificity",
-    "ppv_at_threshold": "positive predictive value at the given prevalence",
-    "npv_at_threshold": "negative predictive value at the given prevalence",
-    "accuracy": "accuracy at 0.5",
-    "f1": "F1 at 0.5",
-    "brier": "Brier score (lower is better)",
-}
 BAND = "Band: 95 % over test images, drawn with replacement within each class."
 CAPTIONS = {
     "Validation": "Dotted: chance of kNN, balanced accuracy and the mean CAC of the classes.",
@@ -157,7 +139,7 @@ def score_table(result):
     """Return [title, test, 95 % interval, val] of each score of a probe or fine-tuning."""
     intervals = result.get("test_interval") or {}
     table = []
-    for key, title in SCORES.items():
+    for key, title in SCORE_TITLES.items():
         if key not in result["test"]:
             continue
         digits = 3 if key == "brier" else 1

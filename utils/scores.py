@@ -22,6 +22,24 @@ from utils.intervals import bootstrap_intervals
 # Rare test images, and rare validation images: with fewer there is a warning.
 RARE_IMAGES_FOR_A_VERDICT, RARE_IMAGES_FOR_A_THRESHOLD = 25, 10
 RATES = ("sensitivity", "specificity")
+# {entry of a result: title} in the order of the tables; all are fractions
+SCORE_TITLES = {
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "balanced_accuracy": "balanced accuracy at 0.5",
+    "sensitivity": "sensitivity at 0.5",
+    "specificity": "specificity at 0.5",
+    "balanced_accuracy_at_threshold": "balanced accuracy at the chosen threshold",
+    "sensitivity_at_threshold": "sensitivity at the chosen threshold",
+    "specificity_at_threshold": "specificity at the chosen threshold",
+    "sensitivity_at_90_specificity": "sensitivity at 90 % specificity",
+    "sensitivity_at_95_specificity": "sensitivity at 95 % specificity",
+    "ppv_at_threshold": "positive predictive value at the given prevalence",
+    "npv_at_threshold": "negative predictive value at the given prevalence",
+    "accuracy": "accuracy at 0.5",
+    "f1": "F1 at 0.5",
+    "brier": "Brier score (lower is better)",
+}
 
 
 def classification_scores(probabilities, labels, minority):
@@ -278,5 +296,5 @@ SHOWN = (
 
 def format_interval(name, result):
     low, high = (100 * bound for bound in result["test_interval"][name])
-    title = name.removesuffix("_at_threshold").replace("_", " ").replace("auroc", "AUROC")
+    title = SCORE_TITLES[name].removesuffix(" at the chosen threshold")
     return f"{title} {100 * result['test'][name]:.1f} [{low:.1f}, {high:.1f}]"
