@@ -199,10 +199,12 @@ CLAIMS = (
         "o",
         "Open: are contrastive encoders better than AUC-margin training at equal views?",
         "At the rarest ratio: the advised loss, probed on the run's own rows, is above a network "
-        "that finetune.py --loss auc_margin trains from scratch for twice the epochs.",
+        "that finetune.py --loss auc_margin trains from scratch for twice the epochs. Also "
+        "measured: the other encoders, and AUC-margin training from each against that from CE.",
         "AUC-margin from scratch at 99-1 for twice the epochs",
         1,
         rules.judge_auc_margin,
+        rules.measure_auc_margin,
     ),
     Claim(
         "p",

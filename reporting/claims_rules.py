@@ -200,13 +200,14 @@ def supervised_case(regime, ratio, repair, other):
 
     cRT re-trains the classifier of a network, whose epochs count.
     """
-    proposed, members = regime.base(ratio, repair), regime.base(ratio, other)
-    views = {2 * row["epochs"] for row in proposed.values()}
-    trained = regime.base(ratio, "ce") if other == "crt" else members
-    if views != {row["epochs"] for row in trained.values()}:
+    if not has_equal_views(regime, ratio, repair, "ce" if other == "crt" else other):
         return None
-    where = f"{METHODS[repair]} over {name_of(other)}"
-    return compare(where, proposed, members, rows="own")
+    return over(regime, ratio, repair, other, rows="own")
+
+
+def has_equal_views(regime, ratio, method, supervised):
+    views = {2 * row["epochs"] for row in regime.base(ratio, method).values()}
+    return views == {row["epochs"] for row in regime.base(ratio, supervised).values()}
 
 
 def measure_supervised(regime):
@@ -440,6 +441,19 @@ def judge_auc_margin(regime):
     case = supervised_case(regime, ratio, regime.repair, "auc_margin") if ratio else None
     where = f"{METHODS[regime.repair]}, own rows, over AUC-margin training"
     return measured(place(regime, ratio, where), [case])
+
+
+def measure_auc_margin(regime):
+    """Yield the other encoders, and each after AUC-margin training against CE after it."""
+    for ratio in regime.imbalanced():
+        started = regime.changed(ratio, "auc_margin", "init")
+        started = {Path(init).parent.name: members for init, members in started.items()}
+        for method in ("ntxent", "supcon", *REPAIRS):
+            yield placed(regime, ratio, supervised_case(regime, ratio, method, "auc_margin"))
+            if "ce" in started and has_equal_views(regime, ratio, method, "ce"):
+                where = f"{METHODS[method]} over CE, both then AUC-margin"
+                case = compare(where, started.get(method, {}), started["ce"])
+                yield placed(regime, ratio, case)
 
 
 def judge_paper_probe(regime):

@@ -51,6 +51,7 @@ evidence() {  # print the commands, those that decide most claims first
     flags="$adam --size 28 --epochs 50"  # one view per image: twice the epochs
     runs k fashionmnist 99-1 weighted_ce ldam_drw
     runs ko fashionmnist 99-1 ce
+    runs o fashionmnist 99-1 auc_margin auc_margin:init={ce,ntxent,supcon,supmin,suppro}
 
     flags=$shirts
     runs abcef fashionmnist 95-5 $PAPER
@@ -87,7 +88,7 @@ gpu_evidence() {  # print the commands for a large GPU, the most decisive first
 }
 
 runs() {  # print the runs for claims $1 on data set $2 at ratio $3 with methods METHOD:FLAG=VALUE
-    local method seed subset run options pretrain auc_margin python
+    local method seed subset run options train python
     [[ $1 == *[$LETTERS]* ]] || return 0
     printf -v python %q "$PYTHON"
     for seed in ${SEEDS:-$seeds}; do for method in "${@:4}"; do
@@ -95,28 +96,23 @@ runs() {  # print the runs for claims $1 on data set $2 at ratio $3 with methods
         [ -e "$subset" ] || continue
         run=$RUNS/$2/$3/${method//[:=]/-}/seed$seed
         options="$subset --out $run --seed $seed $flags"
-        auc_margin=""
-        if [[ $1 == *o* && o == [$LETTERS] && $method != untrained ]]; then
-            auc_margin=" && $python finetune.py $run --loss auc_margin --epochs 25"
-            auc_margin+=" --batch-size 128 --lr 0.001 --out $run/auc_margin"
-        fi
         case $method in
-            ce | weighted_ce | ldam_drw)
-                echo -n "$python finetune.py $options --loss $method" \
-                    "&& $python evaluate_metrics.py $run"
-                [ $method != ce ] || echo -n " && $python finetune.py $run --retrain crt" ;;
+            ce | weighted_ce | ldam_drw | auc_margin*)
+                train="$python finetune.py $options --loss $method"
+                train=${train/:init=*/ --init $RUNS/$2/$3/${method#*=}/seed$seed}
+                [ $method != ce ] || train+=" && $python finetune.py $run --retrain crt"
+                echo "$train && $python evaluate_metrics.py $run" ;;
             *)
-                pretrain="$python pretrain.py $options --method ${method/untrained/ntxent:lr=0}"
-                pretrain=${pretrain/:init=*/:init=$RUNS/fashionmnist-b/50-50/ntxent/seed$seed}
+                train="$python pretrain.py $options --method ${method/untrained/ntxent:lr=0}"
+                train=${train/:init=*/:init=$RUNS/fashionmnist-b/50-50/ntxent/seed$seed}
                 # the probe that the paper describes, then the kit's; both are kept
-                echo -n "${pretrain//:/ --}" \
+                echo "${train//:/ --}" \
                     "&& { [ -e $run/probe_reference.json ] || $python linear_probe.py $run" \
                     "--protocol reference --rows one-percent --optimizer sgd --epochs 50" \
                     "--class-weights none; }" \
                     "&& $python linear_probe.py $run --rows own balanced one-percent" \
                     "&& $python evaluate_metrics.py $run" ;;
         esac
-        echo "$auc_margin"
     done; done
 }
 

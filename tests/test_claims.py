@@ -195,6 +195,23 @@ def test_no_worse_is_a_test_of_non_inferiority():
     assert Difference([-5.0, -5.2, -4.8], margin=2.0).p_no < 0.05
 
 
+def test_auc_margin_from_each_encoder_is_compared_with_that_from_ce_at_equal_views():
+    def started(encoder, mean):
+        settings = {**SUPERVISED["settings"], "init": f"runs/99-1/{encoder}/seed<k>"}
+        return "auc_margin", "99-1", mean, {**SUPERVISED, "settings": settings}
+
+    arms = [*ALL_ARMS, started("supmin", 78), started("supcon", 62), started("ce", 70)]
+    cases = judgement(make_rows(arms, noise=0.3), "o").others
+    found = {case.where.removeprefix("inat21-mammals at 32 px, 99-1: "): case for case in cases}
+    assert found["Supervised Minority over CE, both then AUC-margin"].holds
+    assert found["SupCon over CE, both then AUC-margin"].holds is False
+    assert found["Supervised Minority over AUC margin"].holds
+    assert len(found) == 6  # four probes, two encoders
+    for row in (rows := make_rows(arms)):
+        row["epochs"] += 1 * (row["method"] == "ce")
+    assert not [case for case in judgement(rows, "o").others if "both then" in case.where]
+
+
 def test_changed_settings_are_no_base_runs():
     (regime,) = find_regimes(make_rows(ALL_ARMS))
     assert len(regime.base("99-1", "supcon")) == len(SEEDS)

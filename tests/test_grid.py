@@ -313,6 +313,16 @@ def test_evidence_lists_commands_that_parse(command, tmp_path, monkeypatch):
         parse(line, monkeypatch)
 
 
+def test_evidence_trains_auc_margin_from_scratch_and_from_each_encoder(tmp_path):
+    make_empty_subsets(tmp_path)
+    found = [line for line in list_evidence(tmp_path, "evidence") if "--loss auc_margin" in line]
+    assert len(found) == 6 and sum("--init" not in line for line in found) == 1
+    folder = "runs/fashionmnist/99-1"
+    for method in ("ce", "ntxent", "supcon", "supmin", "suppro"):
+        out, init = f"--out {folder}/auc_margin-init-{method}/seed0 ", f"{folder}/{method}/seed0"
+        assert [out in line for line in found if line.endswith(f"--init {init}")] == [True]
+
+
 def training_settings(command):
     """Return what a command trains: script, subset and flags (the last value of each counts)."""
     script, subset = command.removeprefix("python ").split()[:2]
