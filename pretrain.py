@@ -159,9 +159,7 @@ def main():
         args.init_sha256 = load_init(model.encoder, args.arch, args.init, subset.classes)
     model = convert_sync_batchnorm(model.to(device))
     method = build_method(args, model, subset).to(device)
-    trainable = [p for p in [*model.parameters(), *method.parameters()] if p.requires_grad]
-    options = dict(weight_decay=WEIGHT_DECAY, fused=device.type == "cuda")
-    optimizer = torch.optim.SGD(trainable, args.lr, MOMENTUM, **options)
+    optimizer = build_optimizer(args, model, method)
 
     state = dict(model=model, method=method, optimizer=optimizer, scaler=amp.scaler)
     run = Run(out, make_config(args, subset, amp, out), device, args.save_every, **state)
@@ -372,6 +370,12 @@ def build_method(args, model, subset):
     training = Training(args.epochs, args.batch_size, args.seed, args.temperature, generator)
     options = {name: getattr(args, name) for name in OPTIONS[args.method]}
     return METHODS[args.method](model, subset, training, **options)
+
+
+def build_optimizer(args, model, method):
+    trainable = [p for p in [*model.parameters(), *method.parameters()] if p.requires_grad]
+    options = dict(weight_decay=WEIGHT_DECAY, fused=trainable[0].is_cuda)
+    return torch.optim.SGD(trainable, args.lr, MOMENTUM, **options)
 
 
 def make_sampler(args, subset, rows):

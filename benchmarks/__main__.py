@@ -39,7 +39,7 @@ BENCHMARKS = {
     "reading": measure_reading,
     "metrics": measure_metrics,
 }
-SMOKE = dict(arch="resnet8", size=8, batch_size=8, steps=1, rows=1000, rounds=2)
+SMOKE = dict(arch="resnet8", size=8, sizes=[8], batch_size=8, steps=1, rows=1000, rounds=2)
 
 
 def parse_args():
@@ -55,6 +55,8 @@ def parse_args():
         metavar="S",
         help="methods, losses: side of the network's input in pixels",
     )
+    sizes = dict(type=number_from(8), nargs="+", default=[28, 64, 224], metavar="S")
+    add("--sizes", help="pipeline: sides of the network's input in pixels", **sizes)
     add("--batch-size", type=number_from(2), default=256, help="images per training step")
     add("--steps", type=number_from(1), default=5, help="training steps timed in each round")
     add(

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The first hours with a GPU: tests, one smoke run of every method, speed, precision, evidence.
+# The first hours with a GPU: tests of every method, speed, precision, evidence.
 #
 #   bash benchmarks/gpu.sh              all parts, one after the other; writes below gpu/
 #   bash benchmarks/gpu.sh tests speed  these parts alone
@@ -21,51 +21,25 @@ step() {  # run command $2... once, as step $1; a failed step does not stop the 
     local name=$1 status=0
     [ ! -e "$OUT/$name.done" ] || return 0
     echo "$name: ${*:2}"
-    timeout 540 "${@:2}" > "$OUT/$name.log" 2>&1 || status=$?
+    timeout --foreground 540 "${@:2}" > "$OUT/$name.log" 2>&1 || status=$?
     if [ $status = 0 ]; then touch "$OUT/$name.done"; else
         echo "$name: exit code $status, see $OUT/$name.log" >&2; failed=1
     fi
 }
 
 tests() {
-    [ -n "$SMOKE" ] || step tests "$PYTHON" -m pytest -n 0 -q tests/test_cuda.py
-}
-
-methods() {  # every method and variant, two steps each
-    local form name
-    step digits "$PYTHON" make_subsets.py digits
-    while read -r form; do
-        name=${form// /-}
-        step "smoke-$name" "$PYTHON" pretrain.py $SUBSET --smoke --out "$OUT/runs/$name" \
-            --arch resnet8 --method $form
-    done <<< "ntxent
-supcon
-supmin
-supmin --majority-supervision 0.5
-supmin --chunk 8
-suppro
-kcl
-kcl --queue 64
-tsc
-tsc --variant paper
-tsc --variant code
-sbcl
-sbcl --variant paper
-bcl
-bcl --variant batchnorm
-bcl --randaugment
-paco --queue 64
-paco --variant gpaco --queue 64"
+    [ -n "$SMOKE" ] || step tests "$PYTHON" -m pytest -n 0 -v tests/test_cuda.py
 }
 
 speed() {  # cuDNN's trials and torch.compile are rows of the pipeline
-    local amp
-    for amp in auto off; do
-        step "pipeline-$amp" "$PYTHON" -m benchmarks pipeline $SMOKE --amp $amp --steps 20 \
-            --rounds 5 --out "$OUT/$amp"
+    local run runs="auto-224 off-224 auto-64 auto-28"
+    [ -z "$SMOKE" ] || runs=auto-8
+    for run in $runs; do
+        step "pipeline-$run" "$PYTHON" -m benchmarks pipeline $SMOKE --amp "${run%-*}" \
+            --sizes "${run#*-}" --steps 10 --rounds 3 --out "$OUT/$run"
     done
-    step methods "$PYTHON" -m benchmarks methods $SMOKE --steps 10 --out "$OUT"
-    step losses "$PYTHON" -m benchmarks losses $SMOKE --out "$OUT"
+    step methods "$PYTHON" -m benchmarks methods $SMOKE --rounds 3 --out "$OUT"
+    step losses "$PYTHON" -m benchmarks losses $SMOKE --rounds 3 --out "$OUT"
     step metrics "$PYTHON" -m benchmarks metrics $SMOKE --rounds 1 --out "$OUT"
 }
 
@@ -74,7 +48,7 @@ precision() {  # bf16, TF32 and float32 at ResNet-50, two runs each; a stopped r
     step digits "$PYTHON" make_subsets.py digits
     for seed in 0 1; do for amp in bf16 off fp32; do
         step "precision-$amp-$seed" "$PYTHON" pretrain.py $SUBSET --seed $seed --amp $amp $SMOKE \
-            --size 64 --batch-size 64 --epochs 30 --compile --out "$OUT/runs/$amp/seed$seed"
+            --size 64 --batch-size 64 --epochs 30 --out "$OUT/runs/$amp/seed$seed"
     done; done
 }
 
@@ -89,7 +63,7 @@ evidence() {  # results/evidence.sh continues where it stopped: as many steps as
     [ -n "$SMOKE" ] || step evidence bash results/evidence.sh gpu
 }
 
-for part in "${@:-tests methods speed precision two_gpus evidence}"; do
+for part in "${@:-tests speed precision two_gpus evidence}"; do
     for name in $part; do "$name"; done
 done
 exit $failed

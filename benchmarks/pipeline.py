@@ -19,8 +19,7 @@ from benchmarks.training import TrainingRun
 from datasets.augment import RECIPES
 from datasets.loader import Batch, BatchLoader
 from datasets.subset import load_subset
-
-SIZES = (28, 64, 224)  # pixels
+from utils.encoders import compile_training
 
 
 def measure_pipeline(args, device):
@@ -30,7 +29,7 @@ def measure_pipeline(args, device):
         root = Path(folder)
         # A category has 60 training images; make_subsets.py moves some of them to validation.
         synthetic_photographs(root, max(2, math.ceil(args.batch_size * args.steps / 50)))
-        for size in (args.size,) if args.smoke else SIZES:
+        for size in args.sizes:
             command = packing_command(root, root / str(size), "--size", str(size))
             subprocess.run(command, capture_output=True, check=True)
             subset = load_subset(root / str(size) / "inat21-mammals" / "natural.json")
@@ -44,12 +43,14 @@ def measure_pipeline(args, device):
 def measure_steps(args, device, subset):
     """Measure full training steps against the network alone and against published code.
 
-    A network step trains on one batch of finished views that stays on the device: as it is,
-    compiled, and without cuDNN's trials. A published step has the form of the public SupCon code:
+    A network step trains on one batch of finished views that stays on the device: as it is, with
+    --compile, and without cuDNN's trials. A published step has the form of the public SupCon code:
     transforms of single images in a DataLoader, and a masked loss.
     """
-    run = TrainingRun(f"--method supcon --arch {args.arch}", subset, args, device)
-    compiled = run.model if args.smoke else torch.compile(run.model, dynamic=False)
+    flags = f"--method supcon --arch {args.arch}"
+    run, compiled = (TrainingRun(flags, subset, args, device) for _ in range(2))
+    if not args.smoke:
+        compile_training(compiled.model.encoder)
     loader = published_loader(args, device, subset)
 
     def train_as_published():
@@ -61,7 +62,7 @@ def measure_steps(args, device, subset):
 
     def train_without_trials():
         torch.backends.cudnn.benchmark = False
-        run.train_on(batch, run.model)
+        run.train_on(batch)
         torch.backends.cudnn.benchmark = True
 
     views = torch.randn(2, args.batch_size, 3, subset.size, subset.size, device=device)
@@ -69,9 +70,9 @@ def measure_steps(args, device, subset):
     batch = Batch(views, labels, labels.cpu(), positions=None, generator=None)
     seconds = time_in_rounds(
         {
-            "network_step": partial(run.train_on, batch, run.model),
+            "network_step": partial(run.train_on, batch),
             "full_step": run.train_epoch,
-            "compiled_step": partial(run.train_on, batch, compiled),
+            "compiled_step": partial(compiled.train_on, batch),
             "no_trials": train_without_trials,
             "published": train_as_published,
         },

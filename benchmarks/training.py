@@ -28,9 +28,7 @@ class TrainingRun:
         stem = resolve_stem(arch, self.options.stem, subset.size)
         self.model = ContrastiveModel(arch, pretrain.PROJECTION_DIM, stem=stem).to(device)
         self.method = pretrain.build_method(self.options, self.model, subset).to(device)
-        parameters = [*self.model.parameters(), *self.method.parameters()]
-        trainable = [p for p in parameters if p.requires_grad]
-        self.optimizer = torch.optim.SGD(trainable, self.options.lr, pretrain.MOMENTUM)
+        self.optimizer = pretrain.build_optimizer(self.options, self.model, self.method)
         rows = subset.splits["train"][: args.batch_size * args.steps]
         sampler = pretrain.make_sampler(self.options, subset, rows)
         views = self.method.views, self.method.randaugment_views
@@ -43,9 +41,9 @@ class TrainingRun:
         batches, folder = self.loader.epoch(epoch, seed=0), tempfile.gettempdir()
         train_one_epoch(loss_of_batch, batches, self.optimizer, self.amp, folder)
 
-    def train_on(self, batch, network):
-        """Train `steps` steps through `network` on one batch of finished views."""
+    def train_on(self, batch):
+        """Train `steps` steps on one batch of finished views."""
         for _ in range(self.steps):
             with self.amp.autocast:
-                loss = self.method(network, batch)
+                loss = self.method(self.model, batch)
             self.amp.step(loss, self.optimizer)

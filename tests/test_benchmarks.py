@@ -10,7 +10,6 @@ import pytest
 from conftest import ROOT, call
 
 import benchmarks.__main__ as benchmark
-import pretrain
 from benchmarks.timing import compare_throughput, compare_times, print_table
 
 PAGE = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
@@ -27,27 +26,23 @@ def test_every_benchmark_runs_and_writes_its_figures(name, tmp_path):
 
 
 def test_the_script_for_a_gpu_runs_each_step_once(tmp_path):
-    command = ["bash", ROOT / "benchmarks" / "gpu.sh", "methods"]
-    # A stand-in for Python: it writes its words, and one method fails.
+    # A stand-in for Python: it writes its words, and one benchmark fails.
     python = tmp_path / "python"
     python.write_text(
-        '#!/bin/sh\necho "$@" | tee -a "$OUT/words"; case "$*" in *bcl*) exit 3; esac'
+        '#!/bin/sh\necho "$@" | tee -a "$OUT/words"; case "$*" in *losses*) exit 3; esac'
     )
     python.chmod(0o755)
-    environment = {**os.environ, "PYTHON": str(python), "OUT": str(tmp_path), "SMOKE": "1"}
+    environment = {**os.environ, "PYTHON": str(python), "OUT": str(tmp_path)}
+    command = ["bash", ROOT / "benchmarks" / "gpu.sh", "tests", "speed"]
     run = partial(subprocess.run, command, env=environment, capture_output=True, text=True)
     first = run()
-    assert first.returncode == 1 and "smoke-bcl: exit code 3" in first.stderr
+    assert first.returncode == 1 and "losses: exit code 3" in first.stderr
     words = (tmp_path / "words").read_text()
-    for method, forms in pretrain.VARIANTS.items():
-        assert f"--method {method}" in words
-        assert all(f"--variant {form}" in words for form in forms[1:])
-    assert all(f"--method {method}" in words for method in pretrain.METHODS)
-    assert (tmp_path / "smoke-supcon.done").exists()
+    assert "pytest" in words and all(f"--sizes {size} " in words for size in (28, 64, 224))
+    assert (tmp_path / "pipeline-off-224.done").exists()
     (tmp_path / "words").unlink()
     assert run().returncode == 1
-    again = (tmp_path / "words").read_text()
-    assert "bcl" in again and "supcon" not in again
+    assert re.findall(r"benchmarks (\w+)", (tmp_path / "words").read_text()) == ["losses"]
 
 
 def test_ratios_are_taken_within_a_round():
