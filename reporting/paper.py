@@ -6,7 +6,6 @@ official code again; of its numbers only the range for the two losses is known h
 
 NOTE = "as transcribed by a public rerun, not checked"
 GROUPS = ("plants", "insects", "mammals")
-RATIOS = ("50-50", "95-5", "99-1")
 # Balanced accuracy of the linear probe on iNaturalist 2021: {method: {ratio: one per GROUPS}}.
 TABLE_1 = {
     "weighted_ce": {
@@ -41,19 +40,21 @@ TABLE_2 = {
 }
 
 
-def table_1_text(method, ratio):
-    """Return the paper's balanced accuracies at a ratio: "54.4 / 56.4 / 56.9", or "-"."""
+def table_1_text(dataset, ratio, method):
+    """Return the paper's balanced accuracies of iNaturalist: "54.4 / 56.4 / 56.9", or "-"."""
     values = TABLE_1.get(method, {}).get(ratio)
-    return " / ".join("-" if v is None else f"{v:.1f}" for v in values) if values else "-"
+    if not values or not dataset.startswith("inat21"):
+        return "-"
+    return " / ".join("-" if v is None else f"{v:.1f}" for v in values)
 
 
-def rerun_text(method, ratio):
+def rerun_text(dataset, ratio, method):
     """Return the range of the public rerun: "46 to 66", or "-"."""
     bounds = RERUN.get(method, {}).get(ratio)
-    return f"{bounds[0]} to {bounds[1]}" if bounds else "-"
+    return f"{bounds[0]} to {bounds[1]}" if bounds and dataset.startswith("inat21") else "-"
 
 
-def table_2_text(method, dataset):
-    """Return the paper's AUROC of a data set whose name starts with one of the paper's."""
-    values = TABLE_2.get(method, {})
+def table_2_text(dataset, ratio, method):
+    """Return the paper's AUROC at the natural ratio of a data set that starts with its name."""
+    values = TABLE_2.get(method, {}) if ratio == "natural" else {}
     return next((f"{v:.1f}" for name, v in values.items() if dataset.startswith(name)), "-")

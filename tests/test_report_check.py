@@ -26,7 +26,7 @@ def test_check_finds_tables_that_differ_from_their_logs(runs, tmp_path, monkeypa
     call(monkeypatch, runs, "--claims", "--out", out)
     tables = {"README.md", "cases.md", "report.md", "results.csv", "summary.csv"}
     assert tables | {"runs.jsonl", "accuracy.png"} <= {path.name for path in out.iterdir()}
-    assert "| c | Supervised Minority and" in (out / "README.md").read_text(encoding="utf-8")
+    assert "**c.** Supervised Minority and" in (out / "README.md").read_text(encoding="utf-8")
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"next: python report.py --check {out}"
     call(monkeypatch, "--check", tmp_path)
