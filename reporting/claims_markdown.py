@@ -91,7 +91,8 @@ def readme_markdown(rows, regimes, judgements, figures, command):
         "",
         *not_run_list(judgements, regimes),
     ]
-    names = ("saa_cac", "accuracy", "cac_accuracy")
+    overviews = [f"overview_{regime.dataset}" for regime in judged]
+    names = list(dict.fromkeys([*overviews, "accuracy", "cac_accuracy"]))
     names = [name for name in names if f"{name}.png" in figures]
     lines += ["", "## Figures", "", FIGURE_CAPTION] if names else []
     for name in names:

@@ -130,24 +130,24 @@ def accuracy_figure(groups):
     datasets = split_by_dataset(groups)
     if not datasets:
         return None
-    members = {dataset: widest_ratio(found) for dataset, found in datasets.items()}
-    has_lines = any(line_groups(found, "balanced_accuracy") for found in datasets.values())
-    heights = [row_height(rows) for rows in members.values() for _ in range(1 + has_lines)]
-    figure, axes = panel_grid(heights, 1 + has_lines, 6.8)
+    panels = []
+    for found in datasets.values():
+        panels.append((widest_ratio(found), {}))
+        if lines := line_groups(found, "balanced_accuracy"):
+            panels.append((widest_ratio(found), lines))
+    heights = [row_height(rows) for rows, _ in panels]
+    figure, axes = panel_grid(heights, min(2, len(panels)), 6.8)
     note = "Mean and standard deviation over n seeds; small dots: single seeds"
     figure.supxlabel(note, fontsize=9)
-    axes = np.reshape(axes, (len(datasets), -1))
-    for (ax, *others), (dataset, rows) in zip(axes, members.items(), strict=True):
-        score_rows(ax, rows)
-        ax.set_title(f"{dataset} {rows[0].ratio}{test_images_text(rows)}")
-        lines = line_groups(datasets[dataset], "balanced_accuracy")
-        for line_ax in others:
-            if not lines:
-                line_ax.remove()
-                continue
-            line_panel(line_ax, lines, "balanced_accuracy", score_limits(groups))
-            line_ax.set(title=f"{dataset}, all ratios", ylabel="balanced test accuracy (%)")
-            line_ax.axhline(CHANCE, color=INK, lw=0.8, ls=":")
+    for ax, (rows, lines) in zip(axes, panels, strict=True):
+        if lines:
+            line_panel(ax, lines, "balanced_accuracy", score_limits(groups))
+            title = f"{rows[0].dataset}, all ratios"
+            ax.set(title=title, ylabel="balanced test accuracy (%)")
+            ax.axhline(CHANCE, color=INK, lw=0.8, ls=":")
+        else:
+            score_rows(ax, rows)
+            ax.set_title(f"{rows[0].dataset} {rows[0].ratio}{test_images_text(rows)}")
     return figure
 
 
