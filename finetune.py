@@ -51,7 +51,6 @@ from utils.runs import Run, add_machine_flags, module_sha256, provenance, save_t
 from utils.scores import (
     add_score_flags,
     classification_scores,
-    prediction_columns,
     print_test_scores,
     score_splits,
     write_predictions,
@@ -425,10 +424,7 @@ def write_results(task, model, best, config, args, device):
     result = score_splits(p, y, subset.tail, args.threshold_for, args.prevalence)
     save_network(task, model, result, args)
     names = read_index(subset.path.with_name("index.csv"))[-1]
-    predictions = {
-        split: (subset.splits[split], prediction_columns(p[split], subset.tail)) for split in p
-    }
-    write_predictions(files[0], names, subset.labels, predictions, subset.classes)
+    write_predictions(files[0], names, subset.labels, subset.splits, p, subset.tail, subset.classes)
     chosen = {"best_epoch": best.epoch + 1}
     if args.retrain == "tau_norm":
         chosen = {"tau": TAUS[best.epoch]}

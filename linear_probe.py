@@ -60,7 +60,6 @@ from utils.runs import module_sha256, provenance, save_tensors
 from utils.scores import (
     add_score_flags,
     classification_scores,
-    prediction_columns,
     print_test_scores,
     score_splits,
     write_predictions,
@@ -281,11 +280,8 @@ def write_probe(task, settings, result, headline, args, device):
             threshold_rule=args.threshold_for,
             smoke=args.smoke,
         )
-    predictions = {
-        split: (task.splits[split], prediction_columns(p[split], task.tail)) for split in p
-    }
     path = predictions_path(task.out)
-    write_predictions(path, task.files, task.labels, predictions, task.classes)
+    write_predictions(path, task.files, task.labels, task.splits, p, task.tail, task.classes)
     write_json(task.out / "probe.json", {**result, **settings, **data})
 
 

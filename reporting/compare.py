@@ -121,10 +121,9 @@ def compare_scores(pairs):
     of a pair, and for all pairs that share their test images. All in percent.
     """
     runs = [run for pair in pairs for run in pair]
-    thresholds = [0.5 if run.threshold is None else run.threshold for run in runs]
     options = [
-        (run.p_minority, run.is_minority, threshold)
-        for run, threshold in zip(runs, thresholds, strict=True)
+        (run.p_minority, run.is_minority, 0.5 if run.threshold is None else run.threshold)
+        for run in runs
     ]
     observed = [observed_scores(*some) for some in options]
     drawn = [bootstrap_scores(*some) for some in options]

@@ -76,11 +76,8 @@ def map_points(run_folder, subset_path, subset):
     # The minority is drawn last, on top.
     points.sort(key=lambda point: point[2])
     sprite = make_sprite([image for _, image in thumbnails], columns) if thumbnails else None
-    method = str(arrays["map"])
-    return {
-        **{"points": points, "sprite": sprite, "columns": columns, "method": method},
-        **{"missing": missing, "count": len(thumbnails)},
-    }
+    shown = dict(points=points, sprite=sprite, columns=columns, count=len(thumbnails))
+    return dict(**shown, method=str(arrays["map"]), missing=missing)
 
 
 def test_entries(arrays, subset_path, subset):

@@ -137,16 +137,12 @@ def label_text(method, label):
 
 def score_table(result):
     """Return [title, test, 95 % interval, val] of each score of a probe or fine-tuning."""
-    intervals = result.get("test_interval") or {}
-    table = []
-    for key, title in SCORE_TITLES.items():
-        if key not in result["test"]:
-            continue
+    intervals, table = result.get("test_interval") or {}, []
+    for key in [key for key in SCORE_TITLES if key in result.get("test", {})]:
         digits = 3 if key == "brier" else 1
-        values = [result[split].get(key) for split in ("test", "val") if split in result]
-        texts = [score_text(value, digits) for value in (*values, *intervals.get(key, ()))]
-        test, val, *bounds = texts
-        table.append([title, test, " to ".join(bounds) or "not kept", val])
+        values = result["test"][key], result["val"].get(key), *intervals.get(key, ())
+        test, val, *bounds = (score_text(value, digits) for value in values)
+        table.append([SCORE_TITLES[key], test, " to ".join(bounds) or "not kept", val])
     return table
 
 
@@ -225,7 +221,9 @@ def run_section(row, paths, folder, has_charts, is_single):
     section = {
         **run_facts(row, run),
         "path": str(place or row["path"]),
-        **score_facts(result),
+        "scores": score_table(result),
+        "threshold": result.get("threshold"),
+        "threshold_rule": result.get("threshold_rule"),
         "charts": draw_charts(epochs, predictions, result) if has_charts else [],
         "missing": [],
         "map": None,
@@ -259,21 +257,11 @@ def run_facts(row, run):
     }
 
 
-def score_facts(result):
-    """Return the scores and the threshold of probe.json or finetune.json."""
-    result = result or {}
-    return {
-        "scores": score_table(result) if result else [],
-        "threshold": result.get("threshold"),
-        "threshold_rule": result.get("threshold_rule"),
-    }
-
-
 def best_result(run, place):
-    """Return (probe.json or finetune.json, its predictions of the test split); None if missing."""
+    """Return (probe.json or finetune.json or {}, its predictions of the test split or None)."""
     name = next((name for name in ("probe", "finetune") if name in run), None)
     if name is None:
-        return None, None
+        return {}, None
     # The predictions of a supervised run stand beside those of its probe.
     paths = {"probe": "probe_predictions.csv", "finetune": "predictions.csv"}
     if run_kind(run["config"]) in ("contrastive", "raw pixels"):

@@ -50,7 +50,8 @@ def make_full_run(root, n=40, method="supmin", seed=0, names=("a", "b"), **optio
     np.savez(path / "embedding.npz", **arrays, images=np.arange(n))
     p = np.clip(0.3 * labels + rng.uniform(0, 0.7, n), 0, 1)
     files = [f"{i}.png" for i in range(n)]
-    write_predictions(path / "predictions.csv", files, labels, {"test": (np.arange(n), p)})
+    rows, p = {"test": np.arange(n)}, {"test": np.stack([1 - p, p], 1)}
+    write_predictions(path / "predictions.csv", files, labels, rows, p, 1, names)
     Image.new("RGB", (400, 100), "blue").save(path / "hard_examples.png")
     return path
 

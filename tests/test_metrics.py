@@ -415,8 +415,10 @@ def test_every_image_is_audited(run, monkeypatch, capsys):
     assert {image["p"] for image in images} == {""}
 
     p = np.linspace(0, 1, 23)
-    predictions = {"val": ([12], [0.5]), "test": (range(13, 36), p)}
-    write_predictions(run / "probe_predictions.csv", NAMES_OF_IMAGES, [0] * 36, predictions)
+    rows = {"val": [12], "test": range(13, 36)}
+    both = {"val": np.array([[0.5, 0.5]]), "test": np.stack([1 - p, p], 1)}
+    path = run / "probe_predictions.csv"
+    write_predictions(path, NAMES_OF_IMAGES, [0] * 36, rows, both, 1, ["a", "b"])
     assert [image["p"] for image in audit()] == ["", *map(str, p.tolist())]
     assert "finished already" not in capsys.readouterr().out
     for name in ("neighbours.csv", "hard_examples.png"):

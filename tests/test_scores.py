@@ -185,7 +185,9 @@ NAMES = ["=cmd|' /C calc'!A0.png", "+1.png", "-1.png", "@a.png", "\ta", "\ra", "
 def test_predictions_are_read_as_they_were_and_hold_no_formulas(tmp_path):
     path, p = tmp_path / "predictions.csv", np.random.default_rng(0).random(len(NAMES))
     rows, labels = np.arange(len(NAMES)), np.arange(len(NAMES)) % 2
-    write_predictions(path, NAMES, labels, {"val": (rows[:4], p[:4]), "test": (rows[4:], p[4:])})
+    splits, both = {"val": rows[:4], "test": rows[4:]}, np.stack([1 - p, p], 1)
+    probabilities = {split: both[some] for split, some in splits.items()}
+    write_predictions(path, NAMES, labels, splits, probabilities, 1, ["a", "b"])
     with open(path, newline="", encoding="utf-8") as file:
         header, *cells = csv.reader(file)
     assert header == ["file", "split", "label", "p_minority"]

@@ -21,7 +21,6 @@ from utils.intervals import bootstrap_intervals
 
 # Rare test images, and rare validation images: with fewer there is a warning.
 RARE_IMAGES_FOR_A_VERDICT, RARE_IMAGES_FOR_A_THRESHOLD = 25, 10
-RATES = ("sensitivity", "specificity")
 # {entry of a result: title} in the order of the tables; all are fractions
 SCORE_TITLES = {
     "auroc": "AUROC",
@@ -57,12 +56,11 @@ def classification_scores(probabilities, labels, minority):
         probabilities = probabilities[:, 1]
     predicted = (probabilities > 0.5).astype(int)
     p_minority = probabilities if minority else 1 - probabilities
-    f1 = f1_score(labels, predicted, pos_label=minority, zero_division=0.0)
     return {
         "accuracy": float(accuracy_score(labels, predicted)),
         "balanced_accuracy": float(balanced_accuracy_score(labels, predicted)),
         "auroc": float(roc_auc_score(labels == minority, p_minority)),
-        "f1": float(f1),
+        "f1": float(f1_score(labels, predicted, pos_label=minority, zero_division=0.0)),
     }
 
 
@@ -208,7 +206,8 @@ def predictive_values(scores, prevalence):
 
     A value is None if no image would get that answer.
     """
-    sensitivity, specificity = (scores[f"{name}_at_threshold"] for name in RATES)
+    sensitivity = scores["sensitivity_at_threshold"]
+    specificity = scores["specificity_at_threshold"]
     hits, misses = sensitivity * prevalence, (1 - sensitivity) * prevalence
     alarms, rests = (1 - specificity) * (1 - prevalence), specificity * (1 - prevalence)
     return {
@@ -223,28 +222,20 @@ def predictive_values(scores, prevalence):
 # --------------------------------------------------------------------------------------------------
 
 
-def prediction_columns(p, minority):
-    """Return the probabilities of predictions.csv from p [n, C], for write_predictions.
-
-    They are float64 [n]: that of the minority; of more than two classes [n, 1 + C].
-    """
-    p_minority, p = minority_probability(p, minority), np.asarray(p)
-    return p_minority if p.shape[1] == 2 else np.column_stack([p_minority, p])
-
-
-def write_predictions(path, files, labels, predictions, classes=()):
+def write_predictions(path, files, labels, splits, probabilities, minority, classes):
     """Write a CSV table with file, split, label and p_minority of every predicted image.
 
     More than two classes have a column p_<class> each. files: names of all M images; labels: int
-    [M]; predictions: {split: (rows [n], p of prediction_columns)}; classes: C names. All digits are
-    kept: scores can be computed again.
+    [M]; splits: {split: rows [n]}; probabilities: {split: p [n, C]}; minority: one label or
+    several. All digits are kept: scores can be computed again.
     """
     further = [f"p_{name}" for name in classes] if len(classes) > 2 else []
-    table = (
-        (files[row], split, labels[row], *np.atleast_1d(p).astype(float).tolist())
-        for split, (rows, probabilities) in predictions.items()
-        for row, p in zip(rows, probabilities, strict=True)
-    )
+    table = []
+    for split, p in probabilities.items():
+        columns = minority_probability(p, minority)[:, None]
+        columns = np.column_stack([columns, p]) if further else columns
+        for row, values in zip(splits[split], columns.tolist(), strict=True):
+            table.append((files[row], split, labels[row], *values))
     write_table(path, ["file", "split", "label", "p_minority", *further], table)
 
 
