@@ -302,6 +302,16 @@ def check_args(args, subset, rows):
     if args.chunk and (args.batch_size % min(args.chunk, args.batch_size) or args.chunk % ranks):
         also = f" and be a multiple of the {ranks} processes" if ranks > 1 else ""
         raise UserError(f"--chunk {args.chunk}: must divide --batch-size {args.batch_size}{also}")
+    check_method(args, subset, rows)
+    if args.watch_every and len(subset.splits["val"]) < 10:
+        raise UserError(f"{subset.path}: under 10 validation images; use --watch-every 0")
+
+
+def check_method(args, subset, rows):
+    """Raise UserError if the method cannot take the batches or the number of classes."""
+    if args.method in ("suppro", "tsc") and len(subset.classes) > PROJECTION_DIM + 1:
+        text = f"takes up to {PROJECTION_DIM + 1} classes, not {len(subset.classes)}; use supmin"
+        raise UserError(f"--method {args.method}: {text}")
     if args.minority_per_batch:
         if args.method in ("bcl", "paco"):
             raise UserError(f"--minority-per-batch: {args.method} expects natural batches; drop it")
@@ -310,8 +320,6 @@ def check_args(args, subset, rows):
         if args.minority_per_batch > most:
             value = args.minority_per_batch
             raise UserError(f"--minority-per-batch {value}: a batch can hold at most {most}")
-    if args.watch_every and len(subset.splits["val"]) < 10:
-        raise UserError(f"{subset.path}: under 10 validation images; use --watch-every 0")
 
 
 def default_folder(args, subset):

@@ -76,19 +76,30 @@ def test_the_lab_writes_its_numbers_and_its_figure(tmp_path):
 
 def test_the_tables_of_the_page_hold_the_measured_numbers():
     record = json.loads(RECORD.read_text())
-    tables = re.findall(r"<!-- (\w+) (\w+) -->\n\n(.*?)\n\n", PAGE, re.DOTALL)
-    assert {name for _, name, _ in tables} == {"minority", "images", "temperature", "relu"}
-    for state, sweep, text in tables:
+    tables = re.findall(r"<!-- (\w+) (\w+): ([\w ]+) -->\n\n(.*?)\n\n", PAGE, re.DOTALL)
+    assert {name for _, name, _, _ in tables} == {"minority", "images", "temperature", "relu"}
+    for state, sweep, methods, text in tables:
         rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.split("\n")]
         values = record[state][sweep]
         assert [row[0].split()[0] for row in rows[2:]] == list(values)
         for row, by_method in zip(rows[2:], values.values(), strict=True):
             expected = [
                 f"{by_method[method][name]:.2g}"
-                for method in ("supcon", "supmin", "suppro")
+                for method in methods.split()
                 for name in ("majority", "minority")
             ]
             assert row[1:] == expected
+
+
+def test_the_lengths_that_the_page_calls_constant_are():
+    record, lengths = json.loads(RECORD.read_text())["collapsed"], {}
+    for by_method in (case for sweep in ("minority", "images") for case in record[sweep].values()):
+        for method in lab.LOSSES:
+            for name, value in by_method[method].items():
+                lengths.setdefault(f"{method} {name}", set()).add(f"{value:.2g}")
+    assert lengths["supmin majority"] == lengths["ntxent majority"] == {"0.28", "0.29"}
+    assert lengths["suppro majority"] == lengths["suppro minority"] == {"7.1"}
+    assert lengths["supmin minority"] == lengths["supcon minority"]
 
 
 def test_the_table_of_shares_holds_the_measured_numbers():

@@ -458,6 +458,13 @@ def test_every_method_trains_on_three_classes(three, method):
     assert all(np.isfinite(line["loss"]) for line in log if "epoch" in line)
 
 
+@pytest.mark.parametrize("method", ["suppro", "tsc"])
+def test_more_classes_than_corners_are_refused(three, monkeypatch, method):
+    monkeypatch.setattr(pretrain, "PROJECTION_DIM", 1)
+    with pytest.raises(UserError, match=f"--method {method}: takes up to 2 classes, not 3"):
+        call(pretrain, SUBSET, *SMALL, "--method", method)
+
+
 @pytest.mark.parametrize("loss", finetune.LOSSES)
 def test_every_supervised_loss_trains_on_three_classes(three, loss):
     words = SUBSET, "--loss", loss, "--smoke", "--arch", "resnet8", "--size", 8
