@@ -312,9 +312,9 @@ def name_small_classes(classes, counts, limit, most=5):
 
 def print_list(title, lines, limit=10):
     """Print the first lines below a title; nothing if there are none."""
-    more = [f"and {len(lines) - limit} more, listed in the .json files"]
+    more = [f"and {len(lines) - limit} more, listed in the .json files"] * (len(lines) > limit)
     if lines:
-        print(f"{title} ({len(lines)}):", *lines[:limit], *more[len(lines) <= limit :], sep="\n  ")
+        print(f"{title} ({len(lines)}):", *lines[:limit], *more, sep="\n  ")
 
 
 def count_classes(labels, n_classes):

@@ -1,13 +1,12 @@
 """Scores of every test image: neighbours.csv, and a sheet of the hard ones."""
 
-import hashlib
-
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
 from datasets.contact_sheet import COLUMNS, draw_sheet
 from datasets.pack import read_index
-from utils.files import sha256, write_table
+from datasets.subset import MAKE_IT
+from utils.files import read_json, sha256, write_table
 from utils.scores import read_predictions
 
 LETTERS = 18  # that fit below a thumbnail
@@ -71,7 +70,7 @@ def draw_hard_examples(path, title, subset, columns, features):
         return [tile(rows[i], note.format(p=p[i], cac=cac[i])) for i in chosen]
 
     twins = [rows[i] for i in find_near_twins(features, is_rare, COLUMNS // 2)]
-    equal = find_equal_pictures(subset, labels)
+    equal = find_equal_pictures(subset, labels, names)
     lines = [
         (
             f"{rare}, called something else at 0.5: {is_missed.sum()} of {is_rare.sum()}",
@@ -122,15 +121,13 @@ def find_near_twins(features, is_rare, pairs):
     return found[: 2 * pairs]
 
 
-def find_equal_pictures(subset, labels):
-    """Return rows of the subset with equal pixels and different labels, [i, j, i, j, ...]."""
-    groups, found = {}, []
-    for row in np.sort(np.concatenate(list(subset.splits.values()))):
-        digest = hashlib.sha256(np.ascontiguousarray(subset.images[row])).digest()
-        # equal pictures have equal true sizes, too
-        groups.setdefault((digest, *subset.sizes[row]), []).append(row)
-    for first, *others in groups.values():
-        found += [
-            row for other in others if labels[other] != labels[first] for row in (first, other)
-        ]
+def find_equal_pictures(subset, labels, names):
+    """Return rows of the subset with equal pixels and different labels, [i, j, i, j, ...].
+
+    make_subsets.py has recorded the names of equal pictures.
+    """
+    row_of, found = {names[row]: row for rows in subset.splits.values() for row in rows}, []
+    for leak in read_json(subset.path, MAKE_IT).get("leaks", []):
+        rows = [row_of[name] for name in leak if name in row_of]
+        found += [row for i in rows[1:] if labels[i] != labels[rows[0]] for row in (rows[0], i)]
     return found
