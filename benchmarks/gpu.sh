@@ -32,23 +32,22 @@ tests() {
 }
 
 speed() {  # cuDNN's trials and torch.compile are rows of the pipeline
-    local run runs="auto-224 off-224 auto-64 auto-28"
-    [ -z "$SMOKE" ] || runs=auto-8
-    for run in $runs; do
-        step "pipeline-$run" "$PYTHON" -m benchmarks pipeline $SMOKE --amp "${run%-*}" \
-            --sizes "${run#*-}" --steps 10 --rounds 3 --out "$OUT/$run"
+    local run
+    for run in auto-224 off-224 auto-64 auto-28; do
+        step "pipeline-$run" "$PYTHON" -m benchmarks pipeline --amp "${run%-*}" --out "$OUT/$run" \
+            ${SMOKE:---sizes "${run#*-}" --steps 10 --rounds 3}
     done
-    step methods "$PYTHON" -m benchmarks methods $SMOKE --rounds 3 --out "$OUT"
-    step losses "$PYTHON" -m benchmarks losses $SMOKE --rounds 3 --out "$OUT"
-    step metrics "$PYTHON" -m benchmarks metrics $SMOKE --rounds 1 --out "$OUT"
+    step methods "$PYTHON" -m benchmarks methods --out "$OUT" ${SMOKE:---rounds 3}
+    step losses "$PYTHON" -m benchmarks losses --out "$OUT" ${SMOKE:---rounds 3}
+    step metrics "$PYTHON" -m benchmarks metrics --out "$OUT" ${SMOKE:---rounds 1}
 }
 
 precision() {  # bf16, TF32 and float32 at ResNet-50, two runs each; a stopped run continues
     local amp seed
     step digits "$PYTHON" make_subsets.py digits
     for seed in 0 1; do for amp in bf16 off fp32; do
-        step "precision-$amp-$seed" "$PYTHON" pretrain.py $SUBSET --seed $seed --amp $amp $SMOKE \
-            --size 64 --batch-size 64 --epochs 30 --out "$OUT/runs/$amp/seed$seed"
+        step "precision-$amp-$seed" "$PYTHON" pretrain.py $SUBSET --seed $seed --amp $amp \
+            --out "$OUT/runs/$amp/seed$seed" ${SMOKE:---size 64 --batch-size 64 --epochs 30}
     done; done
 }
 
@@ -56,14 +55,13 @@ two_gpus() {
     [ "$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')" -ge 2 ] || return 0
     step digits "$PYTHON" make_subsets.py digits
     step two-gpus "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node 2 pretrain.py \
-        $SUBSET --size 64 --batch-size 64 --epochs 5 --out "$OUT/runs/two-gpus"
+        $SUBSET --out "$OUT/runs/two-gpus" ${SMOKE:---size 64 --batch-size 64 --epochs 5}
 }
 
 evidence() {  # results/evidence.sh continues where it stopped: as many steps as it takes
     [ -n "$SMOKE" ] || step evidence bash results/evidence.sh gpu
 }
 
-for part in "${@:-tests speed precision two_gpus evidence}"; do
-    for name in $part; do "$name"; done
-done
+[ $# != 0 ] || set -- tests speed precision two_gpus evidence
+for part; do "$part"; done
 exit $failed

@@ -38,13 +38,6 @@ def measure_methods(args, device):
     for variant, run in runs.items():
         times = compare_times(seconds[variant], seconds["supcon"])
         times["seconds"] /= args.steps
-        results[variant] = {**times, "views": run.method.views, **count_numbers(run.method)}
+        results[variant] = {**times, "views": run.method.views}
     keys = ("arch", "size", "batch_size", "steps", "amp")
     return {key: getattr(args, key) for key in keys}, results
-
-
-def count_numbers(method):
-    """Count the trained parameters and the other stored numbers of a method."""
-    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    stored = sum(tensor.numel() for tensor in method.state_dict().values())
-    return {"learned": trained, "kept": stored - trained}

@@ -77,8 +77,7 @@ def ratio(row):
 
 def test_the_table_of_methods_holds_the_measured_figures():
     assert table("`--method`")[1:] == [
-        [name, str(row["views"]), f"{row['learned']:,}", f"{row['kept']:,}", ratio(row)]
-        for name, row in load("methods")[0].items()
+        [name, str(row["views"]), ratio(row)] for name, row in load("methods")[0].items()
     ]
 
 
@@ -100,11 +99,8 @@ def test_the_tables_of_losses_hold_the_measured_figures():
         name = {"masked form": "masked"}.get(label, label.removesuffix("_loss"))
         expected = [by_name[name] for by_name in measured.values()]
         assert cells == [f"{row['ratio']:.2f}, {row['megabytes']:,.0f} MB" for row in expected]
-    shares = [
-        max(by_name[name]["percent_of_step"] for name in KIT_LOSSES)
-        for by_name in measured.values()
-    ]
-    assert table("rows")[1][1:] == [f"{share:.3f}" for share in shares]
+    share = max(measured["16384"][name]["percent_of_step"] for name in KIT_LOSSES)
+    assert f"With 16,384 rows the slowest of the four takes {share:.3f} %" in PAGE
 
 
 def test_the_table_of_the_pipeline_holds_the_measured_figures():
@@ -131,7 +127,7 @@ def test_the_tables_of_packing_hold_the_measured_figures():
     runs = [measured["one worker"], measured["all workers"]]
     expected = [[f"{run['seconds']:.0f}", f"{run['peak_mib']:.0f}"] for run in runs]
     assert [cells[1:] for cells in table("command")[1:]] == expected
-    assert table("on one core")[1][1] == ratio(measured["one core"])
+    assert f"On one core packing takes {ratio(measured['one core'])} times" in PAGE
 
 
 def test_the_tables_of_metrics_hold_the_measured_figures():
@@ -157,7 +153,7 @@ def test_the_page_names_the_command_and_the_commit_of_every_record(name):
 
 def test_the_page_shows_commands_that_are_understood(monkeypatch):
     commands = re.findall(r"python -m benchmarks (.*)", PAGE.replace("\\\n", " "))
-    assert len(commands) >= 9
+    assert len(commands) >= len(benchmark.BENCHMARKS)
     for command in commands:
         monkeypatch.setattr("sys.argv", ["benchmarks", *command.split()])
         assert benchmark.parse_args().benchmark == command.split()[0]
