@@ -81,4 +81,3 @@ def test_the_committed_tables_equal_their_logs(monkeypatch, capsys):
     call(monkeypatch, "--check", ROOT / "results")
     printed = capsys.readouterr().out
     assert "results/README.md: equals its logs" in printed
-    assert "results/methods/report.md: not compared, it has no runs.jsonl" in printed
