@@ -55,8 +55,8 @@ def parse_args():
         metavar="S",
         help="methods, losses: side of the network's input in pixels",
     )
-    sizes = dict(type=number_from(8), nargs="+", default=[28, 64, 224], metavar="S")
-    add("--sizes", help="pipeline: sides of the network's input in pixels", **sizes)
+    text = "networks, pipeline, reading: sides of the images (default: those of docs/speed.md)"
+    add("--sizes", type=number_from(8), nargs="+", metavar="S", help=text)
     add("--batch-size", type=number_from(2), default=256, help="images per training step")
     add("--steps", type=number_from(1), default=5, help="training steps timed in each round")
     add(

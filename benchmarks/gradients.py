@@ -112,25 +112,6 @@ def majority_shares(method, z, labels, temperature):
     return terms[:, labels != MINORITY].sum(1) / (terms.sum(1) + prototype_term)
 
 
-def two_cluster_gradients(points, rows, temperature, prototypes=None, views=VIEWS):
-    """Return |G| [2] of the rows of each class, where every class is one point. Closed form.
-
-    points [2, D], unit vectors; they may be equal. rows: number of rows of each class, views
-    included. prototypes [2, D]: of Supervised Prototypes with margin 1; None: of the other three
-    losses, which have the same gradient there.
-    """
-    x = torch.exp((points[0] @ points[1] - 1) / temperature)
-    norms = []
-    for c in (0, 1):
-        own, other = rows[c], rows[1 - c]
-        weight = other * x / (own - 1 + other * x) + other * x / (other - 1 + own * x)
-        pull = weight * points[1 - c]
-        if prototypes is not None and points[c] @ prototypes[c] <= 0.5:
-            pull = pull - prototypes[c] / views
-        norms.append((pull - (pull @ points[c]) * points[c]).norm() / temperature)
-    return torch.stack(norms)
-
-
 def supcon_bound(other_rows, rows, diameter, temperature):
     """Bound SupCon's |G_k|: no two rows lie further apart than `diameter`.
 

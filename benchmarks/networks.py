@@ -12,12 +12,11 @@ NETWORKS = {
 }
 REFERENCE = "resnet18, stem imagenet"  # at the first size
 SIZES = (28, 32)  # pixels
-SMOKE_SIZES = (8,)
 
 
 def measure_networks(args, device):
     """Measure SupCon's training steps on images in memory, per image size and network."""
-    images, sizes = args.batch_size * args.steps, SMOKE_SIZES if args.smoke else SIZES
+    images, sizes = args.batch_size * args.steps, args.sizes or SIZES
     runs = {
         (size, name): TrainingRun(flags, synthetic_subset(images, size), args, device)
         for size in sizes

@@ -21,6 +21,8 @@ from datasets.loader import Batch, BatchLoader
 from datasets.subset import load_subset
 from utils.encoders import compile_training
 
+SIZES = (28, 64, 224)  # pixels
+
 
 def measure_pipeline(args, device):
     """Measure throughput per image size: pre-training, the compiled network, augmented views."""
@@ -29,7 +31,7 @@ def measure_pipeline(args, device):
         root = Path(folder)
         # A category has 60 training images; make_subsets.py moves some of them to validation.
         synthetic_photographs(root, max(2, math.ceil(args.batch_size * args.steps / 50)))
-        for size in args.sizes:
+        for size in args.sizes or SIZES:
             command = packing_command(root, root / str(size), "--size", str(size))
             subprocess.run(command, capture_output=True, check=True)
             subset = load_subset(root / str(size) / "inat21-mammals" / "natural.json")
@@ -91,10 +93,14 @@ def published_loader(args, device, subset):
     """Return a DataLoader of two views and labels, made from the packed images one by one."""
     rows = subset.splits["train"][: args.batch_size * args.steps]
     images = [Image.fromarray(image) for image in subset.images[rows]]
-    views = TwoViews(images, torchvision_recipe(subset))
-    labels = torch.from_numpy(subset.labels[rows])
+    views, labels = TwoViews(images, subset), torch.from_numpy(subset.labels[rows])
+    return build_loader(torch.utils.data.StackDataset(views, labels), args, device)
+
+
+def build_loader(dataset, args, device):
+    """Return a DataLoader with as many workers as this process has threads."""
     return torch.utils.data.DataLoader(
-        torch.utils.data.StackDataset(views, labels),
+        dataset,
         args.batch_size,
         num_workers=torch.get_num_threads(),
         persistent_workers=True,
@@ -103,21 +109,11 @@ def published_loader(args, device, subset):
 
 
 def measure_views(args, device, subset, root):
-    """Measure two normalised views per image from the packed file against a DataLoader.
-
-    The DataLoader has as many workers as this process has threads.
-    """
+    """Measure two normalised views per image from the packed file against a DataLoader."""
     rows = subset.splits["train"][: args.batch_size * args.steps]
     with open(subset.path.with_name("index.csv"), newline="", encoding="utf-8") as file:
         names = [row["source"] for row in csv.DictReader(file)]
-    images = TwoViews([root / names[row] for row in rows], torchvision_recipe(subset))
-    loader = torch.utils.data.DataLoader(
-        images,
-        args.batch_size,
-        num_workers=torch.get_num_threads(),
-        persistent_workers=True,
-        pin_memory=device.type == "cuda",
-    )
+    loader = build_loader(TwoViews([root / names[row] for row in rows], subset), args, device)
     batches = np.split(np.arange(len(rows)), args.steps)
     packed = BatchLoader(subset, rows, device, lambda generator: batches, views=2)
 
@@ -152,8 +148,8 @@ def torchvision_recipe(subset):
 class TwoViews(torch.utils.data.Dataset):
     """Transform a PIL image, or the path of one that is decoded when it is needed, twice."""
 
-    def __init__(self, images, transform):
-        self.images, self.transform = images, transform
+    def __init__(self, images, subset):
+        self.images, self.transform = images, torchvision_recipe(subset)
 
     def __len__(self):
         return len(self.images)

@@ -12,7 +12,7 @@ import torch
 from benchmarks.timing import compare_throughput, time_in_rounds
 from datasets.loader import ImageReader
 
-SIDES = (224, 320)  # pixels of a stored image
+SIZES = (224, 320)  # pixels of a stored image
 READERS = (1, 2, 3, 4)
 N_BYTES = 2**30  # of a file
 
@@ -24,7 +24,7 @@ def measure_reading(args, device):
     """
     results = {}
     with tempfile.TemporaryDirectory(prefix="reading-") as folder:
-        for side in (args.size,) if args.smoke else SIDES:
+        for side in args.sizes or SIZES:
             path = Path(folder) / f"{side}.npy"
             write_images(path, args.batch_size * 2 if args.smoke else N_BYTES // side**2 // 3, side)
             images, generator = np.load(path, mmap_mode="r"), np.random.default_rng(0)
