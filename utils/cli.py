@@ -146,14 +146,17 @@ def run_main(main):
         # torch has no exception of its own for the memory of the CPU
         if not (is_gpu or isinstance(error, MemoryError) or "can't allocate memory" in str(error)):
             raise
-        # The first one does not change the result.
-        savers = [f for f in ("--chunk", "--batch-size", "--size") if f in ArgumentParser.flags]
-        smaller = " or ".join(savers or ["input"])
-        status, message = 1, f"out of {'GPU ' * is_gpu}memory; use a smaller {smaller}"
+        status, message = 1, f"out of {'GPU ' * is_gpu}memory; use a smaller {name_memory_flags()}"
     # All ranks of a machine meet the same mistake; the first one reports it.
     if status == 1 or os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     sys.exit(status)
+
+
+def name_memory_flags():
+    """Return the flags of this script that save memory; --chunk does not change the result."""
+    flags = ("--chunk", "--batch-size", "--size")
+    return " or ".join(flag for flag in flags if flag in ArgumentParser.flags) or "input"
 
 
 def command_line(exclude=()):
