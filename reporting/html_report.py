@@ -71,7 +71,7 @@ def write_html(out, source, runs, rows, groups, plans, head):
         lstrip_blocks=True,
     )
     text = environment.get_template(TEMPLATE).render(
-        title=sections[0]["title"] if is_single and sections else f"{len(rows)} runs",
+        title=sections[0]["title"] if is_single else f"{len(rows)} runs",
         command=head["command"],
         subsets=subset_sections(runs, folder),
         tables=[] if is_single else summary_tables(groups),
@@ -80,7 +80,7 @@ def write_html(out, source, runs, rows, groups, plans, head):
         sections=sections,
         notes=head["notes"] + excluded_runs(rows),
         is_single=is_single,
-        next_command=next_command(rows[0], folder) if is_single else None,
+        next_command=next_command(rows[0], folder) if is_single and folder else None,
     )
     with atomic_write(out / "report.html") as tmp:
         tmp.write_text(text, encoding="utf-8")
@@ -302,9 +302,7 @@ def run_commands(run):
 
 
 def next_command(row, folder):
-    """Return the next command for one run, or None where its folder is not known."""
-    if folder is None:
-        return None
+    """Return the next command for one run; None if it is not finished and its own is unknown."""
     place = shlex.quote(str(folder / row["path"]))
     if row["state"] != "finished":
         return row.get("command")
