@@ -119,6 +119,7 @@ def load_pixels(path, args):
         "smoke": args.smoke,
         "classes": subset.classes,
         "minority": subset.minority,
+        **({"tail": subset.tail} if len(subset.classes) > 2 else {}),
         "subset": os.path.relpath(subset.path, out),
         "sha256": subset.sha256,
         "rows_sha256": subset.rows_sha256,

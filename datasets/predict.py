@@ -69,8 +69,9 @@ def predict_folder(classifier, folder, files, csv_path, device):
     """Write file, probability of the minority class, predicted class and threshold of each image.
 
     files: from list_prediction_images. The minority class is predicted from the threshold up. Of
-    more than two classes the likeliest is predicted; each has a column. An unreadable image has
-    empty cells; when all others are written, a UserError names the first one.
+    more than two classes, each has a column, the likeliest is predicted, and the threshold is
+    empty. An unreadable image has empty cells; when all others are written, a UserError names the
+    first one.
     """
     settings, unreadable = classifier.settings, []
     classes, minority = settings["classes"], settings["minority"]
@@ -94,7 +95,8 @@ def predict_folder(classifier, folder, files, csv_path, device):
             label = int(p.argmax())
             if is_binary:
                 label = minority if p[minority] >= settings["threshold"] else 1 - minority
-            yield name, *p[shown].tolist(), classes[label], settings["threshold"]
+            threshold = settings["threshold"] if is_binary else ""
+            yield name, *p[shown].tolist(), classes[label], threshold
 
     write_table(csv_path, columns, predict_files())
     print(f"wrote {csv_path}: {len(files) - len(unreadable)} images")

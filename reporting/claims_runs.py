@@ -132,9 +132,10 @@ def is_near(a, b):
 
 
 def is_judged(row):
-    """Whether a run is finished and scored with the defaults of the scripts, if at all."""
+    """Whether a run of two classes is finished and scored with the defaults, if at all."""
     return (
         row["state"] == "finished"
+        and "tail" not in row
         # Its default probe is cached, standardised, and has balanced class weights.
         and ("probe" in row["probes"] or not row["probes"])
         and row.get("metrics_neighborhood", 0.05) == 0.05

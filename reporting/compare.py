@@ -32,7 +32,7 @@ class Predictions:
     """The test predictions of one run, sorted by file name."""
 
     run: Path
-    minority: str  # name of the class
+    minority: str  # name of the class; of more than two classes, the names of the tail
     files: np.ndarray
     is_minority: np.ndarray
     p_minority: np.ndarray
@@ -74,14 +74,15 @@ def load_predictions(run, row):
         source = run.parent if row["kind"] == "fine-tuned" else run
         raise UserError(f"{path}: is missing; make it with python {script} {source}")
     table = read_predictions(path)
+    tail = row.get("tail", [row["minority"]])
     rows = np.flatnonzero(table["split"] == "test")
     rows = rows[np.argsort(table["file"][rows], kind="stable")]
     result = "probe" if row["kind"] in ("contrastive", "raw pixels") else "finetune"
     return Predictions(
         run=run,
-        minority=row["classes"][row["minority"]],
+        minority=" + ".join(row["classes"][label] for label in tail),
         files=table["file"][rows],
-        is_minority=np.isin(table["label"][rows], row.get("tail", [row["minority"]])),
+        is_minority=np.isin(table["label"][rows], tail),
         p_minority=table["p_minority"][rows],
         threshold=row.get(f"{result}_threshold"),
     )
@@ -163,7 +164,7 @@ def comparison_markdown(name_a, name_b, pairs, table):
         f"A: {name_a}",
         f"B: {name_b}",
         f"{len(pairs)} pair{'s' * (len(pairs) > 1)} of runs; {images} test images, {rare} of them "
-        f"{pairs[0][0].minority}",
+        f"{pairs[0][0].minority}, scored against the others",
         "",
         *markdown_table(HEADER, rows, pad=True),
         "",

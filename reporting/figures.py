@@ -32,9 +32,6 @@ from utils.files import atomic_write
 
 # A regression line through fewer runs would be noise.
 MIN_RUNS_FOR_LINE = 10
-# Percent. Balanced accuracy is 50 by chance, and so is the mean CAC of both classes. An axis that
-# starts at the lowest value would exaggerate.
-CHANCE, LOWEST = 50, 45
 # {first word of a figure's file name: what no run has if the figure was not drawn}
 NEEDED = {
     "accuracy": "a probe or a classifier",
@@ -97,10 +94,19 @@ def test_images_text(groups):
     return f", {' or '.join(map(str, sorted(counts)))} test images" if counts else ""
 
 
+def chance_percent(groups):
+    """Return the balanced accuracy of a guess, which is also the mean CAC of mixed classes."""
+    return 100 / max(len(row["classes"]) for group in groups for row in group.rows)
+
+
+def percent_limits(chance, values):
+    """Return the limits of a percent axis. One that starts at the lowest value would exaggerate."""
+    return min([chance - 5, *(value - 2 for value in values)]), 101
+
+
 def score_limits(groups):
-    """Return the limits of a percent axis: from LOWEST, or below all values, to 100."""
     values = [v for group in groups for v in group.cells["balanced_accuracy"].values]
-    return min([LOWEST, *(value - 2 for value in values)]), 101
+    return percent_limits(chance_percent(groups), values)
 
 
 # lines over the ratios ----------------------------------------------------------------------------
@@ -144,7 +150,7 @@ def accuracy_figure(groups):
             line_panel(ax, lines, "balanced_accuracy", score_limits(groups))
             title = f"{rows[0].dataset}, all ratios"
             ax.set(title=title, ylabel="balanced test accuracy (%)")
-            ax.axhline(CHANCE, color=INK, lw=0.8, ls=":")
+            ax.axhline(chance_percent(rows), color=INK, lw=0.8, ls=":")
         else:
             score_rows(ax, rows)
             ax.set_title(f"{rows[0].dataset} {rows[0].ratio}{test_images_text(rows)}")
@@ -250,10 +256,11 @@ def cac_accuracy_figure(groups):
             ax.plot([x], [y], label=name, zorder=2 if name == "others" else 3, **looks)
         x, y = np.array([point[1:] for point in members]).T
         ax.set_title(f"{dataset}, n = {len(members)} runs: {draw_line(ax, x, y)}")
-        ax.set(xlabel="CAC, mean of both classes (%)", ylabel="balanced probe accuracy (%)")
-        ax.set(xlim=(min(LOWEST, x.min() - 2), 101), ylim=(min(LOWEST, y.min() - 2), 101))
+        ax.set(xlabel="CAC, mean of the classes (%)", ylabel="balanced probe accuracy (%)")
+        chance = chance_percent(panels[dataset])
+        ax.set(xlim=percent_limits(chance, x), ylim=percent_limits(chance, y))
         for line in (ax.axhline, ax.axvline):
-            line(CHANCE, color=INK, lw=0.8, ls=":")
+            line(chance, color=INK, lw=0.8, ls=":")
     handles = {}
     for ax in axes:
         for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
@@ -272,7 +279,9 @@ def cac_points(groups):
             names = ("cac_minority", "cac_majority", "balanced_accuracy")
             measured = [values[name] for name in names]
             if all(isinstance(v, (int, float)) and np.isfinite(v) for v in measured):
-                points.append((group, np.mean(measured[:2]), measured[2]))
+                # The majority is the mean of all classes but the rarest.
+                cac = np.average(measured[:2], weights=[1, len(row["classes"]) - 1])
+                points.append((group, cac, measured[2]))
     return points
 
 
@@ -309,7 +318,7 @@ def score_rows(ax, groups):
     for y, group in enumerate(groups):
         draw_row(ax, y, group, "balanced_accuracy", marker_looks(group, leading) | {"ls": ""})
     name_rows(ax, groups)
-    ax.axvline(CHANCE, color=INK, lw=0.8, ls=":")
+    ax.axvline(chance_percent(groups), color=INK, lw=0.8, ls=":")
     found = [group for group in groups if finite_cell(group, "balanced_accuracy")]
     ax.set_xlim(score_limits(found))
     ax.set_xlabel("balanced test accuracy at 0.5 (%), dotted: chance")

@@ -17,9 +17,9 @@ from reporting.collect import METRICS, run_kind
 from reporting.html_images import HARD_WIDTH, SHEET_WIDTH, map_points, shrunk_uri, svg_markup
 from reporting.styles import RC, style_of
 from reporting.tables import (
-    HOW_TO_READ,
     cell_texts,
     excluded_runs,
+    how_to_read,
     report_columns,
     setting_texts,
     split_by_subset,
@@ -75,7 +75,7 @@ def write_html(out, source, runs, rows, groups, plans, head):
         command=head["command"],
         subsets=subset_sections(runs, folder),
         tables=[] if is_single else summary_tables(groups),
-        how_to_read=how_to_read(),
+        how_to_read=plain_items(how_to_read(rows)),
         figures=figures,
         sections=sections,
         notes=head["notes"] + excluded_runs(rows),
@@ -86,9 +86,9 @@ def write_html(out, source, runs, rows, groups, plans, head):
         tmp.write_text(text, encoding="utf-8")
 
 
-def how_to_read():
-    """Return the sentences on the tables, without the Markdown of report.md."""
-    return [item.replace("*", "").strip() for item in HOW_TO_READ.split("\n* ")]
+def plain_items(text):
+    """Return the items of a Markdown list as plain text."""
+    return [item.replace("*", "").strip() for item in text.split("\n* ")]
 
 
 def draw_figures(plans):
@@ -251,6 +251,7 @@ def run_facts(row, run):
         "is_smoke": bool(row.get("smoke") or row.get("smoke_results")),
         "metrics": metric_table(run["metrics"], run["config"]) if "metrics" in run else None,
         "classes": minority_first(run["config"])[1],
+        "tail": [run["config"]["classes"][label] for label in run["config"].get("tail", ())],
         "settings": setting_texts(row),
         "provenance": [f"{key} {row[key]}" for key in PROVENANCE if key in row],
         "commands": run_commands(run),

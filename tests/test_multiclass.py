@@ -16,6 +16,8 @@ from conftest import call
 from pictures import picture
 from PIL import Image
 from sklearn.datasets import load_digits
+from test_report import call as call_report
+from test_report import make_run
 
 import evaluate_metrics
 import finetune
@@ -39,10 +41,18 @@ from common import (
 from datasets.ratios import choose_tail, long_tail_counts
 from datasets.splits import draw_splits
 from evaluate_metrics import compute_metrics
-from reporting import multiclass
+from reporting import figures, multiclass
+from reporting.claims_runs import find_regimes
+from reporting.collect import collect
+from reporting.tables import group_by_seed, report_markdown
 from utils.cli import UserError
 from utils.files import read_log, read_table
-from utils.scores import classification_scores, read_predictions, score_splits
+from utils.scores import (
+    classification_scores,
+    read_predictions,
+    score_splits,
+    write_predictions,
+)
 
 SUBSET = "subsets/digits-3classes/lt4.json"
 SMALL = "--smoke --arch resnet8 --size 8 --watch-every 1".split()
@@ -493,7 +503,8 @@ def test_new_images_get_a_probability_of_each_class(three, tmp_path):
     call(linear_probe, three, "--predict", tmp_path, "--csv", "out.csv")
     header, rows = read_table(Path("out.csv"))
     assert header == ["file", "p_3", "p_5", "p_8", "predicted", "threshold"] and len(rows) == 3
-    assert all(row[4] in ("3", "5", "8") for row in rows)
+    # No threshold decides between three classes.
+    assert all(row[4] in ("3", "5", "8") and row[5] == "" for row in rows)
 
 
 def test_the_comparison_of_class_numbers_has_a_row_per_run(three, tmp_path, monkeypatch):
@@ -509,6 +520,48 @@ def test_the_comparison_of_class_numbers_has_a_row_per_run(three, tmp_path, monk
     cac = read(three / "metrics.json")["cac"]
     assert float(rows[0][8]) == pytest.approx(100 * (np.mean(cac) - 100 / 3) / (200 / 3), abs=0.01)
     assert (tmp_path / "multiclass.png").stat().st_size > 1000
+
+
+def make_five(folder, method="supmin"):
+    """Make a finished run of five classes, the last two in the tail; their mean CAC is 18 %."""
+    classes = {"classes": list("abcde"), "minority": 4, "tail": [3, 4]}
+    run = make_run(folder, method, ratio="lt10", probe=0.19, balanced_train=None, **classes)
+    metrics = {"cac": [10, 10, 30, 30, 10], "saa": [1] * 5, "n": [10] * 5, "space": "projection"}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    return run
+
+
+def test_figures_and_tables_of_five_classes(tmp_path):
+    make_five(tmp_path)
+    groups = group_by_seed(collect(tmp_path))
+    (axes,) = figures.cac_accuracy_figure(groups).axes
+    lines = {line.get_label(): np.ravel(line.get_data()) for line in axes.lines}
+    assert lines["Supervised Minority"].tolist() == pytest.approx([18, 19])
+    assert [*axes.get_xlim()] == [15, 101] and 20 in axes.lines[-1].get_xdata()  # chance
+    (axes,) = figures.accuracy_figure(groups).axes
+    assert axes.get_xlim()[0] == 15 and axes.lines[-1].get_xdata()[0] == 20
+    assert "the rarest class" in report_markdown(groups, [], [], "report.py runs")
+    # The claims are about two classes.
+    assert find_regimes(collect(tmp_path)) == []
+    two = tmp_path / "two"
+    make_run(two, "supmin", probe=0.6, cac=[60, 70], saa=[1, 1])
+    groups = group_by_seed(collect(two))
+    assert "the rarest class" not in report_markdown(groups, [], [], "report.py runs")
+    assert figures.cac_accuracy_figure(groups).axes[0].get_xlim()[0] == 45
+
+
+def test_a_comparison_and_a_page_of_five_classes_name_the_tail(tmp_path, monkeypatch, capsys):
+    for method in ("supmin", "supcon"):
+        rows = np.arange(50)
+        names, p = [f"image{i}" for i in rows], np.full((50, 5), 0.2)
+        place = make_five(tmp_path, method) / "predictions.csv"
+        write_predictions(place, names, rows % 5, {"test": rows}, {"test": p}, [3, 4], "abcde")
+    places = [tmp_path / "digits" / "lt10" / method for method in ("supmin", "supcon")]
+    call_report(monkeypatch, "--compare", *places)
+    assert "50 test images, 20 of them d + e, scored against the others" in capsys.readouterr().out
+    call_report(monkeypatch, places[0], "--html", "--out", tmp_path / "page")
+    page = (tmp_path / "page/report.html").read_text()
+    assert "and the charts: d + e against the rest" in page
 
 
 def test_a_variant_has_a_folder_of_its_own():
