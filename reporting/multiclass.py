@@ -5,6 +5,7 @@
 Reads the runs of results/multiclass.sh; writes runs.csv and multiclass.png.
 """
 
+import math
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -27,12 +28,16 @@ PANELS = {
 
 
 def read_runs(folder):
-    """Return the rows of runs.csv, as dicts. Scores are percent; cac is rescaled from chance."""
-    rows = []
-    for path in sorted(Path(folder).glob("*/*/*/*/metrics.json")):
+    """Return the rows of runs.csv, as dicts. Scores are percent; cac is rescaled from chance.
+
+    saa and cac are NaN where evaluate_metrics.py was not run.
+    """
+    rows, unmeasured = [], {"saa": [math.nan], "cac": [math.nan]}
+    for path in sorted(Path(folder).glob("*/*/*/*/probe.json")):
         run = path.parent
-        config, metrics = read_json(run / "config.json", ""), read_json(path, "")
-        scores, n_classes = read_json(run / "probe.json", "")["test"], len(config["classes"])
+        config, scores = read_json(run / "config.json", ""), read_json(path, "")["test"]
+        has_metrics, n_classes = (run / "metrics.json").exists(), len(config["classes"])
+        metrics = read_json(run / "metrics.json", "") if has_metrics else unmeasured
         # Of classes of equal size, chance is one in C.
         chance = 100 / n_classes
         rows.append(
@@ -41,7 +46,7 @@ def read_runs(folder):
                 "classes": n_classes,
                 "method": config["method"] if config["lr"] else "untrained",
                 "seed": config["seed"],
-                "collapse_gap": round(read_log(run)[-1]["collapse_gap"], 4),
+                "collapse_gap": round(read_log(run)[-1]["collapse_gap"], 4) + 0.0,
                 "balanced_accuracy": round(100 * scores["balanced_accuracy"], 2),
                 "auroc": round(100 * scores["auroc"], 2),
                 "saa": round(np.mean(metrics["saa"]), 2),
@@ -71,7 +76,7 @@ def draw_panel(axes, rows, column):
     for method, style in METHOD_STYLES.items():
         values = defaultdict(list)
         for row in rows:
-            if row["method"] == method:
+            if row["method"] == method and math.isfinite(row[column]):
                 values[row["classes"]].append(row[column])
         if values:
             x, means = sorted(values), [np.mean(values[c]) for c in sorted(values)]
