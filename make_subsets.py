@@ -376,6 +376,8 @@ def parse_args():
 
 def check_args(args):
     """Refuse flags that do not fit; fill in ratios, size and name."""
+    if args.path is not None:
+        raise UserError(f"{args.path}: give the place of the images as --data-root {args.path}")
     refuse_unused_flags(args)
     if args.ratios:
         texts = [text for word in args.ratios for text in word.split(",") if text]
@@ -391,8 +393,6 @@ def check_args(args):
 
 def refuse_unused_flags(args):
     """Raise UserError for a flag that the data set or another flag leaves without a use."""
-    if args.path is not None:
-        raise UserError(f"{args.path}: give the place of the images as --data-root {args.path}")
     entry = DATASETS.get(args.dataset)
     accepted = {"size", "name", *entry.flags} if entry else {"skip_bad"}
     for flag in ("size", "name", *dict.fromkeys(f for e in DATASETS.values() for f in e.flags)):

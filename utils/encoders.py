@@ -153,20 +153,13 @@ def load_init(encoder, arch, init, classes):
     # DistributedDataParallel puts "module." before every key.
     state = {key.removeprefix("module."): value for key, value in state.items()}
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    expected = encoder.state_dict()
-    wrong = [f"{key} missing" for key in expected if key not in state]
-    wrong += [f"{key} unknown" for key in state if key not in expected]
-    wrong += [
-        f"{key} {list(value.shape)}, expected {list(expected[key].shape)}"
-        for key, value in state.items()
-        if key in expected and value.shape != expected[key].shape
-    ]
-    if wrong:
-        count = f"{len(wrong)} of {len(expected)} entries differ"
-        raise UserError(f"--init {init}: not weights of this {arch}; {count}: {'; '.join(wrong)}")
     if not all(value.isfinite().all() for value in state.values()):
         raise UserError(f"--init {init}: holds NaN or infinite weights; give other weights")
-    encoder.load_state_dict(state)
+    try:
+        encoder.load_state_dict(state)
+    except RuntimeError as error:
+        keys = " ".join(str(error).split()).partition(": ")[2]
+        raise UserError(f"--init {init}: not weights of this {arch}; {keys}") from None
     return module_sha256(encoder)
 
 
