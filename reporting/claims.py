@@ -60,7 +60,7 @@ CLAIMS = (
     ),
     Claim(
         "b",
-        "SAA and CAC show the collapse; SAD, CAD, GPU and PEU do not.",
+        "SAA and CAC show the collapse; also measured: SAD, CAD, GPU and PEU hide it.",
         "At the rarest ratio: SAA and CAC of SupCon are both below those of both losses (mean of "
         "the classes, in the projection). Also measured: each other metric calls SupCon better "
         "than both (lower SAD, CAD and GPU, higher PEU). The verdict is about SAA and CAC.",

@@ -8,6 +8,7 @@ from reporting.claims_runs import (
     CONTROLS,
     MIN_STEPS,
     RARE_IMAGES,
+    SCORES,
     class_mean,
     may_judge,
     mean_text,
@@ -28,11 +29,12 @@ balanced ratio SupCon is at least as good as NT-Xent. (3) Training has at least 
 and {RARE_IMAGES} minority images; a ratio with fewer judges nothing. A regime that fails stands
 here and nowhere else. Differences are in points, by the probe on balanced rows."""
 SCORE_TEXT = f"""\
-Percent, mean ± standard deviation over seeds. A ratio alone: the probe is trained on the 50-50
-subset. Then what the rarest ratio shows in SAA and CAC (mean of the classes, in the projection) and
-by probes on other rows: a balanced 1 % of the run's rows, the same by the paper's optimizer (SGD at
-3e-4, 50 epochs), and all rows of the run. A supervised network has one score. The paper's numbers
-are {paper.NOTE}; {" / ".join(paper.GROUPS)}."""
+Percent, mean ± standard deviation over seeds. A column that is named by a ratio alone has the probe
+trained on the 50-50 subset. The next columns belong to the rarest ratio: the other score of that
+probe, SAA and CAC (mean of the classes, in the projection), and probes on other rows. These are a
+balanced 1 % of the data set, the same rows by the paper's optimizer (SGD at 3e-4, 50 epochs), and
+all rows of the run. A supervised network has one score. The paper's numbers, where its data sets
+are shown, are {paper.NOTE} ({" / ".join(paper.GROUPS)})."""
 HOW_TO_READ = f"""\
 * Each claim has one primary case per data set, named in the code before the runs. The verdict rests
   on these cases alone, after Holm's correction over the data sets.
@@ -73,7 +75,7 @@ def readme_markdown(rows, regimes, judgements, figures, command):
         "",
         *control_table(regimes),
         "",
-        "## Photographs and other natural images: balanced accuracy",
+        "## Images that are not medical: balanced accuracy",
         "",
         *score_tables(natural, "balanced_accuracy", PAPER_1),
         "",
@@ -134,7 +136,8 @@ def score_tables(regimes, score, paper_columns):
             rows.append(row)
         header = ["", *columns, *(f"{title}, {ratio}" for title, ratio in papers)]
         kind = "neither natural nor medical" if regime.kind == "neither" else regime.kind
-        lines += ["", f"**{regime.name}** ({kind} images)", ""]
+        classes = " against ".join(regime.rows[0].get("classes", ()))
+        lines += ["", f"**{regime.full_name}** ({kind} images): {classes}", ""]
         lines += markdown_table(*drop_empty_columns(header, rows))
     return [SCORE_TEXT, *lines] if lines else ["No regime with such images may judge."]
 
@@ -146,7 +149,9 @@ def drop_empty_columns(header, rows):
 
 def details(score):
     """Return {title: function of a row} of what the rarest ratio shows beside its main score."""
+    other = next(key for key in SCORES if key != score)
     return {
+        SCORES[other]: probe_score(other),
         "SAA": class_mean("saa"),
         "CAC": class_mean("cac"),
         "1 % rows": probe_score(score, "one_percent"),
@@ -185,7 +190,7 @@ WORDS = {True: "yes", False: "no", None: "undecided"}
 
 
 def primary_text(case):
-    size = f"{case.size:+.1f}" if case.unit == "points" else f"{case.size:.2f}"
+    size = f"{case.size:+.1f}" if case.unit.startswith("points") else f"{case.size:.2f}"
     return f"{case.where}: {WORDS[case.holds]} ({size} {case.unit}, {p_text(case.p)})"
 
 

@@ -122,7 +122,8 @@ def metric_case(regime, ratio, key, repair, is_worse=True):
     texts = [mean_text(rows, value, 2) for rows in members]
     evidence = f"{texts[0]} against {texts[1]}, {p_text(min(signed.p_yes, signed.p_no))}"
     where = f"{METRICS[key]} against {METHODS[repair]}"
-    return Case(where, evidence, signed.p_yes, signed.p_no, d.mean)
+    unit = f"points of {METRICS[key]}"
+    return Case(where, evidence, signed.p_yes, signed.p_no, d.mean, unit)
 
 
 def measure_other_metrics(regime):

@@ -102,13 +102,14 @@ def all_of(where, cases):
         return None
     if len(cases) == 1:
         return replace(cases[0], where=where)
+    smallest = min(cases, key=lambda case: abs(case.size))
     return Case(
         where,
         "; ".join(f"{case.where}: {case.evidence}" for case in cases),
         max(case.p_yes for case in cases),
         min(1.0, len(cases) * min(case.p_no for case in cases)),
-        min((case.size for case in cases), key=abs),
-        cases[0].unit,
+        smallest.size,
+        smallest.unit,
         hint=next((case.hint for case in cases if case.hint and case.p_yes >= ALPHA), ""),
     )
 
