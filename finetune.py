@@ -15,7 +15,6 @@ tau_norm>/ or runs/<dataset>/<ratio>/<loss>/seed<k>/. A contrastive run gets its
 <run>/. The same command continues a stopped run.
 """
 
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -271,14 +270,11 @@ def make_config(task, args, amp):
         **task.settings,
         **task.source_settings,
         **{key: getattr(args, key) for key in ("epochs", "batch_size", "lr", "seed", "smoke")},
-        **{key: getattr(subset, key) for key in ("size", "recipe", "ratio", "classes", "minority")},
+        **subset.identity(task.out),
+        size=subset.size,
+        recipe=subset.recipe,
         **({} if subset.flip else {"no_flip": True}),
-        **({"tail": subset.tail} if len(subset.classes) > 2 else {}),
-        dataset=subset.name,
         amp=amp.mode,
-        subset=os.path.relpath(subset.path, task.out),
-        sha256=subset.sha256,
-        rows_sha256=subset.rows_sha256,
     )
 
 

@@ -10,7 +10,6 @@ and curves.png. The same command continues a stopped run and returns at once for
 """
 
 import math
-import os
 from functools import partial
 from pathlib import Path
 
@@ -342,8 +341,7 @@ def make_config(args, subset, amp, out):
     return dict(
         method=args.method,
         **{option: getattr(args, option) for option in OPTIONS[args.method]},
-        dataset=subset.name,
-        ratio=subset.ratio,
+        **subset.identity(out),
         arch=args.arch,
         stem=args.stem,
         feature_map=feature_map_side(args.arch, args.stem, subset.size),
@@ -359,12 +357,6 @@ def make_config(args, subset, amp, out):
         seed=args.seed,
         amp=amp.mode,
         smoke=args.smoke,
-        classes=subset.classes,
-        minority=subset.minority,
-        **({"tail": subset.tail} if len(subset.classes) > 2 else {}),
-        subset=os.path.relpath(subset.path, out),
-        sha256=subset.sha256,
-        rows_sha256=subset.rows_sha256,
     )
 
 

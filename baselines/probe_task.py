@@ -1,6 +1,5 @@
 """What linear_probe.py probes: the encoder of a run, raw pixels, or the features in a file."""
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -112,17 +111,10 @@ def load_pixels(path, args):
             raise UserError(f"{out}: holds another run; choose another folder with --out")
     config = {
         "method": "pixels",
-        "dataset": subset.name,
-        "ratio": subset.ratio,
+        **subset.identity(out),
         "size": subset.size,
         "seed": args.seed,
         "smoke": args.smoke,
-        "classes": subset.classes,
-        "minority": subset.minority,
-        **({"tail": subset.tail} if len(subset.classes) > 2 else {}),
-        "subset": os.path.relpath(subset.path, out),
-        "sha256": subset.sha256,
-        "rows_sha256": subset.rows_sha256,
     }
     if args.smoke:
         subset.limit_for_smoke()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,19 @@ class Subset:
 
     def train_counts(self):
         return [self.counts["train"][str(c)] for c in range(len(self.classes))]
+
+    def identity(self, folder):
+        """Return the entries of config.json that name the data of a run in `folder`."""
+        return dict(
+            dataset=self.name,
+            ratio=self.ratio,
+            classes=self.classes,
+            minority=self.minority,
+            **({"tail": self.tail} if len(self.classes) > 2 else {}),
+            subset=os.path.relpath(self.path, folder),
+            sha256=self.sha256,
+            rows_sha256=self.rows_sha256,
+        )
 
     def change_views(self, size=None, recipe=None, no_flip=False):
         """Change what the network sees, as --size, --recipe and --no-flip do."""
