@@ -21,17 +21,17 @@ step() {  # run command $2... once, as step $1; a failed step does not stop the 
     local name=$1 status=0
     [ ! -e "$OUT/$name.done" ] || return 0
     echo "$name: ${*:2}"
-    timeout --foreground 540 "${@:2}" > "$OUT/$name.log" 2>&1 || status=$?
+    timeout --foreground -k 30 540 "${@:2}" > "$OUT/$name.log" 2>&1 || status=$?
     if [ $status = 0 ]; then touch "$OUT/$name.done"; else
         echo "$name: exit code $status, see $OUT/$name.log" >&2; failed=1
     fi
 }
 
 tests() {
-    [ -n "$SMOKE" ] || step tests "$PYTHON" -m pytest -n 0 -v tests/test_cuda.py
+    [ -n "$SMOKE" ] || step tests "$PYTHON" -m pytest -o addopts= -v tests/test_cuda.py
 }
 
-speed() {  # cuDNN's trials and torch.compile are rows of the pipeline
+speed() {  # torch.compile is a row of the pipeline
     local run
     for run in auto-224 off-224 auto-64 auto-28; do
         step "pipeline-$run" "$PYTHON" -m benchmarks pipeline --amp "${run%-*}" --out "$OUT/$run" \
@@ -43,12 +43,14 @@ speed() {  # cuDNN's trials and torch.compile are rows of the pipeline
 }
 
 precision() {  # bf16, TF32 and float32 at ResNet-50, two runs each; a stopped run continues
-    local amp seed
+    local amp seed method run
     step digits "$PYTHON" make_subsets.py digits
-    for seed in 0 1; do for amp in bf16 off fp32; do
-        step "precision-$amp-$seed" "$PYTHON" pretrain.py $SUBSET --seed $seed --amp $amp \
-            --out "$OUT/runs/$amp/seed$seed" ${SMOKE:---size 64 --batch-size 64 --epochs 30}
-    done; done
+    for seed in 0 1; do for method in supmin supcon; do for amp in bf16 off fp32; do
+        run=$OUT/runs/$method-$amp/seed$seed
+        step "precision-$method-$amp-$seed" "$PYTHON" pretrain.py $SUBSET --method $method \
+            --seed $seed --amp $amp --out "$run" ${SMOKE:---size 64 --batch-size 64 --epochs 30}
+        step "probe-$method-$amp-$seed" "$PYTHON" linear_probe.py "$run" $SMOKE
+    done; done; done
 }
 
 two_gpus() {

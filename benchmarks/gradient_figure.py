@@ -15,7 +15,7 @@ def draw_gradients(record, path):
     panels = {
         "SupCon draws majority rows into one point,\n"
         "and nothing drives them out again": draw_way_into_collapse,
-        "The larger the batch, the weaker\nSupCon's gradient of a majority row": draw_batch_sizes,
+        "Near one point, larger batches\nweaken SupCon's majority gradient": draw_batch_sizes,
         "The rarer the minority, the more\nSupCon leaves majority rows alone": draw_minority_counts,
     }
     figure = Figure(figsize=(13, 4.7), layout="constrained")

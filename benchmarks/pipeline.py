@@ -45,9 +45,9 @@ def measure_pipeline(args, device):
 def measure_steps(args, device, subset):
     """Measure full training steps against the network alone and against published code.
 
-    A network step trains on one batch of finished views that stays on the device: as it is, with
-    --compile, and without cuDNN's trials. A published step has the form of the public SupCon code:
-    transforms of single images in a DataLoader, and a masked loss.
+    A network step trains on one batch of finished views that stays on the device: as it is, and
+    with --compile. A published step has the form of the public SupCon code: transforms of single
+    images in a DataLoader, and a masked loss.
     """
     flags = f"--method supcon --arch {args.arch}"
     run, compiled = (TrainingRun(flags, subset, args, device) for _ in range(2))
@@ -62,11 +62,6 @@ def measure_steps(args, device, subset):
                 loss = masked_loss(run.model(x).transpose(0, 1), batch_labels.to(device))
             run.amp.step(loss, run.optimizer)
 
-    def train_without_trials():
-        torch.backends.cudnn.benchmark = False
-        run.train_on(batch)
-        torch.backends.cudnn.benchmark = True
-
     views = torch.randn(2, args.batch_size, 3, subset.size, subset.size, device=device)
     labels = torch.arange(args.batch_size, device=device) % 2
     batch = Batch(views, labels, labels.cpu(), positions=None, generator=None)
@@ -75,7 +70,6 @@ def measure_steps(args, device, subset):
             "network_step": partial(run.train_on, batch),
             "full_step": run.train_epoch,
             "compiled_step": partial(compiled.train_on, batch),
-            "no_trials": train_without_trials,
             "published": train_as_published,
         },
         args.rounds,
@@ -84,7 +78,6 @@ def measure_steps(args, device, subset):
     return {
         "step": compare_throughput(seconds["full_step"], reference, images),
         "compiled": compare_throughput(seconds["compiled_step"], reference, images),
-        "no trials": compare_throughput(seconds["no_trials"], reference, images),
         "published": compare_throughput(seconds["full_step"], seconds["published"], images),
     }
 

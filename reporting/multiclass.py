@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from reporting.styles import METHOD_STYLES, RC
 from utils.files import atomic_write, read_json, read_log, write_table
 
-COLUMNS = "dataset classes method seed collapse_gap balanced_accuracy auroc saa cac".split()
+COLUMNS = "dataset classes method seed commit collapse_gap balanced_accuracy auroc saa cac".split()
 # {column: (title of its panel, unit)}
 PANELS = {
     "collapse_gap": ("loss below its collapse value", "nats"),
@@ -46,6 +46,7 @@ def read_runs(folder):
                 "classes": n_classes,
                 "method": config["method"] if config["lr"] else "untrained",
                 "seed": config["seed"],
+                "commit": read_log(run)[0]["commit"],
                 "collapse_gap": round(read_log(run)[-1]["collapse_gap"], 4) + 0.0,
                 "balanced_accuracy": round(100 * scores["balanced_accuracy"], 2),
                 "auroc": round(100 * scores["auroc"], 2),

@@ -20,6 +20,7 @@ from common import ContrastiveModel, Training, collapse_value, load_run, load_su
 from datasets.loader import guarantee_minority, shuffled_batches
 from datasets.source import SPLITS
 from utils.cli import UserError
+from utils.distributed import pick_device
 from utils.runs import load_tensors, make_generator
 
 SUBSET = "subsets/digits/99-1.json"
@@ -316,3 +317,9 @@ def test_an_inconsistent_subset_is_refused(workplace, change, message):
     Path("subsets/digits/edited.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match=message):
         load_subset("subsets/digits/edited.json")
+
+
+def test_cudnn_tries_algorithms_in_training_alone():
+    for deterministic, is_trying in ((False, True), (None, False)):
+        pick_device("cpu", deterministic)
+        assert torch.backends.cudnn.benchmark is is_trying
