@@ -164,6 +164,23 @@ def test_auc_margin_equals_the_min_max_form_at_its_saddle_point(scale):
     assert_close(values[0], by_hand + (1 + h[targets == 0].mean() - h[targets == 1].mean()) ** 2)
 
 
+def test_auc_margin_is_that_of_libauc_at_its_inner_optimum():
+    """Its v1 weighs the same loss with p (1 - p); pip install --no-deps libauc is enough."""
+    libauc = pytest.importorskip("libauc.losses.auc")
+    generator = torch.Generator().manual_seed(0)
+    for share in (0.1, 0.5):
+        targets = (torch.arange(40) < 40 * share).long()
+        logits = torch.randn(40, 2, generator=generator, dtype=torch.float64)
+        h = logits.softmax(1)[:, 1]
+        reference = libauc.AUCMLoss(version="v1", device="cpu").double()
+        means = [h[targets == label].mean() for label in (1, 0)]
+        values = (*means, 1 + means[1] - means[0])
+        for name, value in zip(("a", "b", "alpha"), values, strict=True):
+            getattr(reference, name).data.fill_(value)
+        expected = reference(h, targets).detach() / (share * (1 - share))
+        assert_close(auc_margin_loss(logits, targets), expected, 1e-6)
+
+
 def test_auc_margin_without_one_class_is_the_variance_of_the_other():
     logits = torch.randn(6, 2, generator=rng(), dtype=torch.float64, requires_grad=True)
     for label in (0, 1):
