@@ -34,7 +34,7 @@ def read_runs(folder):
     """
     rows, unmeasured = [], {"saa": [math.nan], "cac": [math.nan]}
     for path in sorted(Path(folder).glob("*/*/*/*/probe.json")):
-        run = path.parent
+        run, log = path.parent, read_log(path.parent)
         config, scores = read_json(run / "config.json", ""), read_json(path, "")["test"]
         has_metrics, n_classes = (run / "metrics.json").exists(), len(config["classes"])
         metrics = read_json(run / "metrics.json", "") if has_metrics else unmeasured
@@ -46,8 +46,8 @@ def read_runs(folder):
                 "classes": n_classes,
                 "method": config["method"] if config["lr"] else "untrained",
                 "seed": config["seed"],
-                "commit": read_log(run)[0]["commit"],
-                "collapse_gap": round(read_log(run)[-1]["collapse_gap"], 4) + 0.0,
+                "commit": log[0]["commit"],
+                "collapse_gap": round(log[-1]["collapse_gap"], 4) + 0.0,
                 "balanced_accuracy": round(100 * scores["balanced_accuracy"], 2),
                 "auroc": round(100 * scores["auroc"], 2),
                 "saa": round(np.mean(metrics["saa"]), 2),
