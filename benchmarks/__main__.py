@@ -2,6 +2,7 @@
 
     python -m benchmarks methods    training step of every method, relative to SupCon
     python -m benchmarks networks   training images per second of every network
+    python -m benchmarks profile    shares of a training step by kind of operation
     python -m benchmarks losses     time and memory of the losses, relative to the masked form
     python -m benchmarks subsets    packing 15,120 photographs, relative to a plain Pillow loop
     python -m benchmarks pipeline   pre-training relative to its network and to a DataLoader
@@ -22,6 +23,7 @@ from benchmarks.methods import measure_methods
 from benchmarks.metrics import measure_metrics
 from benchmarks.networks import measure_networks
 from benchmarks.pipeline import measure_pipeline
+from benchmarks.profile import measure_profile
 from benchmarks.reading import measure_reading
 from benchmarks.subsets import measure_subsets
 from benchmarks.timing import print_table
@@ -33,6 +35,7 @@ from utils.runs import AMP_MODES, provenance
 BENCHMARKS = {
     "methods": measure_methods,
     "networks": measure_networks,
+    "profile": measure_profile,
     "losses": measure_losses,
     "subsets": measure_subsets,
     "pipeline": measure_pipeline,
@@ -47,13 +50,13 @@ def parse_args():
     parser.prog = "python -m benchmarks"
     add = parser.add_argument
     add("benchmark", choices=BENCHMARKS, help="what to measure")
-    add("--arch", default="resnet50", help="methods, losses, pipeline: network")
+    add("--arch", default="resnet50", help="network of methods, profile, losses and pipeline")
     add(
         "--size",
         type=number_from(8),
         default=224,
         metavar="S",
-        help="methods, losses: side of the network's input in pixels",
+        help="methods, profile, losses: side of the network's input in pixels",
     )
     text = "networks, pipeline, reading: sides of the images (default: those of docs/speed.md)"
     add("--sizes", type=number_from(8), nargs="+", metavar="S", help=text)

@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-gpu}
 SMOKE=${SMOKE:+--smoke}
-SUBSET=subsets/digits/99-1.json
+SUBSET=$OUT/subsets/digits/99-1.json
 failed=0
 mkdir -p "$OUT"
 
@@ -32,30 +32,33 @@ tests() {
 }
 
 speed() {  # torch.compile is a row of the pipeline
-    local run
-    for run in auto-224 off-224 auto-64 auto-28; do
+    local run runs=(auto-224 off-224 auto-64 auto-28)
+    [ -z "$SMOKE" ] || runs=(off-8)
+    for run in "${runs[@]}"; do
         step "pipeline-$run" "$PYTHON" -m benchmarks pipeline --amp "${run%-*}" --out "$OUT/$run" \
             ${SMOKE:---sizes "${run#*-}" --steps 10 --rounds 3}
     done
+    step profile "$PYTHON" -m benchmarks profile --out "$OUT" ${SMOKE:---rounds 3}
     step methods "$PYTHON" -m benchmarks methods --out "$OUT" ${SMOKE:---rounds 3}
     step losses "$PYTHON" -m benchmarks losses --out "$OUT" ${SMOKE:---rounds 3}
     step metrics "$PYTHON" -m benchmarks metrics --out "$OUT" ${SMOKE:---rounds 1}
 }
 
 precision() {  # bf16, TF32 and float32 at ResNet-50, two runs each; a stopped run continues
-    local amp seed method run
-    step digits "$PYTHON" make_subsets.py digits
-    for seed in 0 1; do for method in supmin supcon; do for amp in bf16 off fp32; do
-        run=$OUT/runs/$method-$amp/seed$seed
-        step "precision-$method-$amp-$seed" "$PYTHON" pretrain.py $SUBSET --method $method \
-            --seed $seed --amp $amp --out "$run" ${SMOKE:---size 64 --batch-size 64 --epochs 30}
-        step "probe-$method-$amp-$seed" "$PYTHON" linear_probe.py "$run" $SMOKE
-    done; done; done
+    local run seed method amp runs=({0,1}-{supmin,supcon}-{bf16,off,fp32})
+    [ -z "$SMOKE" ] || runs=(0-supmin-bf16)
+    step digits "$PYTHON" make_subsets.py digits --out "$OUT/subsets"
+    for run in "${runs[@]}"; do
+        IFS=- read -r seed method amp <<< "$run"
+        step "precision-$run" "$PYTHON" pretrain.py $SUBSET --method $method --seed $seed \
+            --amp $amp --out "$OUT/runs/$run" ${SMOKE:---size 64 --batch-size 64 --epochs 30}
+        step "probe-$run" "$PYTHON" linear_probe.py "$OUT/runs/$run" $SMOKE
+    done
 }
 
 two_gpus() {
     [ "$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')" -ge 2 ] || return 0
-    step digits "$PYTHON" make_subsets.py digits
+    step digits "$PYTHON" make_subsets.py digits --out "$OUT/subsets"
     step two-gpus "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node 2 pretrain.py \
         $SUBSET --out "$OUT/runs/two-gpus" ${SMOKE:---size 64 --batch-size 64 --epochs 5}
 }

@@ -1,5 +1,6 @@
 """Pre-training from disk, relative to its network alone and to a DataLoader."""
 
+import argparse
 import csv
 import math
 import subprocess
@@ -47,12 +48,16 @@ def measure_steps(args, device, subset):
 
     A network step trains on one batch of finished views that stays on the device: as it is, and
     with --compile. A published step has the form of the public SupCon code: transforms of single
-    images in a DataLoader, and a masked loss.
+    images in a DataLoader, and a masked loss. The fast step is a full one with --amp bf16
+    --compile.
     """
     flags = f"--method supcon --arch {args.arch}"
+    fast_args = args if args.smoke else argparse.Namespace(**{**vars(args), "amp": "bf16"})
     run, compiled = (TrainingRun(flags, subset, args, device) for _ in range(2))
+    fast = TrainingRun(flags, subset, fast_args, device)
     if not args.smoke:
-        compile_training(compiled.model.encoder)
+        for network in (compiled.model, fast.model):
+            compile_training(network.encoder)
     loader = published_loader(args, device, subset)
 
     def train_as_published():
@@ -71,6 +76,7 @@ def measure_steps(args, device, subset):
             "full_step": run.train_epoch,
             "compiled_step": partial(compiled.train_on, batch),
             "published": train_as_published,
+            "fast_step": fast.train_epoch,
         },
         args.rounds,
     )
@@ -79,6 +85,7 @@ def measure_steps(args, device, subset):
         "step": compare_throughput(seconds["full_step"], reference, images),
         "compiled": compare_throughput(seconds["compiled_step"], reference, images),
         "published": compare_throughput(seconds["full_step"], seconds["published"], images),
+        "fast": compare_throughput(seconds["fast_step"], seconds["published"], images),
     }
 
 

@@ -4,7 +4,9 @@ import json
 import os
 import re
 import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, call
@@ -45,6 +47,13 @@ def test_the_script_for_a_gpu_runs_each_step_once(tmp_path):
     assert re.findall(r"benchmarks (\w+)", (tmp_path / "words").read_text()) == ["losses"]
 
 
+def test_the_script_for_a_gpu_trains_and_probes_without_one(tmp_path):
+    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path), "SMOKE": "1"}
+    command = ["bash", ROOT / "benchmarks" / "gpu.sh", "precision", "two_gpus"]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert (tmp_path / "runs" / "0-supmin-bf16" / "probe.json").exists()
+
+
 def test_ratios_are_taken_within_a_round():
     times = compare_times([1.0, 4.0, 9.0], [2.0, 4.0, 3.0])
     assert times == {"ratio": 1.0, "lowest": 0.5, "highest": 3.0, "seconds": 4.0}
@@ -61,7 +70,7 @@ def test_results_are_printed_as_one_table(capsys):
 def load(name):
     """Return the results of a benchmark and its whole record."""
     record = json.loads((ROOT / "results" / "benchmark" / f"{name}.json").read_text())
-    return record[name], record
+    return record[Path(name).name], record
 
 
 def table(first_header):
@@ -107,8 +116,17 @@ def test_the_table_of_the_pipeline_holds_the_measured_figures():
     measured = {size: row for size, row in load("pipeline")[0].items() if size.isdecimal()}
     header, *rows = table("side of a view in pixels")
     assert header[1:] == list(measured)
-    for cells, key in zip(rows, ("step", "compiled", "published", "views"), strict=True):
+    for cells, key in zip(rows, ("step", "compiled", "published", "fast", "views"), strict=True):
         assert cells[1:] == [ratio(row[key]) for row in measured.values()]
+
+
+def test_the_table_of_the_profile_holds_the_measured_figures():
+    header, *rows = table("share of the time, percent")
+    for name, cells in zip(("profile", "resnet18/profile"), rows, strict=True):
+        measured, record = load(name)
+        assert cells[0] == f"{record['arch']}, batches of {record['batch_size']}"
+        assert header[1:] == list(measured)
+        assert cells[1:] == [f"{row['percent']:.1f}" for row in measured.values()]
 
 
 def test_the_table_of_reading_holds_the_measured_figures():
