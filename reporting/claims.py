@@ -122,7 +122,7 @@ CLAIMS = (
         "g",
         "The overhead of the two losses is negligible.",
         f"Both take at most {rules.OVERHEAD} times SupCon's time per step in every round of the "
-        "benchmark (results/benchmark/methods.json). The range of 7 rounds is a 98 % interval of "
+        "benchmark (results/benchmark/methods.json). The range of the rounds is an interval of "
         "the median.",
         "python -m benchmarks methods --out results/benchmark",
         0,
