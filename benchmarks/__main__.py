@@ -2,10 +2,10 @@
 
     python -m benchmarks methods    training step of every method, relative to SupCon
     python -m benchmarks networks   training images per second of every network
-    python -m benchmarks profile    shares of a training step by kind of operation
+    python -m benchmarks profile    shares of a training step, and what other settings change
     python -m benchmarks losses     time and memory of the losses, relative to the masked form
     python -m benchmarks subsets    packing 15,120 photographs, relative to a plain Pillow loop
-    python -m benchmarks pipeline   pre-training relative to its network and to a DataLoader
+    python -m benchmarks pipeline   pre-training relative to its network and to published code
     python -m benchmarks reading    batches from a packed file, relative to one plain thread
     python -m benchmarks metrics    the six metrics, relative to NumPy
 
@@ -71,6 +71,8 @@ def parse_args():
     add("--rows", type=number_from(1000), default=20000, help="metrics: embeddings of two views")
     add("--rounds", type=number_from(1), default=5, help="rounds in which every variant runs")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if present")
+    text = "let cuDNN choose its algorithms without trying them"
+    add("--no-cudnn-benchmark", action="store_true", help=text)
     add("--out", type=Path, metavar="FOLDER", help="write FOLDER/<benchmark>.json")
     add("--smoke", action="store_true", help="tiny inputs, to see that it runs")
     return parser.parse_args()
@@ -78,7 +80,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    device = pick_device(args.device, deterministic=False)
+    device = pick_device(args.device, deterministic=None if args.no_cudnn_benchmark else False)
     # Recorded first: the code may be edited while a benchmark runs.
     record = provenance(device)
     record["command"] = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])

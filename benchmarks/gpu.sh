@@ -28,7 +28,11 @@ step() {  # run command $2... once, as step $1; a failed step does not stop the 
 }
 
 tests() {
-    [ -n "$SMOKE" ] || step tests "$PYTHON" -m pytest -o addopts= -v tests/test_cuda.py
+    local part
+    [ -z "$SMOKE" ] || return 0
+    for part in "not every_method" every_method; do
+        step "tests-${part// /-}" "$PYTHON" -m pytest -o addopts= -v tests/test_cuda.py -k "$part"
+    done
 }
 
 speed() {  # torch.compile is a row of the pipeline
@@ -38,6 +42,8 @@ speed() {  # torch.compile is a row of the pipeline
         step "pipeline-$run" "$PYTHON" -m benchmarks pipeline --amp "${run%-*}" --out "$OUT/$run" \
             ${SMOKE:---sizes "${run#*-}" --steps 10 --rounds 3}
     done
+    step pipeline-no-cudnn-benchmark "$PYTHON" -m benchmarks pipeline --no-cudnn-benchmark \
+        --out "$OUT/no-cudnn-benchmark" ${SMOKE:---sizes 224 --steps 10 --rounds 3}
     step profile "$PYTHON" -m benchmarks profile --out "$OUT" ${SMOKE:---rounds 3}
     step methods "$PYTHON" -m benchmarks methods --out "$OUT" ${SMOKE:---rounds 3}
     step losses "$PYTHON" -m benchmarks losses --out "$OUT" ${SMOKE:---rounds 3}
@@ -50,7 +56,7 @@ precision() {  # bf16, TF32 and float32 at ResNet-50, two runs each; a stopped r
     step digits "$PYTHON" make_subsets.py digits --out "$OUT/subsets"
     for run in "${runs[@]}"; do
         IFS=- read -r seed method amp <<< "$run"
-        step "precision-$run" "$PYTHON" pretrain.py $SUBSET --method $method --seed $seed \
+        step "precision-$run" "$PYTHON" pretrain.py "$SUBSET" --method $method --seed $seed \
             --amp $amp --out "$OUT/runs/$run" ${SMOKE:---size 64 --batch-size 64 --epochs 30}
         step "probe-$run" "$PYTHON" linear_probe.py "$OUT/runs/$run" $SMOKE
     done
@@ -60,7 +66,7 @@ two_gpus() {
     [ "$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')" -ge 2 ] || return 0
     step digits "$PYTHON" make_subsets.py digits --out "$OUT/subsets"
     step two-gpus "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node 2 pretrain.py \
-        $SUBSET --out "$OUT/runs/two-gpus" ${SMOKE:---size 64 --batch-size 64 --epochs 5}
+        "$SUBSET" --out "$OUT/runs/two-gpus" ${SMOKE:---size 64 --batch-size 64 --epochs 5}
 }
 
 evidence() {  # results/evidence.sh continues where it stopped: as many steps as it takes

@@ -1,6 +1,5 @@
-"""Pre-training from disk, relative to its network alone and to a DataLoader."""
+"""Pre-training from disk, relative to its network alone and to loops with a DataLoader."""
 
-import argparse
 import csv
 import math
 import subprocess
@@ -17,6 +16,7 @@ from benchmarks.losses import masked_loss
 from benchmarks.synthetic import packing_command, synthetic_photographs
 from benchmarks.timing import compare_throughput, time_in_rounds
 from benchmarks.training import TrainingRun
+from common import Amp
 from datasets.augment import RECIPES
 from datasets.loader import Batch, BatchLoader
 from datasets.subset import load_subset
@@ -52,10 +52,9 @@ def measure_steps(args, device, subset):
     --compile.
     """
     flags = f"--method supcon --arch {args.arch}"
-    fast_args = args if args.smoke else argparse.Namespace(**{**vars(args), "amp": "bf16"})
-    run, compiled = (TrainingRun(flags, subset, args, device) for _ in range(2))
-    fast = TrainingRun(flags, subset, fast_args, device)
+    run, compiled, fast = (TrainingRun(flags, subset, args, device) for _ in range(3))
     if not args.smoke:
+        fast.amp = Amp(device, "bf16", subset.size)
         for network in (compiled.model, fast.model):
             compile_training(network.encoder)
     loader = published_loader(args, device, subset)

@@ -1,6 +1,8 @@
-"""Where the time of a training step goes: the share of each kind of operation."""
+"""Where the time of a training step goes, and what other settings of PyTorch would change."""
 
+import os
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import torch
@@ -8,51 +10,109 @@ from torch.autograd import DeviceType
 from torch.profiler import profile
 
 from benchmarks.synthetic import synthetic_subset
+from benchmarks.timing import compare_times, time_in_rounds
 from benchmarks.training import TrainingRun
+from common import Amp
 from datasets.loader import Batch
 
-KINDS = {  # parts of the names of PyTorch's operations, of which the first match counts
+KINDS = {  # parts of the names of PyTorch's operations
     "convolution": ("conv",),
     "batch norm": ("batch_norm",),
     "ReLU": ("relu", "threshold", "clamp_min"),
-    "optimizer": ("optimizer", "sgd", "_foreach"),
-    "addition": ("aten::add",),
 }
+ADDITIONS = ("aten::add", "aten::add_")
 
 
 def measure_profile(args, device):
-    """Measure steps of SupCon on one batch of finished views with torch.profiler, per round."""
+    """Measure steps of SupCon on one batch of finished views, with and without torch.profiler."""
     subset = synthetic_subset(args.batch_size, args.size)
-    run = TrainingRun(f"--method supcon --arch {args.arch}", subset, args, device)
     views = torch.randn(2, args.batch_size, 3, args.size, args.size, device=device)
     labels = torch.arange(args.batch_size, device=device) % 2
     batch = Batch(views, labels, labels.cpu(), positions=None, generator=None)
-    run.train_on(batch)
-    rounds = []
-    for _ in range(args.rounds):
+
+    def build_step():
+        run = TrainingRun(f"--method supcon --arch {args.arch}", subset, args, device)
+        return run, partial(run.train_on, batch)
+
+    _, step = build_step()
+    step()
+    keys = ("arch", "size", "batch_size", "steps", "amp")
+    results = {"share": measure_shares(step, args.rounds, device)}
+    results["time"] = measure_changes(build_step, args, device)
+    return {key: getattr(args, key) for key in keys}, results
+
+
+def measure_shares(step, rounds, device):
+    """Return the percentage of each kind of operation, over the rounds."""
+    times = []
+    for _ in range(rounds):
         with profile() as profiler:
-            run.train_on(batch)
-        rounds.append(add_up_kinds(profiler, device))
-    results = {}
-    for kind in (*KINDS, "rest"):
-        percent = np.array([100 * times[kind] / times.total() for times in rounds])
-        results[kind] = {
+            step()
+        times.append(add_up_kinds(profiler.events(), device))
+    shares = {}
+    for kind in (*KINDS, "addition", "optimizer", "rest"):
+        percent = np.array([100 * time[kind] / time.total() for time in times])
+        shares[kind] = {
             "percent": float(np.median(percent)),
             "lowest": float(percent.min()),
             "highest": float(percent.max()),
         }
-    keys = ("arch", "size", "batch_size", "steps", "amp")
-    return {key: getattr(args, key) for key in keys}, results
+    return shares
 
 
-def add_up_kinds(profiler, device):
+def add_up_kinds(events, device):
     """Return a Counter: microseconds on the device per kind of operation."""
-    on_gpu, times = device.type == "cuda", Counter()
-    for event in profiler.key_averages():
-        if event.device_type != DeviceType.CPU:
-            continue  # a kernel, whose time the operation that started it has, too
-        name = event.key.lower()
-        matches = (kind for kind, parts in KINDS.items() if any(part in name for part in parts))
-        time = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        times[next(matches, "rest")] += time
+    times = Counter()
+    for event in events:
+        # A kernel's time is also that of the operation that started it.
+        if event.device_type == DeviceType.CPU:
+            is_cuda = device.type == "cuda"
+            times[kind_of(event)] += (
+                event.self_device_time_total if is_cuda else event.self_cpu_time_total
+            )
     return times
+
+
+def kind_of(event):
+    ancestor = event
+    while ancestor is not None:
+        if ancestor.name.startswith("Optimizer."):
+            return "optimizer"
+        ancestor = ancestor.cpu_parent
+    if event.name in ADDITIONS:
+        return "addition"
+    for kind, parts in KINDS.items():
+        if any(part in event.name.lower() for part in parts):
+            return kind
+    return "rest"
+
+
+def measure_changes(build_step, args, device):
+    """Return times relative to the kit's step: one setting is changed at a time."""
+    variants, threads = {"as it is": build_step()[1]}, torch.get_num_threads()
+
+    run, variants["contiguous weights"] = build_step()
+    run.model.to(memory_format=torch.contiguous_format)
+
+    run, variants["fused optimizer"] = build_step()
+    for group in run.optimizer.param_groups:
+        group["fused"] = True
+
+    run, variants["zero_grad without set_to_none"] = build_step()
+    zero_grad = run.optimizer.zero_grad
+    run.optimizer.zero_grad = lambda set_to_none: zero_grad(set_to_none=False)
+
+    if not args.smoke:
+        run, variants["bf16"] = build_step()
+        run.amp = Amp(device, "bf16", args.size)
+
+    _, step = build_step()
+
+    def step_on_all_cores():
+        torch.set_num_threads(os.cpu_count())
+        step()
+        torch.set_num_threads(threads)
+
+    variants[f"{os.cpu_count()} threads"] = step_on_all_cores
+    seconds = time_in_rounds(variants, args.rounds)
+    return {name: compare_times(seconds[name], seconds["as it is"]) for name in variants}

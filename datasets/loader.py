@@ -146,6 +146,7 @@ class HostBuffer:
             # The last batch of this buffer must have left it.
             self.stream.synchronize()
         target = self.images.numpy()
+        # np.take would need a contiguous target, but rows in the order of the file are scattered.
         for i in positions:
             target[i] = images[rows[i]]
 

@@ -122,8 +122,8 @@ CLAIMS = (
         "g",
         "The overhead of the two losses is negligible.",
         f"Both take at most {rules.OVERHEAD} times SupCon's time per step in every round of the "
-        "benchmark (results/benchmark/methods.json). The range of the rounds is an interval of "
-        "the median.",
+        "benchmark (results/benchmark/methods.json). The range of n rounds holds the "
+        "median with probability 1 - 2^(1-n).",
         "python -m benchmarks methods --out results/benchmark",
         0,
         rules.judge_overhead,

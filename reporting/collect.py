@@ -318,7 +318,9 @@ def log_values(log, config):
     epochs = [line for line in log if line.get("loss") is not None and "epoch" in line]
     if epochs:
         values["final_loss"] = epochs[-1]["loss"]
-        values["train_minutes"] = sum(line.get("seconds", 0) for line in epochs) / 60
+        # The median, since a machine may have slept in one epoch.
+        seconds = float(np.median([line.get("seconds", 0) for line in epochs]))
+        values["train_minutes"] = len(epochs) * seconds / 60
         skipped = ("epoch", "loss", "lr", "head_lr")
         last = {key: value for key, value in epochs[-1].items() if key not in skipped}
         values |= flatten(last, "last_") | early_values(epochs, config["epochs"])

@@ -28,9 +28,9 @@ evidence() {  # print the commands, those that decide most claims first
 
     seeds="0 1 2 3 4" flags="$shirts --watch-every 1"
     runs abcdefhijklmnopqr fashionmnist 99-1 $PAPER
-    seeds="0 1 2" flags=$shirts
+    flags=$shirts
     runs aceh fashionmnist 50-50 $PAPER
-    flags="$mammals --watch-every 2"
+    seeds="0 1 2" flags="$mammals --watch-every 2"
     runs abcdelqr inat21-mammals 99-1 $PAPER
     flags=$mammals
     runs aceh inat21-mammals 50-50 $PAPER

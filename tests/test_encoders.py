@@ -279,6 +279,15 @@ def test_random_streams_do_not_collide():
     assert len(draws) == len(numbers)
 
 
+def test_a_compiled_encoder_trains_to_the_same_file(workplace, monkeypatch, capsys):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compiled.append(options) or f)
+    call(pretrain, *TINY, "--out", "plain")
+    call(pretrain, *TINY, "--compile", "--out", "compiled")
+    assert {"dynamic": False} in compiled and "--compile: the first" in capsys.readouterr().out
+    assert Path("plain/encoder.pt").read_bytes() == Path("compiled/encoder.pt").read_bytes()
+
+
 def test_compile_without_a_compiler_is_refused_before_training(workplace, monkeypatch):
     def compile_nothing(function, **options):
         raise RuntimeError("No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1")

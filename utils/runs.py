@@ -202,7 +202,8 @@ def provenance(device, exclude=()):
     exclude: words of the command line that belong to other runs.
     """
     commit = run_git("rev-parse", "--short", "HEAD")
-    if commit and run_git("status", "--porcelain", "--untracked-files=no"):
+    # results/ holds records and no code.
+    if commit and run_git("status", "--porcelain", "--untracked-files=no", ":!results"):
         commit += "-dirty"
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
