@@ -77,7 +77,9 @@ def augment_views(images, sizes, recipe, size, generator, randaugment, shard=sli
     else:
         x = color_jitter(crop_resize(x, boxes, sizes, size, flips, views=views), **drawn)
     if p["p_gray"]:
-        x = torch.where(to_device(gray, x)[:, None, None, None], grayscale(x), x)
+        rows = to_device(gray.nonzero()[:, 0], x)
+        chosen = x.index_select(0, rows)
+        x.index_copy_(0, rows, grayscale(chosen).expand_as(chosen))
     x = x.unflatten(0, (views, -1))
     for view, seed in enumerate(seeds):
         if seed is not None:
@@ -181,9 +183,8 @@ def crop_resize(x, boxes, sizes, size, flips=None, inside=True, views=1):
     # original -> stored pixels
     boxes = to_device(boxes * side / sizes.repeat(views, 2), x)
     rows = _resize_weights(boxes[:, 0], boxes[:, 2], size, side, inside)  # [V * B, size, S]
-    columns = _resize_weights(boxes[:, 1], boxes[:, 3], size, side, inside)
-    if flips is not None:
-        columns = torch.where(to_device(flips, x)[:, None, None], columns.flip(1), columns)
+    flips = None if flips is None else to_device(flips, x)
+    columns = _resize_weights(boxes[:, 1], boxes[:, 3], size, side, inside, flips)
     # The rows of all views in one product, in the layout of the packed file: [B, S, S * C].
     rows = rows.unflatten(0, (views, n)).transpose(0, 1).flatten(1, 2)
     x = (rows @ x.permute(0, 2, 3, 1).flatten(2)).view(n, views, size, side, channels)
@@ -191,13 +192,15 @@ def crop_resize(x, boxes, sizes, size, flips=None, inside=True, views=1):
     return (x @ columns.transpose(1, 2)).unflatten(1, (channels, size))
 
 
-def _resize_weights(start, length, size, side, inside):
+def _resize_weights(start, length, size, side, inside, flips=None):
     """Return triangle-filter weights [B, size, side] from `side` pixels to `size` samples.
 
-    The samples cover [start, start + length).
+    The samples cover [start, start + length), from its end where `flips` [B] is true.
     """
     step = (length / size)[:, None, None]  # stored pixels per sample
     sample = torch.arange(size, device=start.device)[None, :, None]
+    if flips is not None:
+        sample = torch.where(flips[:, None, None], size - 1 - sample, sample)
     centre = start[:, None, None] + (sample + 0.5) * step  # [B, size, 1]
     pixel = torch.arange(side, device=start.device)[None, None, :]
     weights = (1 - (pixel + 0.5 - centre).abs() / step.clamp(min=1)).clamp(min=0)
