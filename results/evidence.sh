@@ -41,8 +41,9 @@ evidence() {  # print the commands, those that decide most claims first
 
     seeds="0 1 2" flags=$shirts
     runs mn fashionmnist 99-1 {supcon,supmin}:minority-per-batch=4 {supcon,supmin}:relu
+    seeds="0 1 2 3 4"
     runs c fashionmnist 99-1 $LONG_TAIL
-    flags=$mammals
+    seeds="0 1 2" flags=$mammals
     runs c inat21-mammals 99-1 $LONG_TAIL
     flags=$pneumonia
     runs c pneumoniamnist natural $LONG_TAIL
