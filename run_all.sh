@@ -88,7 +88,7 @@ case ${1-grid} in
     demo)
         setup requirements.txt
         "$PYTHON" make_subsets.py digits
-        echo "training 18 small networks (about five minutes on two cores)"
+        echo "training 18 small networks (about six minutes on two cores)"
         launch $(devices $((CORES < 4 ? CORES : 4))) < <(demo)
         guard "$PYTHON" linear_probe.py runs/demo/*/*/seed*
         guard "$PYTHON" evaluate_metrics.py runs/demo/*/*/seed* --picture pca

@@ -15,10 +15,10 @@ from torchvision.transforms import v2
 from benchmarks.losses import masked_loss
 from benchmarks.synthetic import packing_command, synthetic_photographs
 from benchmarks.timing import compare_throughput, time_in_rounds
-from benchmarks.training import TrainingRun
+from benchmarks.training import TrainingRun, draw_batch
 from common import Amp
 from datasets.augment import RECIPES
-from datasets.loader import Batch, BatchLoader
+from datasets.loader import BatchLoader
 from datasets.subset import load_subset
 from utils.encoders import compile_training
 
@@ -66,9 +66,7 @@ def measure_steps(args, device, subset):
                 loss = masked_loss(run.model(x).transpose(0, 1), batch_labels.to(device))
             run.amp.step(loss, run.optimizer)
 
-    views = torch.randn(2, args.batch_size, 3, subset.size, subset.size, device=device)
-    labels = torch.arange(args.batch_size, device=device) % 2
-    batch = Batch(views, labels, labels.cpu(), positions=None, generator=None)
+    batch = draw_batch(args.batch_size, subset.size, device)
     seconds = time_in_rounds(
         {
             "network_step": partial(run.train_on, batch),

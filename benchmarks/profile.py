@@ -11,9 +11,8 @@ from torch.profiler import profile
 
 from benchmarks.synthetic import synthetic_subset
 from benchmarks.timing import compare_times, time_in_rounds
-from benchmarks.training import TrainingRun
+from benchmarks.training import TrainingRun, draw_batch
 from common import Amp
-from datasets.loader import Batch
 
 KINDS = {  # parts of the names of PyTorch's operations
     "convolution": ("conv",),
@@ -26,9 +25,7 @@ ADDITIONS = ("aten::add", "aten::add_")
 def measure_profile(args, device):
     """Measure steps of SupCon on one batch of finished views, with and without torch.profiler."""
     subset = synthetic_subset(args.batch_size, args.size)
-    views = torch.randn(2, args.batch_size, 3, args.size, args.size, device=device)
-    labels = torch.arange(args.batch_size, device=device) % 2
-    batch = Batch(views, labels, labels.cpu(), positions=None, generator=None)
+    batch = draw_batch(args.batch_size, args.size, device)
 
     def build_step():
         run = TrainingRun(f"--method supcon --arch {args.arch}", subset, args, device)
@@ -62,14 +59,11 @@ def measure_shares(step, rounds, device):
 
 def add_up_kinds(events, device):
     """Return a Counter: microseconds on the device per kind of operation."""
-    times = Counter()
+    times, clock = Counter(), "device" if device.type == "cuda" else "cpu"
     for event in events:
         # A kernel's time is also that of the operation that started it.
         if event.device_type == DeviceType.CPU:
-            is_cuda = device.type == "cuda"
-            times[kind_of(event)] += (
-                event.self_device_time_total if is_cuda else event.self_cpu_time_total
-            )
+            times[kind_of(event)] += getattr(event, f"self_{clock}_time_total")
     return times
 
 

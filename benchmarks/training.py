@@ -7,7 +7,7 @@ import torch
 
 import pretrain
 from common import Amp, ContrastiveModel, train_one_epoch
-from datasets.loader import BatchLoader
+from datasets.loader import Batch, BatchLoader
 from utils.encoders import resolve_stem
 
 EPOCHS = 4
@@ -47,3 +47,10 @@ class TrainingRun:
             with self.amp.autocast:
                 loss = self.method(self.model, batch)
             self.amp.step(loss, self.optimizer)
+
+
+def draw_batch(images, size, device):
+    """Draw a Batch of two finished views of random images, half of them minority."""
+    views = torch.randn(2, images, 3, size, size, device=device)
+    labels = torch.arange(images, device=device) % 2
+    return Batch(views, labels, labels.cpu(), positions=None, generator=None)

@@ -183,7 +183,6 @@ def crop_resize(x, boxes, sizes, size, flips=None, inside=True, views=1):
     # original -> stored pixels
     boxes = to_device(boxes * side / sizes.repeat(views, 2), x)
     rows = _resize_weights(boxes[:, 0], boxes[:, 2], size, side, inside)  # [V * B, size, S]
-    flips = None if flips is None else to_device(flips, x)
     columns = _resize_weights(boxes[:, 1], boxes[:, 3], size, side, inside, flips)
     # The rows of all views in one product, in the layout of the packed file: [B, S, S * C].
     rows = rows.unflatten(0, (views, n)).transpose(0, 1).flatten(1, 2)
@@ -200,7 +199,7 @@ def _resize_weights(start, length, size, side, inside, flips=None):
     step = (length / size)[:, None, None]  # stored pixels per sample
     sample = torch.arange(size, device=start.device)[None, :, None]
     if flips is not None:
-        sample = torch.where(flips[:, None, None], size - 1 - sample, sample)
+        sample = torch.where(to_device(flips, start)[:, None, None], size - 1 - sample, sample)
     centre = start[:, None, None] + (sample + 0.5) * step  # [B, size, 1]
     pixel = torch.arange(side, device=start.device)[None, None, :]
     weights = (1 - (pixel + 0.5 - centre).abs() / step.clamp(min=1)).clamp(min=0)

@@ -202,8 +202,9 @@ def provenance(device, exclude=()):
     exclude: words of the command line that belong to other runs.
     """
     commit = run_git("rev-parse", "--short", "HEAD")
-    # results/ holds records and no code.
-    if commit and run_git("status", "--porcelain", "--untracked-files=no", ":!results"):
+    # The records of other benchmarks are no code.
+    words = "status --porcelain --untracked-files=no :!results/benchmark".split()
+    if commit and run_git(*words):
         commit += "-dirty"
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
