@@ -68,18 +68,18 @@ def augment_views(images, sizes, recipe, size, generator, randaugment, shard=sli
         seeds.append(int(torch.randint(2**62, (), generator=generator)) if is_strong else None)
     # All views in one call: view-major rows [V * B].
     drawn = {name: torch.cat([view[name][shard] for view in drawn]) for name in drawn[0]}
-    boxes, flips, gray, angles = (drawn.pop(name) for name in ("boxes", "flips", "gray", "angles"))
-    x, n, sizes = images / 255, len(sizes), sizes[shard]
+    boxes, flips, angles = (drawn.pop(name) for name in ("boxes", "flips", "angles"))
+    *colors, counts = plan_colors(images.shape[1], **drawn)
+    n, sizes = len(sizes), sizes[shard].repeat(views, 1)
+    x, parameters = images / 255, [boxes, flips, angles, sizes, *colors]
+    boxes, flips, angles, sizes, *colors = copy_to_device(parameters, x)
     if p["degrees"]:
         # The cardiac order: flip, rotate, jitter the whole image, then crop.
-        x, sizes = x.repeat(views, 1, 1, 1), sizes.repeat(views, 1)
-        x = crop_resize(color_jitter(rotate(x, sizes, angles, flips), **drawn), boxes, sizes, size)
+        x = change_colors(rotate(x.repeat(views, 1, 1, 1), sizes, angles, flips), *colors, counts)
+        x = crop_resize(x, boxes, sizes, size)
     else:
-        x = color_jitter(crop_resize(x, boxes, sizes, size, flips, views=views), **drawn)
-    if p["p_gray"]:
-        rows = to_device(gray.nonzero()[:, 0], x)
-        chosen = x.index_select(0, rows)
-        x.index_copy_(0, rows, grayscale(chosen).expand_as(chosen))
+        x = crop_resize(x, boxes, sizes[: len(x)], size, flips, views=views)
+        x = change_colors(x, *colors, counts)
     x = x.unflatten(0, (views, -1))
     for view, seed in enumerate(seeds):
         if seed is not None:
@@ -125,6 +125,14 @@ def center_view(images, sizes, size):
 
 def to_device(tensor, like):
     return tensor.to(like.device, non_blocking=True)
+
+
+def copy_to_device(tensors, like):
+    """Copy CPU tensors, each with a row per view, in one piece; whole numbers up to 2^24 stay."""
+    columns = [tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None] for tensor in tensors]
+    packed = to_device(torch.cat([column.float() for column in columns], 1), like)
+    parts = packed.split([column.shape[1] for column in columns], 1)
+    return [part.view_as(t).to(t.dtype) for part, t in zip(parts, tensors, strict=True)]
 
 
 def draw_crops(sizes, area, generator, aspect=(3 / 4, 4 / 3), tries=10):
@@ -247,21 +255,38 @@ def color_jitter(x, order, brightness, contrast, saturation, hue):
     of 0 brightness, 1 contrast, 2 saturation, 3 hue; factors [B], 1 for no change; hue [B] as a
     share of the colour circle, 0 for no change. Equals torchvision's adjust_* functions.
     """
-    hue = hue * (x.shape[1] == 3)  # one channel has no hue
-    factors = torch.stack([brightness, contrast, saturation, hue], 1)  # [B, 4]
-    is_changed = factors != torch.tensor([1.0, 1.0, 1.0, 0.0])
-    # Step by step, images of the same next operation are changed together; 4: no operation.
-    order = torch.where(is_changed.gather(1, order), order, len(ADJUST))
-    counts = F.one_hot(order, len(ADJUST) + 1).sum(0).tolist()  # of images: [4 steps, 5]
-    factors, by_operation = to_device(factors, x), to_device(order.argsort(0), x)
+    return change_colors(x, *plan_colors(x.shape[1], order, brightness, contrast, saturation, hue))
+
+
+def plan_colors(channels, order, brightness, contrast, saturation, hue, gray=None):
+    """Group the images by their next operation, at every step of color_jitter, on the CPU.
+
+    gray: bool [B], images whose saturation becomes 0 in a last step. Returns factors [B, 5];
+    members int [B, steps], at each step the images in the order of their operations; counts, at
+    each step the number of images of each operation of ADJUST.
+    """
+    hue = hue * (channels == 3)  # one channel has no hue
+    kept = torch.ones_like(hue) if gray is None else 1 - gray.float()
+    factors = torch.stack([brightness, contrast, saturation, hue, kept], 1)
+    order = F.pad(order, (0, int(gray is not None)), value=4)
+    is_changed = factors != torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0])
+    nothing = len(ADJUST)
+    operations = torch.where(is_changed.gather(1, order), order, nothing)
+    counts = F.one_hot(operations, nothing + 1).sum(0)[:, :nothing].tolist()
+    return factors, operations.argsort(0), counts
+
+
+def change_colors(x, factors, members, counts):
+    """Change x [B, C, H, W] in [0, 1] as plan_colors has planned it, a group at a time."""
     changed = x.clamp(0, 1)
-    for step, count in enumerate(counts):
-        groups = by_operation[:, step].split(count)[: len(ADJUST)]
-        for operation, group in enumerate(groups):
-            if len(group):
+    for step, sizes in enumerate(counts):
+        start = 0
+        for operation, n in enumerate(sizes):
+            if n:
+                group = members[start : start + n, step]
                 f = factors[group, operation, None, None, None]
-                images = ADJUST[operation](x.index_select(0, group), f)
-                changed.index_copy_(0, group, images)
+                changed.index_copy_(0, group, ADJUST[operation](x.index_select(0, group), f))
+                start += n
         x = changed
     return changed
 
@@ -292,15 +317,15 @@ def shift_hue(x, shift):
     not_r_but_g, not_r_nor_g = not_r * (1 - not_g), not_r * not_g
     sector = (g - b).mul_(1 - not_r).add_((b - r).mul_(not_r_but_g)).add_((r - g).mul_(not_r_nor_g))
     sector = sector.div_(chroma.clamp(min=TINY)).add_(2 * not_r_but_g + 4 * not_r_nor_g)
-    offset = to_device(torch.tensor([5.0, 3.0, 1.0]), x)[:, None, None]
+    offset = torch.arange(5, 0, -2, device=x.device)[:, None, None]
     k = (offset + sector[:, None]).add_(6 * shift.view(-1, 1, 1, 1))
     # k modulo 6; the operator % is slow.
     k.sub_((k / 6).floor_().mul_(6))
     return value[:, None] - torch.minimum(k, 4 - k).clamp_(0, 1).mul_(chroma[:, None])
 
 
-# Operations of color_jitter, in the order of its numbers.
-ADJUST = (adjust_brightness, adjust_contrast, adjust_saturation, shift_hue)
+# Operations of color_jitter, in the order of its numbers; the last one makes images gray.
+ADJUST = (adjust_brightness, adjust_contrast, adjust_saturation, shift_hue, adjust_saturation)
 
 
 def grayscale(x):

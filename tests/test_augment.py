@@ -10,6 +10,7 @@ from conftest import call
 from PIL import Image
 from scipy.stats import ks_2samp
 from sklearn.datasets import load_sample_images
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
@@ -306,6 +307,25 @@ def test_views_made_together_are_those_made_one_by_one(recipe):
 # --------------------------------------------------------------------------------------------------
 
 SMOKE = ("--smoke", "--arch", "resnet8", "--size", 8, "--device", "cpu", "--out")
+
+
+@pytest.mark.parametrize("recipe", ["natural", "cardiac"])
+def test_the_parameters_of_all_views_go_to_the_device_in_one_copy(recipe):
+    class CopyCounter(TorchDispatchMode):
+        copied = ()
+
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            out = operator(*args, **(kwargs or {}))
+            if operator is torch.ops.aten._to_copy.default and args[0].device != out.device:
+                self.copied += (args[0].device.type, out.shape[0])
+            return out
+
+    # "meta" stands for a GPU: operations between it and the CPU fail
+    images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8, device="meta")
+    sizes = torch.full((8, 2), 32)
+    with CopyCounter() as counter:
+        views = augment_views(images, sizes, recipe, 24, make_generator(0), [False, False])
+    assert views.is_meta and counter.copied == ("cpu", 16)
 
 
 def test_no_flip_is_recorded_and_inherited(workplace):
