@@ -68,7 +68,7 @@ demo() {  # print the commands of the demo: small enough for a laptop, enough to
     for seed in 0 1; do for run in {95-5,50-50}/{supcon,supmin,suppro,ntxent} 95-5/untrained; do
         echo "$python pretrain.py subsets/digits/${run%/*}.json --out runs/demo/$run/seed$seed" \
             "--seed $seed --arch resnet8 --size 16 --batch-size 64 --epochs 60 --warmup-epochs 6" \
-            "--lr 0.125 --watch-every 20 --save-every 20 --method ${run#*/}"
+            "--lr 0.125 --watch-every 20 --method ${run#*/}"
     done; done | sed 's/--method untrained/--method ntxent --lr 0/'
 }
 
@@ -91,7 +91,7 @@ case ${1-grid} in
         echo "training 18 small networks (about six minutes on two cores)"
         launch $(devices $((CORES < 4 ? CORES : 4))) < <(demo)
         guard "$PYTHON" linear_probe.py runs/demo/*/*/seed*
-        guard "$PYTHON" evaluate_metrics.py runs/demo/*/*/seed* --picture pca
+        guard "$PYTHON" evaluate_metrics.py runs/demo/*/*/seed*
         "$PYTHON" report.py runs/demo > /dev/null  # it ranks by accuracies that one CPU gives
         "$PYTHON" -m reporting.demo runs/demo
         [ "$PYTHON" != .venv/bin/python ] || echo "next: source .venv/bin/activate" ;;

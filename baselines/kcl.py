@@ -56,7 +56,7 @@ def draw_candidates(candidates, k, generator):
     Every candidate gets a random number; the k largest are drawn.
     """
     # On the CPU: the numbers that a GPU draws depend on its model.
-    order = torch.rand(candidates.shape, generator=generator)
+    order = torch.rand(candidates.shape, generator=generator, pin_memory=candidates.is_cuda)
     order = order.to(candidates.device, non_blocking=True)
     chosen = order.masked_fill(~candidates, -1).topk(min(k, candidates.shape[1]), dim=1).indices
     return torch.zeros_like(candidates).scatter_(1, chosen, True) & candidates

@@ -71,8 +71,6 @@ def parse_args():
     add("--rows", type=number_from(1000), default=20000, help="metrics: embeddings of two views")
     add("--rounds", type=number_from(1), default=5, help="rounds in which every variant runs")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if present")
-    text = "let cuDNN choose its algorithms without trying them"
-    add("--no-cudnn-benchmark", action="store_true", help=text)
     add("--out", type=Path, metavar="FOLDER", help="write FOLDER/<benchmark>.json")
     add("--smoke", action="store_true", help="tiny inputs, to see that it runs")
     return parser.parse_args()
@@ -80,7 +78,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    device = pick_device(args.device, deterministic=None if args.no_cudnn_benchmark else False)
+    device = pick_device(args.device, deterministic=False)
     # Recorded first: the code may be edited while a benchmark runs.
     record = provenance(device)
     record["command"] = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])

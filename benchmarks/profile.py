@@ -11,8 +11,9 @@ from torch.profiler import profile
 
 from benchmarks.synthetic import synthetic_subset
 from benchmarks.timing import compare_times, time_in_rounds
-from benchmarks.training import TrainingRun, draw_batch
+from benchmarks.training import TrainingRun, call_without_trials, draw_batch
 from common import Amp
+from utils.encoders import compile_training
 
 KINDS = {  # parts of the names of PyTorch's operations
     "convolution": ("conv",),
@@ -24,7 +25,7 @@ ADDITIONS = ("aten::add", "aten::add_")
 
 def measure_profile(args, device):
     """Measure steps of SupCon on one batch of finished views, with and without torch.profiler."""
-    subset = synthetic_subset(args.batch_size, args.size)
+    subset = synthetic_subset(args.batch_size * args.steps, args.size)
     batch = draw_batch(args.batch_size, args.size, device)
 
     def build_step():
@@ -88,9 +89,10 @@ def measure_changes(build_step, args, device):
     run, variants["contiguous weights"] = build_step()
     run.model.to(memory_format=torch.contiguous_format)
 
-    run, variants["fused optimizer"] = build_step()
+    is_fused = device.type == "cuda"
+    run, variants["plain optimizer" if is_fused else "fused optimizer"] = build_step()
     for group in run.optimizer.param_groups:
-        group["fused"] = True
+        group["fused"] = not is_fused
 
     run, variants["zero_grad without set_to_none"] = build_step()
     zero_grad = run.optimizer.zero_grad
@@ -99,14 +101,20 @@ def measure_changes(build_step, args, device):
     if not args.smoke:
         run, variants["bf16"] = build_step()
         run.amp = Amp(device, "bf16", args.size)
+        run, variants["compiled"] = build_step()
+        compile_training(run.model.encoder)
 
-    _, step = build_step()
+    run, step = build_step()
+    variants["views made in the step"] = run.train_epoch
 
     def step_on_all_cores():
         torch.set_num_threads(os.cpu_count())
         step()
         torch.set_num_threads(threads)
 
-    variants[f"{os.cpu_count()} threads"] = step_on_all_cores
+    if device.type == "cuda":
+        variants["cuDNN without trials"] = partial(call_without_trials, step)
+    else:
+        variants[f"{os.cpu_count()} threads"] = step_on_all_cores
     seconds = time_in_rounds(variants, args.rounds)
     return {name: compare_times(seconds[name], seconds["as it is"]) for name in variants}

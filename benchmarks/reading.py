@@ -1,5 +1,6 @@
 """Reading batches of packed images from a file, relative to one thread that transposes them."""
 
+import mmap
 import os
 import tempfile
 from functools import partial
@@ -33,7 +34,7 @@ def measure_reading(args, device):
                 for _ in range(args.steps)
             ]
             for state in ("warm", "cold"):
-                prepare = partial(forget_pages, path) if state == "cold" else lambda: None
+                prepare = partial(forget_pages, images) if state == "cold" else lambda: None
                 steps = {"reference": partial(gather_in_one_thread, images, batches, prepare)}
                 for readers in READERS:
                     arguments = readers, images, batches, prepare
@@ -57,9 +58,11 @@ def write_images(path, n, side):
     images.flush()
 
 
-def forget_pages(path):
-    """Drop the file from the page cache (Linux)."""
-    with open(path, "rb") as file:
+def forget_pages(images):
+    """Drop a mapped file from this process, then from the page cache (Linux)."""
+    # The page cache keeps pages that a process has mapped.
+    images._mmap.madvise(mmap.MADV_DONTNEED)
+    with open(images.filename, "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 

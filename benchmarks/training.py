@@ -49,6 +49,13 @@ class TrainingRun:
             self.amp.step(loss, self.optimizer)
 
 
+def call_without_trials(function):
+    """Call a function while cuDNN chooses its algorithms without trying them."""
+    torch.backends.cudnn.benchmark = False
+    function()
+    torch.backends.cudnn.benchmark = True
+
+
 def draw_batch(images, size, device):
     """Draw a Batch of two finished views of random images, half of them minority."""
     views = torch.randn(2, images, 3, size, size, device=device)

@@ -71,15 +71,16 @@ def augment_views(images, sizes, recipe, size, generator, randaugment, shard=sli
     boxes, flips, angles = (drawn.pop(name) for name in ("boxes", "flips", "angles"))
     *colors, counts = plan_colors(images.shape[1], **drawn)
     n, sizes = len(sizes), sizes[shard].repeat(views, 1)
-    x, parameters = images / 255, [boxes, flips, angles, sizes, *colors]
-    boxes, flips, angles, sizes, *colors = copy_to_device(parameters, x)
+    boxes, flips, angles, sizes, *colors = copy_as_one(
+        [boxes, flips, angles, sizes, *colors], images
+    )
+    x = images / 255
     if p["degrees"]:
         # The cardiac order: flip, rotate, jitter the whole image, then crop.
         x = change_colors(rotate(x.repeat(views, 1, 1, 1), sizes, angles, flips), *colors, counts)
         x = crop_resize(x, boxes, sizes, size)
     else:
-        x = crop_resize(x, boxes, sizes[: len(x)], size, flips, views=views)
-        x = change_colors(x, *colors, counts)
+        x = change_colors(crop_resize(x, boxes, sizes, size, flips, views=views), *colors, counts)
     x = x.unflatten(0, (views, -1))
     for view, seed in enumerate(seeds):
         if seed is not None:
@@ -127,8 +128,11 @@ def to_device(tensor, like):
     return tensor.to(like.device, non_blocking=True)
 
 
-def copy_to_device(tensors, like):
-    """Copy CPU tensors, each with a row per view, in one piece; whole numbers up to 2^24 stay."""
+def copy_as_one(tensors, like):
+    """Copy CPU tensors with equally many rows to the device of `like` as one float32 tensor.
+
+    Returns them apart again, with their shapes and types. Integers above 2^24 would be rounded.
+    """
     columns = [tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None] for tensor in tensors]
     packed = to_device(torch.cat([column.float() for column in columns], 1), like)
     parts = packed.split([column.shape[1] for column in columns], 1)
@@ -180,16 +184,16 @@ def center_crops(sizes, size, margin=0.15):
 def crop_resize(x, boxes, sizes, size, flips=None, inside=True, views=1):
     """Crop every image to its boxes and resize them, antialiased bilinear, by two matrix products.
 
-    x float [B, C, S, S], squeezed squares of images of `sizes` [B, 2]; boxes [V * B, 4], `views`
-    crops of each image, view-major: top, left, height, width in pixels of the original; flips bool
-    [V * B] or None: left-right after the crop. inside: only pixels of the box count, as when a crop
-    is cut out first; otherwise pixels around it count, too, as when the whole image is resized
-    first. Returns [V * B, C, size, size]. For images that are stored at their own size this equals
-    torchvision's resized_crop.
+    x float [B, C, S, S], squeezed squares; boxes [V * B, 4], `views` crops of each image,
+    view-major: top, left, height, width in pixels of the original, whose height and width are
+    sizes [V * B, 2]; flips bool [V * B] or None: left-right after the crop. inside: only pixels of
+    the box count, as when a crop is cut out first; otherwise pixels around it count, too, as when
+    the whole image is resized first. Returns [V * B, C, size, size]. For images that are stored at
+    their own size this equals torchvision's resized_crop.
     """
     n, channels, side = x.shape[:3]
     # original -> stored pixels
-    boxes = to_device(boxes * side / sizes.repeat(views, 2), x)
+    boxes = to_device(boxes * side / sizes.repeat(1, 2), x)
     rows = _resize_weights(boxes[:, 0], boxes[:, 2], size, side, inside)  # [V * B, size, S]
     columns = _resize_weights(boxes[:, 1], boxes[:, 3], size, side, inside, flips)
     # The rows of all views in one product, in the layout of the packed file: [B, S, S * C].
@@ -255,7 +259,8 @@ def color_jitter(x, order, brightness, contrast, saturation, hue):
     of 0 brightness, 1 contrast, 2 saturation, 3 hue; factors [B], 1 for no change; hue [B] as a
     share of the colour circle, 0 for no change. Equals torchvision's adjust_* functions.
     """
-    return change_colors(x, *plan_colors(x.shape[1], order, brightness, contrast, saturation, hue))
+    *colors, counts = plan_colors(x.shape[1], order, brightness, contrast, saturation, hue)
+    return change_colors(x, *copy_as_one(colors, x), counts)
 
 
 def plan_colors(channels, order, brightness, contrast, saturation, hue, gray=None):

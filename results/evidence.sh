@@ -3,13 +3,15 @@
 #
 #   bash results/evidence.sh        all runs; the verdicts appear in runs/evidence/report/
 #   bash results/evidence.sh f m    only the runs that judge the claims with these letters
-#   bash results/evidence.sh gpu    ResNet-50 on photographs of 64 px, the most decisive runs first
+#   bash results/evidence.sh gpu    ResNet-50 on photographs of 64 px and medical images of 224 px,
+#                                   the most decisive runs first
 #
 # Every command may be stopped and given again. 25 minutes of a large GPU, three runs at a time:
 #   CUDA_VISIBLE_DEVICES=0,0,0 timeout 25m bash results/evidence.sh gpu
 #
-# Data sets are taken from DATA_ROOT: pneumoniamnist.npz and breastmnist.npz (28 px), train/ and
-# val/ of iNaturalist 2021, fashion-mnist/. The runs of missing data sets are left out.
+# Data sets are taken from DATA_ROOT: pneumoniamnist.npz and breastmnist.npz (28 px),
+# breastmnist_224.npz, chestxray224/ (folders of two classes), train/ and val/ of iNaturalist 2021,
+# fashion-mnist/. The runs of missing data sets are left out.
 # Seed k of a network uses draw k of the subset, in subsets/seed<k>/.
 set -euo pipefail
 # shellcheck source=utils/launch.sh disable=SC2086
@@ -19,7 +21,7 @@ PAPER="untrained ntxent supcon supmin suppro"
 LONG_TAIL="kcl tsc sbcl bcl paco"
 
 evidence() {  # print the commands, those that decide most claims first
-    local seeds flags small="--arch resnet8 --batch-size 128 --save-every 5"
+    local seeds flags small="--arch resnet8 --batch-size 128"
     local sgd="$small --lr 0.125" adam="$small --lr 0.001"
     local shirts="$sgd --size 28 --epochs 25 --warmup-epochs 5"
     local mammals="$sgd --size 32 --epochs 48 --warmup-epochs 5"
@@ -76,12 +78,16 @@ evidence() {  # print the commands, those that decide most claims first
 }
 
 gpu_evidence() {  # print the commands for a large GPU, the most decisive first
-    local seeds seed ratio flags small="--size 64 --arch resnet50 --batch-size 256 --save-every 25"
+    local seeds seed ratio flags small="--size 64 --arch resnet50 --batch-size 256"
     flags="$small --epochs 100 --watch-every 10"
     for seeds in 0 1 2; do for ratio in 99-1 50-50 95-5; do
         runs a inat21-mammals-64 $ratio $PAPER
     done; done
-    seeds="0 1 2"
+    seeds="0 1 2" flags="--size 224 --arch resnet50 --batch-size 128 --epochs 265 --watch-every 20"
+    runs a breastmnist-224 natural untrained:epochs=30 ${PAPER#* }
+    flags="--size 224 --arch resnet50 --batch-size 128 --epochs 33 --watch-every 3"
+    runs a chestxray-224 natural untrained:epochs=4 ${PAPER#* }
+    flags="$small --epochs 100 --watch-every 10"
     runs a inat21-mammals-64 99-1 $LONG_TAIL
     for ratio in 99-1 50-50 95-5; do
         runs a inat21-mammals-64 $ratio {ntxent,supcon,supmin,suppro}:epochs=350
@@ -144,6 +150,10 @@ fashion=$DATA_ROOT/fashion-mnist
 [ -d "$fashion" ] || fashion=/usr/share/datasets/fashion-mnist  # Debian's dataset-fashion-mnist
 if [ $commands = gpu_evidence ]; then
     subsets inat21-mammals "$mammals" --data-root "$mammals" --size 64 --name inat21-mammals-64
+    subsets npz "$DATA_ROOT/breastmnist_224.npz" --data-root "$DATA_ROOT/breastmnist_224.npz" \
+        --size 224 --name breastmnist-224
+    subsets folder "$DATA_ROOT/chestxray224" --data-root "$DATA_ROOT/chestxray224" --grayscale \
+        --size 224 --store-size 256 --name chestxray-224
 else
     subsets fashionmnist "$fashion" --data-root "$fashion"
     subsets fashionmnist "$fashion" --data-root "$fashion" --name fashionmnist-b \

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, call
 
 import benchmarks.__main__ as benchmark
+import pretrain
 from benchmarks.timing import compare_throughput, compare_times, print_table
 
 PAGE = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
@@ -30,14 +31,15 @@ def test_every_benchmark_runs_and_writes_its_figures(name, tmp_path):
 
 
 def test_the_script_for_a_gpu_runs_each_step_once(tmp_path, monkeypatch):
-    # A stand-in for Python: it writes its words, and one benchmark fails.
+    # A stand-in for Python: it writes its words, counts two GPUs, and one benchmark fails.
     python = tmp_path / "python"
     python.write_text(
-        '#!/bin/sh\necho "$@" | tee -a "$OUT/words"; case "$*" in *losses*) exit 3; esac'
+        '#!/bin/sh\n[ "$1" != -c ] || exec echo 2\n'
+        'echo "$@" >> "$FOLDER/words"; case "$*" in *losses*) exit 3; esac'
     )
     python.chmod(0o755)
-    environment = {**os.environ, "PYTHON": str(python), "OUT": str(tmp_path)}
-    command = ["bash", ROOT / "benchmarks" / "gpu.sh", "tests", "speed"]
+    environment = {**os.environ, "PYTHON": str(python), "FOLDER": str(tmp_path)}
+    command = ["bash", ROOT / "benchmarks" / "gpu.sh", "tests", "speed", "precision", "two_gpus"]
     run = partial(subprocess.run, command, env=environment, capture_output=True, text=True)
     first = run()
     assert first.returncode == 1 and "losses: exit code 3" in first.stderr
@@ -47,17 +49,21 @@ def test_the_script_for_a_gpu_runs_each_step_once(tmp_path, monkeypatch):
     for command_line in re.findall("-m benchmarks (.*)", words):
         monkeypatch.setattr("sys.argv", ["benchmarks", *command_line.split()])
         benchmark.parse_args()
+    trained = [pretrain.parse_args(line.split()) for line in re.findall("pretrain.py (.*)", words)]
+    assert len(trained) == 13 and {args.amp for args in trained} == {"auto", "bf16", "off", "fp32"}
     (tmp_path / "words").unlink()
     assert run().returncode == 1
     assert re.findall(r"benchmarks (\w+)", (tmp_path / "words").read_text()) == ["losses"]
 
 
 def test_the_script_for_a_gpu_trains_and_probes_without_one(tmp_path):
-    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path), "SMOKE": "1"}
+    environment = {**os.environ, "PYTHON": sys.executable, "FOLDER": str(tmp_path), "SMOKE": "1"}
     environment["CUDA_VISIBLE_DEVICES"] = ""
     command = ["bash", ROOT / "benchmarks" / "gpu.sh", "precision", "two_gpus"]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     assert (tmp_path / "runs" / "0-supmin-bf16" / "probe.json").exists()
+    refused = subprocess.run([*command, "sped"], env=environment, capture_output=True, text=True)
+    assert refused.returncode == 2 and "unknown part 'sped'" in refused.stderr
 
 
 def test_ratios_are_taken_within_a_round():

@@ -34,13 +34,22 @@ GPU = torch.device("cuda")
 SUBSET = "subsets/digits/99-1.json"
 
 
-def test_the_optimizer_is_fused():
-    """As it is here alone: on a CPU it was not faster (docs/speed.md)."""
-    args = SimpleNamespace(lr=0.1)
-    for device, is_fused in ((GPU, True), (torch.device("cpu"), False)):
-        network = torch.nn.Linear(2, 2, device=device)
-        optimizer = pretrain.build_optimizer(args, network, torch.nn.Identity())
-        assert optimizer.defaults["fused"] is is_fused
+@pytest.fixture(autouse=True)
+def undo_deterministic():
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_optimizers_are_fused_on_a_gpu_alone(device):
+    model = torch.nn.Module()
+    model.encoder, model.head = (torch.nn.Linear(2, 2, device=device) for _ in range(2))
+    args = SimpleNamespace(lr=0.1, head_lr=None, retrain=None)
+    for optimizer in (
+        pretrain.build_optimizer(args, model, torch.nn.Identity()),
+        finetune.make_optimizer(model, args),
+    ):
+        assert optimizer.defaults["fused"] is (device == "cuda")
 
 
 @pytest.mark.parametrize("free", ["all", "none"])
@@ -163,16 +172,17 @@ def test_a_stopped_run_continues_with_the_same_bits(workplace, monkeypatch):
         call(pretrain, *words, "stopped")
     monkeypatch.undo()
     call(pretrain, *words, "stopped")
-    torch.use_deterministic_algorithms(False)
     assert Path("whole/encoder.pt").read_bytes() == Path("stopped/encoder.pt").read_bytes()
 
 
-def test_a_compiled_encoder_has_the_same_keys(workplace):
+def test_a_compiled_encoder_has_the_same_keys_and_losses(workplace):
     for flags in ([], ["--compile"]):
         out = f"compiled{len(flags)}"
         call(pretrain, SUBSET, *TINY, "--device", "cuda", *flags, "--out", out)
     plain, compiled = (load_tensors(f"compiled{k}/encoder.pt") for k in (0, 1))
     assert plain.keys() == compiled.keys()
+    losses = [[line["loss"] for line in log_of(Path(f"compiled{k}"))] for k in (0, 1)]
+    np.testing.assert_allclose(*losses, rtol=0.05)
 
 
 def test_classifiers_are_trained_again_and_predict(workplace):
@@ -200,7 +210,7 @@ def test_an_epoch_in_which_every_step_overflows_is_reported(workplace, monkeypat
     """With infinite losses the scaler skips every step of fp16."""
     monkeypatch.setattr(pretrain.SupCon, "loss", lambda self, z, labels, generator: z.sum() * 1e38)
     words = [SUBSET, "--method", "supcon", *TINY, "--amp", "fp16", "--device", "cuda"]
-    with pytest.raises(UserError, match="overflowed|not finite"):
+    with pytest.raises(UserError, match="overflowed"):
         call(pretrain, *words, "--out", "overflow")
 
 

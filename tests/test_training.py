@@ -319,7 +319,7 @@ def test_an_inconsistent_subset_is_refused(workplace, change, message):
         load_subset("subsets/digits/edited.json")
 
 
-def test_cudnn_tries_algorithms_in_training_alone():
+def test_cudnn_tries_algorithms_where_a_script_asks_for_the_fastest():
     for deterministic, is_trying in ((False, True), (None, False)):
         pick_device("cpu", deterministic)
         assert torch.backends.cudnn.benchmark is is_trying

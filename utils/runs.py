@@ -37,7 +37,7 @@ def add_machine_flags(add):
     add("--amp", choices=AMP_MODES, default="auto", help=text)
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if present")
     add("--deterministic", action="store_true", help="same bits in every run on a GPU; slower")
-    add("--compile", action="store_true", help="compile the encoder; for long runs on a GPU")
+    add("--compile", action="store_true", help="compile the encoder; for long runs")
     text = "epochs between checkpoints; auto: at most one a minute"
     add("--save-every", type=save_interval, default="auto", metavar="E", help=text)
 
@@ -60,8 +60,9 @@ class Run:
         self.folder, self.config, self.save_every = Path(folder), config, save_every
         self.device, self.state = device, state
         # A thread writes checkpoints; `unsaved` is a copy of the last epoch while it is not given
-        # to the thread, `write` the future of the last one that was.
-        self.writer, self.unsaved, self.write = ThreadPoolExecutor(max_workers=1), None, None
+        # to the thread, `pending_write` the future of the last one that was.
+        self.writer = ThreadPoolExecutor(max_workers=1)
+        self.unsaved = self.pending_write = None
         self.last_save = read_clock()
         on_rank_zero(self._start)
 
@@ -156,13 +157,13 @@ class Run:
         """Let the thread write checkpoint.pt, after the one before."""
         # In the thread every tensor would wait for all steps that the GPU has queued.
         state = map_tensors(torch.Tensor.cpu, self.unsaved)
-        self.write = self.writer.submit(save_tensors, self.folder / "checkpoint.pt", state)
+        self.pending_write = self.writer.submit(save_tensors, self.folder / "checkpoint.pt", state)
         self.unsaved, self.last_save = None, read_clock()
 
     def _wait_for_write(self):
         """Wait for the last write; raise its error."""
-        if self.write:
-            self.write.result()
+        if self.pending_write:
+            self.pending_write.result()
 
     def __enter__(self):
         return self
