@@ -40,6 +40,10 @@ evidence() {  # print the commands, those that decide most claims first
     runs acdelq pneumoniamnist natural $PAPER
     seeds="0 1 2 3 4" flags=$breast
     runs acdelq breastmnist natural untrained:epochs=30 ${PAPER#* }
+    seeds="0 1 2" flags="$sgd --size 64 --amp bf16 --epochs 33 --warmup-epochs 3"
+    runs acdelq chestxray natural untrained:epochs=4:warmup-epochs=0 ntxent
+    flags="$sgd --size 64 --amp bf16 --epochs 265 --warmup-epochs 27 --watch-every 20"
+    runs acdelq breastmnist-64 natural untrained:epochs=30:warmup-epochs=0 ntxent
 
     seeds="0 1 2" flags=$shirts
     runs mn fashionmnist 99-1 {supcon,supmin}:minority-per-batch=4 {supcon,supmin}:relu
@@ -54,9 +58,11 @@ evidence() {  # print the commands, those that decide most claims first
     flags="$adam --size 28 --epochs 50"  # one view per image: twice the epochs
     runs k fashionmnist 99-1 weighted_ce ldam_drw
     runs ko fashionmnist 99-1 ce
-    runs o fashionmnist 99-1 auc_margin auc_margin:init={ce,ntxent,supcon,supmin,suppro}
+    runs o fashionmnist 99-1 auc_margin:init={ce,ntxent,supcon,supmin,suppro}
+    seeds="0 1 2 3 4"
+    runs o fashionmnist 99-1 auc_margin
 
-    flags=$shirts
+    seeds="0 1 2" flags=$shirts
     runs abcef fashionmnist 95-5 $PAPER
     runs f fashionmnist 95-5 supcon:batch-size=32:epochs=6:warmup-epochs=1 \
         supcon:batch-size=64:epochs=13:warmup-epochs=3 \
@@ -84,9 +90,9 @@ gpu_evidence() {  # print the commands for a large GPU, the most decisive first
         runs a inat21-mammals-64 $ratio $PAPER
     done; done
     seeds="0 1 2" flags="--size 224 --arch resnet50 --batch-size 128 --epochs 265 --watch-every 20"
-    runs a breastmnist-224 natural untrained:epochs=30 ${PAPER#* }
+    runs a breastmnist-224 natural untrained:epochs=30:warmup-epochs=0 ${PAPER#* }
     flags="--size 224 --arch resnet50 --batch-size 128 --epochs 33 --watch-every 3"
-    runs a chestxray-224 natural untrained:epochs=4 ${PAPER#* }
+    runs a chestxray-224 natural untrained:epochs=4:warmup-epochs=0 ${PAPER#* }
     flags="$small --epochs 100 --watch-every 10"
     runs a inat21-mammals-64 99-1 $LONG_TAIL
     for ratio in 99-1 50-50 95-5; do
@@ -161,6 +167,10 @@ else
     subsets inat21-mammals "$mammals" --data-root "$mammals" --size 32 --store-size 36
     subsets pneumoniamnist "$DATA_ROOT/pneumoniamnist.npz" --data-root "$DATA_ROOT" --size 28
     subsets breastmnist "$DATA_ROOT/breastmnist.npz" --data-root "$DATA_ROOT" --size 28
+    subsets npz "$DATA_ROOT/breastmnist_224.npz" --data-root "$DATA_ROOT/breastmnist_224.npz" \
+        --size 64 --name breastmnist-64
+    subsets folder "$DATA_ROOT/chestxray224" --data-root "$DATA_ROOT/chestxray224" --grayscale \
+        --size 64 --store-size 72 --name chestxray
 fi
 
 read -ra slots <<< "$(devices $((CORES < 4 ? CORES : 4)))"

@@ -299,7 +299,9 @@ def make_empty_subsets(folder):
     for dataset in ("fashionmnist", "fashionmnist-b", "inat21-mammals", "inat21-mammals-64"):
         for ratio in ("99-1", "95-5", "50-50"):
             make_subset(folder, f"seed0/{dataset}/{ratio}", 90, 10)
-    for subset in ("breastmnist/natural", "pneumoniamnist/natural", "pneumoniamnist/50-50"):
+    for dataset in ("breastmnist", "breastmnist-64", "breastmnist-224", "pneumoniamnist"):
+        make_subset(folder, f"seed0/{dataset}/natural", 90, 10)
+    for subset in ("chestxray/natural", "chestxray-224/natural", "pneumoniamnist/50-50"):
         make_subset(folder, f"seed0/{subset}", 90, 10)
 
 
