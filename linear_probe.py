@@ -395,8 +395,8 @@ def train_on_images(task, rows, mean, std, val, args, device):
     torch.manual_seed(args.seed)
     probe = nn.Linear(task.encoder.dim, len(task.classes)).to(device)
     optimizer_class, options = OPTIMIZERS[args.optimizer]
-    options = options | {"fused": device.type == "cuda"}
-    optimizer = optimizer_class(probe.parameters(), lr=LR, **options)
+    fused = device.type == "cuda"
+    optimizer = optimizer_class(probe.parameters(), lr=LR, fused=fused, **options)
     is_weighted, counts = args.class_weights == "balanced", np.bincount(task.labels[rows])
     weights = class_weights(counts).to(device) if is_weighted else None
     mean, std = mean.float().to(device), std.float().to(device)

@@ -284,9 +284,9 @@ def plan_colors(channels, order, brightness, contrast, saturation, hue, gray=Non
 def change_colors(x, factors, members, counts):
     """Change x [B, C, H, W] in [0, 1] as plan_colors has planned it, a group at a time."""
     changed = x.clamp(0, 1)
-    for step, sizes in enumerate(counts):
+    for step, counts_of_step in enumerate(counts):
         start = 0
-        for operation, n in enumerate(sizes):
+        for operation, n in enumerate(counts_of_step):
             if n:
                 group = members[start : start + n, step]
                 f = factors[group, operation, None, None, None]
